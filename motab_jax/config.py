@@ -1,0 +1,295 @@
+"""The configuration: one frozen, typed tree, sparse YAML over defaults, strict about keys.
+
+YAML is read by OmegaConf (safe loading), overrides are `section.key=value` words, and pydantic checks types and
+ranges. The defaults are the paper's setting (MOTAB, arXiv 2605.19433) wherever the paper states one.
+Left out: anything that needs the models or the data to be checked; the builders do that before work starts.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from yaml import YAMLError
+
+
+class UserError(Exception):
+    """A mistake of the user's: the message names the file, key or line and says what to do. Verbs exit with status 2."""
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+TopP = Annotated[float, Field(gt=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class RunConfig(Section):
+    """The run: where it lives, how long it goes on, what it keeps."""
+
+    name: str = "quickstart"
+    dir: str = Field("runs", description="folder of runs; the run folder is dir/name")
+    steps: Positive = 100
+    seed: Natural = 0
+    eval_every: Natural = Field(0, description="evaluate every n steps (0: before and after only)")
+    save_every: Positive = 50
+    keep: Positive = Field(2, description="checkpoints kept")
+    sample_every: Natural = Field(10, description="write sample trajectories every n steps (0: never)")
+    max_skipped: Positive = Field(5, description="stop after so many non-finite updates in a row")
+
+
+class StudentConfig(Section):
+    """The student: a Hugging Face folder or hub id, or a cut of the teacher's own layers."""
+
+    path: str | None = None
+    dtype: Dtype = "float32"
+    init_from_teacher: dict[Literal["layers"], list[Natural]] | None = None
+
+
+class TeacherConfig(Section):
+    """The frozen teacher."""
+
+    path: str | None = None
+    dtype: Dtype = "float32"
+
+
+class DataConfig(Section):
+    """Prompts: `arithmetic`, `jsonl`, `parquet`, `hub:<id>` or `reasoning_gym:<task>`."""
+
+    source: str = "arithmetic"
+    path: str | None = None
+    fields: dict[str, str] = Field(default_factory=dict, description="prompt/answer/id -> field name")
+    split: str = "train"
+    count: Positive | None = Field(None, description="use only the first so many prompts")
+    max_prompt_tokens: Positive = 64
+    chat_template: bool = False
+    thinking: bool | None = None
+    shuffle_seed: Natural = 0
+
+
+class RolloutSection(Section):
+    """Generation by both models."""
+
+    batch_size: Positive = Field(32, description="trajectories a step")
+    samples_per_prompt: Positive = 1
+    max_new_tokens: Positive = 128
+    segment_tokens: Positive = Field(16, description="columns a segment; changes speed, never the result")
+    temperature: NonNegative = 0.6
+    top_k: Natural = Field(0, description="0: off")
+    top_p: TopP = 0.95
+
+
+class MonitorConfig(Section):
+    """The safety boundary: eps_k = eps0 * exp(-theta * H_k) (paper, eq. 5-7)."""
+
+    enabled: bool = True
+    signal: Literal["likelihood"] = "likelihood"
+    boundary: Literal["entropy_adaptive", "fixed"] = "entropy_adaptive"
+    eps0: NonNegative = 0.2
+    theta: NonNegative = 1.0
+    entropy_top_k: Natural = Field(0, description="0: entropy of the full vocabulary; 20: as released")
+    step_delimiter: Annotated[str, Field(min_length=1)] = ".\n\n"
+
+
+class BacktrackConfig(Section):
+    """Where a stray trajectory goes back to and how long the teacher writes (paper, eq. 8-10)."""
+
+    target: Literal["root", "breach"] = "root"
+    intervention: Literal["suffix", "steps"] = "suffix"
+    steps: Positive = Field(1, description="teacher's steps before it hands back (intervention=steps)")
+    max_interventions: Natural = 1
+
+    @model_validator(mode="after")
+    def _suffix_happens_once(self):
+        if self.intervention == "suffix" and self.max_interventions > 1:
+            raise ValueError("with intervention=suffix the teacher writes to the end, so max_interventions is 0 or 1")
+        return self
+
+
+class LossConfig(Section):
+    """One token source's loss. A bare name in YAML means weight 1; `masked` means weight 0."""
+
+    name: Literal["cross_entropy", "forward_kl", "reverse_kl", "jsd", "masked"] = "cross_entropy"
+    weight: NonNegative = 1.0
+    reverse_weight: Share = Field(0.5, description="jsd only: 0 leans to forward_kl, 1 to reverse_kl")
+
+
+def _loss(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Loss = Annotated[LossConfig, BeforeValidator(_loss)]
+
+
+class ObjectiveConfig(Section):
+    """What is trained on (eq. 11), and by which loss for each source of tokens."""
+
+    target: Literal["stitched", "spliced"] = "stitched"
+    student_loss: Loss = LossConfig()
+    teacher_loss: Loss = LossConfig()
+    flawed_loss: Loss = LossConfig()
+    transition_loss: Loss = LossConfig()
+    transition_text: str = "However,"
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    normalize: Literal["token", "sequence"] = "token"
+
+    @model_validator(mode="after")
+    def _transition_has_no_teacher(self):
+        if self.transition_loss.name not in ("cross_entropy", "masked"):
+            raise ValueError("transition_loss is cross_entropy or masked: the teacher never scored the transition text")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW with warm-up; `schedule` names what follows the warm-up."""
+
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-5
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Share = 0.05
+    min_learning_rate: NonNegative = 0.0
+    weight_decay: NonNegative = 0.0
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    clip: NonNegative = Field(1.0, description="global gradient norm; 0: off")
+    accumulate: Positive = 1
+
+
+class MeshConfig(Section):
+    """Devices along each mesh axis; one of them may be -1 (the rest)."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+class EvalConfig(Section):
+    """Held-out evaluation. An empty source means the training source's held-out split."""
+
+    source: str | None = None
+    path: str | None = None
+    fields: dict[str, str] = Field(default_factory=dict)
+    split: str = "held_out"
+    prompts: Positive = 500
+    samples: Positive = 1
+    batch_size: Positive = 128
+    temperature: NonNegative = 0.0
+    top_p: TopP = 1.0
+    max_new_tokens: Positive | None = Field(None, description="empty: as rollout.max_new_tokens")
+    reverse_kl: bool = Field(False, description="also report KL(student||teacher) on the student's own held-out text")
+
+
+class LogConfig(Section):
+    """Where curves go besides metrics.jsonl."""
+
+    tensorboard: bool = False
+    wandb: bool = False
+    trackio: bool = False
+
+
+class Config(Section):
+    """The whole run. Every verb reads this one tree."""
+
+    run: RunConfig = RunConfig()
+    student: StudentConfig = StudentConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutSection = RolloutSection()
+    monitor: MonitorConfig = MonitorConfig()
+    backtrack: BacktrackConfig = BacktrackConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _shapes_agree(self):
+        rollout = self.rollout
+        if rollout.batch_size % rollout.samples_per_prompt:
+            raise ValueError(
+                f"rollout.batch_size={rollout.batch_size} is not a multiple of "
+                f"rollout.samples_per_prompt={rollout.samples_per_prompt}"
+            )
+        if rollout.batch_size % self.optimizer.accumulate:
+            raise ValueError(
+                f"rollout.batch_size={rollout.batch_size} is not a multiple of "
+                f"optimizer.accumulate={self.optimizer.accumulate}"
+            )
+        return self
+
+
+def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a sparse YAML file and `section.key=value` overrides into a `Config`.
+
+    Raises UserError for a missing or broken file, an unknown key (with the nearest valid one) and a bad value.
+    """
+    tree: Any = OmegaConf.create({})
+    if path is not None:
+        tree = _read_yaml(Path(path))
+    for word in overrides:
+        if "=" not in word or word.startswith("-"):
+            raise UserError(f"'{word}' is not an override; write section.key=value, for example run.steps=50")
+    try:
+        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
+        plain = OmegaConf.to_container(tree, resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"{path or 'overrides'}: {_first_line(error)}") from None
+    try:
+        return Config.model_validate(plain)
+    except ValidationError as error:
+        raise UserError(_explain(error, path)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML text; `load_config` reads it back to an equal tree."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def _read_yaml(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path}: no such configuration file; give a YAML file, or none for the quickstart recipe")
+    try:
+        tree = OmegaConf.load(path)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: not a readable YAML file: {_first_line(error)}") from None
+    if not OmegaConf.is_dict(tree):
+        raise UserError(f"{path}: expected sections such as 'run:' and 'student:' at the top level")
+    return tree
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else text[:300] + " ..."
+
+
+def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every key of the tree, dotted: the vocabulary that unknown keys are compared with."""
+    keys = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        keys.append(prefix + name)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += valid_keys(kind, f"{prefix}{name}.")
+    return keys
+
+
+def _explain(error: ValidationError, path: str | Path | None) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, valid_keys(), n=1, cutoff=0.0)
+            lines.append(f"unknown key '{key}'; the nearest valid key is '{near[0]}'")
+        else:
+            reason = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{key} = {problem['input']!r}: {reason}" if key else reason)
+    return f"{path or 'configuration'}: " + "; ".join(lines)

@@ -1,0 +1,189 @@
+"""The decoder, teacher and student alike: weights said once, and one pure forward pass.
+
+Llama, Qwen2 and Qwen3 differ only in biases, qk-norm and rope, which `ModelConfig` names. Attention is masked by
+positions: a query at position p sees the columns whose position is in 0..p, so left padding, the rewind tape and
+plain causal attention are one rule. Layers are scanned with the cache in the scan's carry.
+Einsum letters: b batch, t query time, s key time, d width, n query heads, k kv heads, g queries a kv head,
+h head dim, f mlp, v vocabulary.
+Left out: dropout, sliding windows, mixtures of experts.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import flax.struct
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.cache import KVCache
+from motab_jax.models.rope import rotate
+
+Params = dict[str, Any]
+MASKED = -1e30
+
+
+class WeightSpec(NamedTuple):
+    """A weight: its shape, a logical axis name for each dimension, and its initialiser (normal, ones, zeros)."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: str
+
+
+@flax.struct.dataclass
+class Model:
+    """A model to run: its weights, and its architecture as static metadata."""
+
+    params: Params
+    config: ModelConfig = flax.struct.field(pytree_node=False)
+
+
+def weight_specs(config: ModelConfig) -> dict[str, Any]:
+    """Every weight of the architecture, as a nested dict of `WeightSpec`; params have the same structure."""
+    layers, d, f, h = config.num_layers, config.width, config.mlp_width, config.head_dim
+    n, k = config.num_heads, config.num_kv_heads
+
+    def layer(shape: tuple[int, ...], axes: tuple[str | None, ...], init: str = "normal") -> WeightSpec:
+        return WeightSpec((layers, *shape), ("layer", *axes), init)
+
+    block = {
+        "attn_norm": layer((d,), (None,), "ones"),
+        "q": layer((d, n, h), ("embed", "heads", "head")),
+        "k": layer((d, k, h), ("embed", "kv_heads", "head")),
+        "v": layer((d, k, h), ("embed", "kv_heads", "head")),
+        "o": layer((n, h, d), ("heads", "head", "embed")),
+        "mlp_norm": layer((d,), (None,), "ones"),
+        "gate": layer((d, f), ("embed", "mlp")),
+        "up": layer((d, f), ("embed", "mlp")),
+        "down": layer((f, d), ("mlp", "embed")),
+    }
+    if config.qkv_bias:
+        block["q_bias"] = layer((n, h), ("heads", "head"), "zeros")
+        block |= {name: layer((k, h), ("kv_heads", "head"), "zeros") for name in ("k_bias", "v_bias")}
+    if config.o_bias:
+        block["o_bias"] = layer((d,), (None,), "zeros")
+    if config.qk_norm:
+        block |= {name: layer((h,), (None,), "ones") for name in ("q_norm", "k_norm")}
+    specs: dict[str, Any] = {
+        "embed": WeightSpec((config.vocab_size, d), ("vocab", "embed"), "normal"),
+        "final_norm": WeightSpec((d,), (None,), "ones"),
+        "layers": block,
+    }
+    if not config.tied:
+        specs["head"] = WeightSpec((d, config.vocab_size), ("embed", "vocab"), "normal")
+    return specs
+
+
+def is_spec(x: Any) -> bool:
+    """Whether `x` is a leaf of `weight_specs`."""
+    return isinstance(x, WeightSpec)
+
+
+def init(config: ModelConfig, key: jax.Array, dtype=jnp.float32, *, std: float = 0.02) -> Params:
+    """Random parameters: normal(0, std), ones for norms, zeros for biases; one key a weight, folded by its name's place."""
+    flat = flax.traverse_util.flatten_dict(weight_specs(config))
+    values = {}
+    for place, (path, spec) in enumerate(sorted(flat.items())):
+        if spec.init == "normal":
+            values[path] = std * jax.random.normal(jax.random.fold_in(key, place), spec.shape, dtype)
+        else:
+            values[path] = jnp.full(spec.shape, 1.0 if spec.init == "ones" else 0.0, dtype)
+    return flax.traverse_util.unflatten_dict(values)
+
+
+def default_positions(shape: tuple[int, int]) -> jax.Array:
+    """Positions 0..T-1 in each row, i32[B,T]: unpadded text."""
+    return jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
+
+
+def forward(params: Params, config: ModelConfig, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
+    """Next-token logits f32[B,T,V] of tokens i32[B,T]; positions i32[B,T] (-1: padding) default to 0..T-1."""
+    hidden, _ = encode(params, config, tokens, default_positions(tokens.shape) if positions is None else positions)
+    return unembed(params, config, hidden)
+
+
+def encode(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    *,
+    cache: KVCache | None = None,
+    key_positions: jax.Array | None = None,
+    cursor: jax.Array | int = 0,
+) -> tuple[jax.Array, KVCache | None]:
+    """Final hidden states [B,T,D] (after the last norm, before the head) and the updated cache.
+
+    tokens, positions i32[B,T]; position -1 marks a token that nobody may see (padding, dead columns).
+    With a cache, the T tokens are written to columns cursor..cursor+T-1 of all rows and attend to the whole cache;
+    key_positions i32[B,S] gives every column's position, those T columns included. Without one, plain self-attention.
+    """
+    x = params["embed"][jnp.maximum(tokens, 0)]
+    seen = positions if key_positions is None else key_positions
+    mask = (seen[:, None, :] >= 0) & (seen[:, None, :] <= positions[:, :, None])
+
+    def block(carry, layer):
+        x, cache, index = carry
+        attended, cache = _attention(layer, config, x, positions, mask, cache, index, cursor)
+        x = x + attended
+        x = x + _mlp(layer, rms_norm(x, layer["mlp_norm"], config.rms_eps))
+        return (x, cache, index + 1), None
+
+    (x, cache, _), _ = jax.lax.scan(block, (x, cache, jnp.int32(0)), params["layers"])
+    return rms_norm(x, params["final_norm"], config.rms_eps), cache
+
+
+def unembed(params: Params, config: ModelConfig, hidden: jax.Array, vocab_size: int | None = None) -> jax.Array:
+    """Logits f32[..., vocab_size] of hidden [..., D]; a padded vocabulary's rows beyond vocab_size are cut off."""
+    if config.tied:
+        logits = jnp.einsum("...d,vd->...v", hidden, params["embed"], preferred_element_type=jnp.float32)
+    else:
+        logits = jnp.einsum("...d,dv->...v", hidden, params["head"], preferred_element_type=jnp.float32)
+    return logits if vocab_size is None else logits[..., :vocab_size]
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm over the last axis, computed in float32 (arXiv 1910.07467)."""
+    wide = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * scale).astype(x.dtype) * weight
+
+
+def _mlp(layer: Params, x: jax.Array) -> jax.Array:
+    gate = jnp.einsum("btd,df->btf", x, layer["gate"])
+    up = jnp.einsum("btd,df->btf", x, layer["up"])
+    return jnp.einsum("btf,fd->btd", jax.nn.silu(gate) * up, layer["down"])
+
+
+def _project(layer: Params, config: ModelConfig, x: jax.Array, name: str) -> jax.Array:
+    y = jnp.einsum("btd,dnh->btnh", x, layer[name])
+    if config.qkv_bias:
+        y = y + layer[f"{name}_bias"]
+    if config.qk_norm and name != "v":
+        y = rms_norm(y, layer[f"{name}_norm"], config.rms_eps)
+    return y
+
+
+def _attention(layer, config: ModelConfig, x, positions, mask, cache: KVCache | None, index, cursor):
+    """Grouped-query attention of one layer: output [B,T,D] and the cache with this layer's new columns."""
+    x = rms_norm(x, layer["attn_norm"], config.rms_eps)
+    q = rotate(_project(layer, config, x, "q"), positions, config.rope)
+    k = rotate(_project(layer, config, x, "k"), positions, config.rope)
+    v = _project(layer, config, x, "v")
+    if cache is not None:
+        cache = KVCache(_write(cache.k, k, index, cursor), _write(cache.v, v, index, cursor))
+        k, v = (jax.lax.dynamic_index_in_dim(c, index, keepdims=False) for c in (cache.k, cache.v))
+    batch, time = q.shape[:2]
+    q = q.reshape(batch, time, config.num_kv_heads, -1, config.head_dim)
+    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) / math.sqrt(config.head_dim)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
+    mixed = jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(batch, time, config.num_heads, config.head_dim)
+    out = jnp.einsum("btnh,nhd->btd", mixed.astype(x.dtype), layer["o"])
+    return (out + layer["o_bias"] if config.o_bias else out), cache
+
+
+def _write(store: jax.Array, new: jax.Array, index: jax.Array, cursor: jax.Array | int) -> jax.Array:
+    start = (index, 0, cursor, 0, 0)
+    return jax.lax.dynamic_update_slice(store, new[None].astype(store.dtype), start)

@@ -1,0 +1,132 @@
+"""The device mesh, and the one table from logical axes to mesh axes.
+
+Weights and activations name their axes (`embed`, `heads`, ...); a layout says which mesh axis each name is cut over.
+The student has two layouts: `update` (cut over fsdp and tensor) and `serve` (cut over tensor, replicated elsewhere);
+the teacher is always in `serve`. Left out: sharding constraints inside programs, which their authors place.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from motab_jax.config import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+LAYOUTS: dict[str, dict[str | None, str | tuple[str, ...] | None]] = {
+    "update": {
+        "vocab": "tensor",
+        "embed": "fsdp",
+        "heads": "tensor",
+        "kv_heads": "tensor",
+        "head": None,
+        "mlp": "tensor",
+        "layer": None,
+        "batch": BATCH,
+        None: None,
+    },
+    "serve": {
+        "vocab": "tensor",
+        "embed": None,
+        "heads": "tensor",
+        "kv_heads": "tensor",
+        "head": None,
+        "mlp": "tensor",
+        "layer": None,
+        "batch": BATCH,
+        None: None,
+    },
+}
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh (data, fsdp, tensor) over all devices, or over `devices`; one size may be -1: the rest.
+
+    Raises UserError, with the sizes that would do, unless the sizes multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = _resolve({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def _resolve(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """Sizes with -1 filled in; their product is `count`."""
+    text = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise UserError(f"{text}: only one mesh axis may be -1 (the rest of the devices)")
+    for name, size in sizes.items():
+        if size < 1 and size != -1:
+            raise UserError(f"mesh.{name}={size}: the size of a mesh axis is at least 1, or -1 for the rest")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free and count % fixed == 0:
+        return {name: count // fixed if size == -1 else size for name, size in sizes.items()}
+    if not free and fixed == count:
+        return dict(sizes)
+    names = " * ".join(f"mesh.{name}" for name in sizes if name not in free)
+    valid = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0) if free else str(count)
+    raise UserError(f"{text} does not fit {count} device(s): {names} is {fixed} and must be one of {valid}")
+
+
+def shardings(mesh: Mesh, axes_tree: Any, layout: str, shapes: Any = None) -> Any:
+    """A tree of NamedSharding like `axes_tree`, whose leaves are tuples of logical names, one a dimension.
+
+    `layout` is a key of LAYOUTS. `shapes`, if given, has arrays, ShapeDtypeStructs or shape tuples at the same places;
+    a dimension that its mesh axis does not divide is then replicated. Raises KeyError for an unknown name or layout.
+    """
+    table = LAYOUTS[layout]
+
+    def place(axes: tuple, shape: Any = None) -> NamedSharding:
+        return NamedSharding(mesh, _spec(mesh, table, axes, shape))
+
+    trees = (axes_tree,) if shapes is None else (axes_tree, shapes)
+    return jax.tree.map(place, *trees, is_leaf=_is_axes)
+
+
+def _spec(mesh: Mesh, table: Mapping, axes: tuple, shape: Any) -> PartitionSpec:
+    parts = [table[name] for name in axes]
+    if shape is None:
+        return PartitionSpec(*parts)
+    dims = tuple(getattr(shape, "shape", shape))
+    if len(dims) != len(axes):
+        raise ValueError(f"axes {axes} name {len(axes)} dimensions, the shape {dims} has {len(dims)}")
+    return PartitionSpec(
+        *(part if dim % _ways(mesh, part) == 0 else None for dim, part in zip(dims, parts, strict=True))
+    )
+
+
+def _ways(mesh: Mesh, part: str | tuple[str, ...] | None) -> int:
+    """Into how many pieces a dimension on this mesh axis (or axes) is cut."""
+    names = () if part is None else (part,) if isinstance(part, str) else part
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def _is_axes(node: Any) -> bool:
+    # `type(...) is`: optax states are named tuples, which are nodes of the tree and never axes.
+    return type(node) is tuple and all(name is None or isinstance(name, str) for name in node)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows (the first dimension) over data and fsdp; the other dimensions whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def check_batch(mesh: Mesh, rows: int, key: str) -> None:
+    """Raise UserError naming the configuration key unless data * fsdp divides `rows`."""
+    ways = _ways(mesh, BATCH)
+    if rows % ways:
+        below = rows - rows % ways
+        nearest = f"{below} or {below + ways}" if below else str(ways)
+        raise UserError(
+            f"{key}: {rows} rows do not divide over mesh.data * mesh.fsdp = "
+            f"{mesh.shape['data']} * {mesh.shape['fsdp']} = {ways}; use a multiple of {ways}, such as {nearest}"
+        )

@@ -1,0 +1,182 @@
+"""Logs as JSON lines, one object a step, and the curves that trackers draw from them.
+
+The file is the record; TensorBoard, wandb and trackio get a copy, are imported only when asked for, and have an extra
+each. Left out: what is measured.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from motab_jax.config import UserError
+from motab_jax.runtime.distributed import is_main
+
+
+class Tracker(NamedTuple):
+    """Where curves go: `log(step, figures)` takes flat names and finite numbers; `close()` flushes."""
+
+    log: Callable[[int, dict[str, float]], None]
+    close: Callable[[], None]
+
+
+class MetricsLog:
+    """Appends `{"step": n, ...}` lines to `folder/filename`; only the main process writes. A context manager.
+
+    Every line is flushed, so a killed run loses at most the line it was writing. NaN and infinities are written as
+    null. Raises UserError if the file cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, filename: str = "metrics.jsonl", trackers: Sequence[Tracker] = ()):
+        self.path = Path(folder) / filename
+        self._trackers = tuple(trackers)
+        self._file = None
+        if is_main():
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("a", encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"{self.path}: cannot write the log: {error}") from None
+
+    def append(self, step: int, record: Mapping[str, Any]) -> None:
+        """Write one line: the step, then the record; arrays of one element become numbers, others lists."""
+        if self._file is None:
+            return
+        plain = {"step": int(step), **_plain(record)}
+        self._file.write(json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._trackers:
+            figures = dict(_figures(plain))
+            figures.pop("step")
+            for tracker in self._trackers:
+                tracker.log(int(step), figures)
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the lines of later steps and a half-written last line, as a run that resumes at `step` must.
+
+        Raises UserError naming the line if one before the last is not a JSON object with a `step`.
+        """
+        if self._file is None:
+            return
+        lines = self.path.read_bytes().splitlines()
+        kept = []
+        for number, line in enumerate(lines, start=1):
+            found = _step_of(line)
+            if found is None and number < len(lines):
+                raise UserError(f"{self.path}, line {number}: not a JSON object with a step; mend or delete the line")
+            if found is not None and found <= step:
+                kept.append(line + b"\n")
+        self._file.close()
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_bytes(b"".join(kept))
+        os.replace(partial, self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        """Close the file and the trackers; again is harmless."""
+        if self._file is not None and not self._file.closed:
+            self._file.close()
+            for tracker in self._trackers:
+                tracker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_log(path: str | Path) -> list[dict]:
+    """All whole lines of a log, in order; a half-written last line is left out."""
+    lines = Path(path).read_bytes().splitlines()
+    return [json.loads(line) for line in lines if _step_of(line) is not None]
+
+
+def _step_of(line: bytes) -> int | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record.get("step") if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's terms."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    array = np.asarray(value)
+    return _plain(array.item() if array.size == 1 else array.tolist())
+
+
+def _figures(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a record, nested names joined by a slash."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _figures(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            yield prefix + key, float(value)
+
+
+def open_trackers(
+    folder: str | Path,
+    name: str,
+    *,
+    tensorboard: bool = False,
+    wandb: bool = False,
+    trackio: bool = False,
+    step: int = 0,
+) -> tuple[Tracker, ...]:
+    """The trackers asked for, for a run `name` in `folder` that goes on at `step`; none but on the main process.
+
+    Raises UserError naming the extra to install if one is missing.
+    """
+    if not is_main():
+        return ()
+    asked = ((tensorboard, _tensorboard), (wandb, _wandb), (trackio, _trackio))
+    return tuple(make(Path(folder), name, step) for wanted, make in asked if wanted)
+
+
+def _tensorboard(folder: Path, name: str, step: int) -> Tracker:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise _missing("tensorboard") from None
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def log(at: int, figures: dict[str, float]) -> None:
+        for key, value in figures.items():
+            writer.add_scalar(key, value, at)
+
+    return Tracker(log, writer.close)
+
+
+def _wandb(folder: Path, name: str, step: int) -> Tracker:
+    try:
+        import wandb
+    except ImportError:
+        raise _missing("wandb") from None
+    run = wandb.init(project="motab_jax", name=name, dir=str(folder), id=name, resume="allow")
+    return Tracker(lambda at, figures: run.log(figures, step=at), run.finish)
+
+
+def _trackio(folder: Path, name: str, step: int) -> Tracker:
+    try:
+        import trackio
+    except ImportError:
+        raise _missing("trackio") from None
+    run = trackio.init(project="motab_jax", name=name, resume="allow")
+    return Tracker(lambda at, figures: run.log(figures, step=at), trackio.finish)
+
+
+def _missing(name: str) -> UserError:
+    return UserError(f"log.{name} is on but {name} is not installed; install the extra: pip install '.[{name}]'")

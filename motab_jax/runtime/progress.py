@@ -1,0 +1,71 @@
+"""Progress: one live line with the figures that matter on a terminal, a plain line now and then elsewhere.
+
+Only the main process speaks.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from motab_jax.runtime.distributed import is_main
+
+
+class Progress:
+    """Shows step `n` of `total` under `label`; a context manager.
+
+    Off a terminal it prints the first update, the last one (step == total), and between them one every `every`
+    seconds.
+    """
+
+    def __init__(self, total: int, label: str, *, every: float = 10.0, console: Console | None = None):
+        self.total, self.label, self.every = total, label, every
+        self.console = Console() if console is None else console
+        self._quiet = not is_main()
+        self._bar: Bar | None = None
+        self._last = -float("inf")
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal and not self._quiet:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
+            times = (TimeElapsedColumn(), TimeRemainingColumn())
+            figures = TextColumn("{task.fields[figures]}", markup=False)
+            self._bar = Bar(*columns, *times, figures, console=self.console)
+            self._task = self._bar.add_task(self.label, total=self.total, figures="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def update(self, step: int, figures: Mapping[str, Any] | None = None) -> None:
+        """Say that `step` of `total` are done, with figures (name -> number or text)."""
+        if self._quiet:
+            return
+        text = "  ".join(f"{name} {_format(value)}" for name, value in (figures or {}).items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, figures=text)
+            return
+        now = time.monotonic()
+        if step >= self.total or now - self._last >= self.every:
+            self._last = now
+            self._line(f"{self.label} {step}/{self.total}  {text}".rstrip())
+
+    def print(self, text: str) -> None:
+        """Print a line above the live one."""
+        if not self._quiet:
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, str | int):
+        return str(value)
+    return f"{float(value):.4g}"

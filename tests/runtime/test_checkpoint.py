@@ -1,0 +1,147 @@
+"""Checkpoints come back bit for bit, on the devices asked for; damaged ones are named."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from motab_jax.config import UserError
+from motab_jax.runtime.checkpoint import Checkpointer
+from motab_jax.runtime.mesh import make_mesh, replicated, shardings
+
+
+def make_state(mesh, seed=0):
+    """Sharded weights of two dtypes, optimizer-like nesting, a step, and typed keys of two generators."""
+    axes = {"w": ("embed", "mlp"), "b": ("mlp",)}
+    key = jax.random.key(seed)
+    values = {"w": jax.random.normal(key, (8, 4)), "b": jax.random.normal(key, (4,), jnp.bfloat16)}
+    params = jax.device_put(values, shardings(mesh, axes, "update", values))
+    rest = {"step": jnp.int32(7), "key": jax.random.key(3), "rows": jax.random.split(jax.random.key(1, impl="rbg"), 4)}
+    return {"params": params, "opt": (params["w"] * 2, None), **jax.device_put(rest, replicated(mesh))}
+
+
+def bits(tree):
+    """Every leaf as (dtype, bytes)."""
+    plain = jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree)
+    return jax.tree.map(lambda x: (str(x.dtype), np.asarray(x).tobytes()), plain)
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def test_roundtrip_is_exact_and_sharded(tmp_path):
+    state = make_state(make_mesh(1, 4, 2))
+    extra = {"prompts": {"position": 12, "names": ["a", "b"]}, "skipped": 0}
+    with Checkpointer(tmp_path / "c", keep=2) as checkpointer:
+        assert checkpointer.latest() is None
+        checkpointer.save(3, state, extra)
+        checkpointer.wait()
+        found, found_extra = checkpointer.restore(3, abstract(state))
+    assert bits(found) == bits(state)
+    assert found_extra == extra
+    assert jax.tree.map(lambda x: x.sharding, found) == jax.tree.map(lambda x: x.sharding, state)
+    assert jax.random.key_impl(found["rows"]) == jax.random.key_impl(state["rows"])
+    assert jnp.array_equal(jax.random.uniform(found["key"], (3,)), jax.random.uniform(state["key"], (3,)))
+
+
+def test_another_mesh_reads_the_same_numbers(tmp_path):
+    state = make_state(make_mesh(1, 4, 2))
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(1, state, {})
+    one = make_state(make_mesh(1, 1, 1, devices=jax.devices()[:1]), seed=5)
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        found, _ = checkpointer.restore(1, one)
+    assert bits(found) == bits(state)
+    assert found["params"]["w"].sharding.device_set == {jax.devices()[0]}
+
+
+def test_host_numbers_come_back(tmp_path):
+    state = {"scalar": np.float32(1.5), "count": 3, "table": np.arange(4)}
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(0, state, {})
+        checkpointer.wait()
+        found, _ = checkpointer.restore(0, state)
+    assert found["scalar"] == np.float32(1.5) and int(found["count"]) == 3
+    assert np.array_equal(found["table"], state["table"])
+
+
+def test_the_newest_are_kept_and_donated_state_is_safe(tmp_path):
+    """`save` has its own copy when it returns: the update may reuse the memory while the write goes on."""
+    bump = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    state = {"w": jnp.zeros((512, 512))}
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        for step in (1, 2, 3):
+            checkpointer.save(step, state, {"step": step})
+            state = bump(state)
+        checkpointer.wait()
+        assert checkpointer.latest() == 3
+        for step in (2, 3):
+            found, extra = checkpointer.restore(step, state)
+            assert np.all(np.asarray(found["w"]) == step - 1) and extra == {"step": step}
+        assert not (tmp_path / "1").exists()
+
+
+def damage_array(folder: Path):
+    for path in folder.rglob("*"):
+        if path.is_file() and "d" in path.parent.name:
+            path.write_bytes(b"")
+
+
+def damage_metadata(folder: Path):
+    (folder / "state" / "_METADATA").write_text("{")
+
+
+def damage_extra(folder: Path):
+    shutil.rmtree(folder / "extra")
+
+
+def damage_all(folder: Path):
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_array, damage_metadata, damage_extra, damage_all])
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+    state = {"w": jnp.arange(64.0)}
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        checkpointer.save(1, state, {"a": 1})
+        checkpointer.save(2, state, {"a": 2})
+    damage(tmp_path / "2")
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        assert checkpointer.latest() == 2
+        with pytest.raises(UserError, match=r"2: this checkpoint is damaged.* delete the folder to go back to step 1"):
+            checkpointer.restore(2, state)
+    shutil.rmtree(tmp_path / "2")
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        assert checkpointer.latest() == 1
+        assert checkpointer.restore(1, state)[1] == {"a": 1}
+
+
+def test_another_configuration_is_named(tmp_path):
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(1, {"w": jnp.zeros((4, 4))}, {})
+        checkpointer.wait()
+        for other in ({"w": jnp.zeros((4, 5))}, {"w": jnp.zeros((4, 4)), "b": jnp.zeros(4)}, {"v": jnp.zeros((4, 4))}):
+            with pytest.raises(UserError, match="another configuration; delete the folder to start the run anew"):
+                checkpointer.restore(1, other)
+
+
+def test_half_written_saves_are_passed_over(tmp_path):
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(1, {"w": jnp.zeros(4)}, {})
+    shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        assert checkpointer.latest() == 1
+        checkpointer.save(2, {"w": jnp.ones(4)}, {})
+        checkpointer.wait()
+        assert checkpointer.latest() == 2
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/checkpoints: cannot keep checkpoints here"):
+        Checkpointer(tmp_path / "file" / "checkpoints", keep=1)

@@ -1,0 +1,78 @@
+"""Multi-host start: what is read from the surroundings, and what is refused."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from motab_jax.config import UserError
+from motab_jax.runtime import distributed
+
+NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+TWO = """
+import jax
+from motab_jax.runtime.distributed import initialize, is_main
+initialize()
+initialize()
+print("main" if is_main() else "other", jax.process_count(), len(jax.devices()))
+"""
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    for name in (*NAMES, "SLURM_STEP_NODELIST", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_one_host_starts_nothing(monkeypatch):
+    calls = []
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *args: calls.append(args))
+    distributed.initialize()
+    distributed.initialize("localhost:1", 1, 0)
+    assert calls == []
+    assert distributed.is_main()
+
+
+def test_clusters_are_seen(monkeypatch):
+    assert not distributed.in_cluster()
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "host-0")
+    assert not distributed.in_cluster()
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "host-0,host-1")
+    assert distributed.in_cluster()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (("10.0.0.1:80", "2", None), "JAX_PROCESS_ID"),
+        (("10.0.0.1", "2", "0"), "host:port"),
+        (("10.0.0.1:80", "two", "0"), "JAX_NUM_PROCESSES='two'"),
+        (("10.0.0.1:80", "2", "2"), r"JAX_PROCESS_ID=2 is not in 0\.\.1"),
+    ],
+)
+def test_wrong_variables_are_named(monkeypatch, values, words):
+    for name, value in zip(NAMES, values, strict=True):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words):
+        distributed.initialize()
+
+
+def test_two_processes_join():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    common = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    runs = []
+    for index in range(2):
+        env = {**common, **dict(zip(NAMES, (address, "2", str(index)), strict=True))}
+        runs.append(subprocess.Popen([sys.executable, "-c", TWO], env=env, stdout=subprocess.PIPE, text=True))
+    try:
+        said = [run.communicate(timeout=90)[0].strip() for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    assert said == ["main 2 2", "other 2 2"]

@@ -1,0 +1,84 @@
+"""Meshes: sizes, the table of layouts, and what does not divide."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from motab_jax.config import UserError
+from motab_jax.runtime.mesh import LAYOUTS, batch_sharding, check_batch, make_mesh, replicated, shardings
+
+AXES = {"q": ("layer", "embed", "heads", "head"), "norm": {"scale": ("embed",)}, "head": ("embed", "vocab"), "step": ()}
+
+
+def test_minus_one_takes_the_rest(devices):
+    assert dict(make_mesh(-1, 2, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(make_mesh(1, 4, -1).shape) == {"data": 1, "fsdp": 4, "tensor": 2}
+    assert dict(make_mesh(1, 1, 1, devices=devices[:1]).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert make_mesh(-1, 1, 1).axis_types == (jax.sharding.AxisType.Auto,) * 3
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ((-1, 3, 1), ["mesh.fsdp=3", "8 device", "1, 2, 4, 8"]),
+        ((2, 2, 1), ["mesh.data * mesh.fsdp * mesh.tensor is 4", "must be one of 8"]),
+        ((-1, -1, 1), ["only one"]),
+        ((0, 1, 1), ["mesh.data=0", "at least 1"]),
+        ((-1, -2, 1), ["mesh.fsdp=-2"]),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(sizes, words):
+    with pytest.raises(UserError) as error:
+        make_mesh(*sizes)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_layouts_name_the_same_axes():
+    assert LAYOUTS["update"].keys() == LAYOUTS["serve"].keys()
+    assert LAYOUTS["serve"]["embed"] is None
+
+
+def test_shardings_follow_the_table():
+    mesh = make_mesh(1, 4, 2)
+    update = shardings(mesh, AXES, "update")
+    assert update["q"].spec == P(None, "fsdp", "tensor", None)
+    assert update["norm"]["scale"].spec == P("fsdp")
+    assert update["step"].spec == P()
+    assert shardings(mesh, AXES, "serve")["head"].spec == P(None, "tensor")
+    with pytest.raises(KeyError):
+        shardings(mesh, {"w": ("width",)}, "update")
+
+
+def test_a_dimension_that_does_not_divide_is_replicated():
+    mesh = make_mesh(1, 4, 2)
+    shapes = {
+        "q": jax.ShapeDtypeStruct((2, 6, 4, 8), jnp.float32),
+        "norm": {"scale": jnp.zeros(8)},
+        "head": (8, 13),
+        "step": jnp.zeros(()),
+    }
+    found = shardings(mesh, AXES, "update", shapes)
+    assert found["q"].spec == P(None, None, "tensor", None)
+    assert found["norm"]["scale"].spec == P("fsdp")
+    assert found["head"].spec == P("fsdp", None)
+    with pytest.raises(ValueError, match="dimensions"):
+        shardings(mesh, {"w": ("embed",)}, "update", {"w": (2, 3)})
+
+
+def test_rows_go_over_data_and_fsdp():
+    mesh = make_mesh(2, 2, 2)
+    rows = jax.device_put(np.arange(8.0).reshape(4, 2), batch_sharding(mesh))
+    assert {shard.data.shape for shard in rows.addressable_shards} == {(1, 2)}
+    whole = jax.device_put(jnp.ones(3), replicated(mesh))
+    assert {shard.data.shape for shard in whole.addressable_shards} == {(3,)}
+
+
+def test_a_batch_that_does_not_divide_is_named():
+    mesh = make_mesh(2, 2, 2)
+    check_batch(mesh, 8, "rollout.batch_size")
+    with pytest.raises(UserError, match=r"rollout.batch_size: 6 rows .* = 4; .* such as 4 or 8"):
+        check_batch(mesh, 6, "rollout.batch_size")
+    with pytest.raises(UserError, match=r"such as 4$"):
+        check_batch(mesh, 3, "eval.batch_size")
