@@ -1,0 +1,44 @@
+"""The optimizer: optax AdamW behind a global-norm clip, with warm-up and a named schedule.
+
+Its state is float32 whatever the parameters' dtype. Left out: other optimizers; any optax chain fits `make_update`.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def make_schedule(kind: str, *, peak: float, floor: float, steps: int, warmup_ratio: float) -> optax.Schedule:
+    """Learning rate by step: linear warm-up from 0 over warmup_ratio * steps, then cosine, linear or constant to floor."""
+    warmup = round(warmup_ratio * steps)
+    rest = max(steps - warmup, 1)
+    after = {
+        "cosine": optax.cosine_decay_schedule(peak, rest, alpha=floor / peak),
+        "linear": optax.linear_schedule(peak, floor, rest),
+        "constant": optax.constant_schedule(peak),
+    }[kind]
+    if warmup == 0:
+        return after
+    # The first update already moves: step 0 trains at peak / warmup.
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(schedule: optax.Schedule, *, weight_decay: float, clip: float, beta1: float, beta2: float):
+    """AdamW (arXiv 1711.05101); norms and biases aren't decayed; clip 0 switches clipping off."""
+    adamw = optax.adamw(schedule, b1=beta1, b2=beta2, weight_decay=weight_decay, mask=decay_mask)
+    return optax.chain(optax.clip_by_global_norm(clip), adamw) if clip > 0 else adamw
+
+
+def decay_mask(params) -> dict:
+    """True for weights that decay: everything but norms and biases, which their names tell."""
+
+    def decays(path, _) -> bool:
+        return not path[-1].key.endswith(("norm", "bias"))
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def widen(tree):
+    """The tree in float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)

@@ -1,0 +1,84 @@
+"""From a trajectory to a training batch: the stitched target (MOTAB, eq. 11) and the spliced one.
+
+stitched: prompt, everything written in the order of writing, the flawed steps included, and the transition text in
+front of each of the teacher's interventions. spliced: prompt and completion, the flawed steps dropped.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from motab_jax.data.sources import TEACHER
+
+NONE, STUDENT_KIND, TEACHER_KIND, FLAWED_KIND, TRANSITION_KIND = range(5)
+KINDS = ("none", "student", "teacher", "flawed", "transition")
+
+
+@flax.struct.dataclass
+class TargetBatch:
+    """What the update trains on; B rows, N columns, D teacher width."""
+
+    tokens: jax.Array  # i32[B,N]
+    positions: jax.Array  # i32[B,N]; -1: padding
+    kinds: jax.Array  # i32[B,N]; whose token it is (index into KINDS), which chooses its loss
+    teacher_hidden: jax.Array  # [B,N,D]; the teacher's state that predicted the token; zeros where it never did
+
+
+def build_targets(trajectory, *, target: str, transition: jax.Array) -> TargetBatch:
+    """The training batch of a `Trajectory`; transition i32[J] are the transition text's tokens.
+
+    A teacher's token keeps the distribution of the teacher's own clean context: it never saw the flawed steps.
+    """
+    stitched = target == "stitched"
+    rows, entries = trajectory.tokens.shape
+    rewinds = trajectory.rewind_at.shape[1] if stitched else 0
+    happened = jnp.arange(trajectory.rewind_at.shape[1]) < trajectory.num_rewinds[:, None]
+    size = transition.shape[0]
+    width = entries + rewinds * size
+    keep = trajectory.used if stitched else trajectory.kept
+    place = jnp.cumsum(keep, axis=1) - 1
+    if stitched:
+        earlier = happened[:, None, :] & (trajectory.rewind_at[:, None, :] <= jnp.arange(entries)[:, None])
+        place = place + size * jnp.sum(earlier, axis=-1)
+    place = jnp.where(keep, place, width)
+    source = _inverse(place, width)
+    kinds = jnp.where(trajectory.sources == TEACHER, TEACHER_KIND, STUDENT_KIND)
+    kinds = jnp.where(trajectory.discarded_by >= 0, FLAWED_KIND, kinds)
+    tokens, kinds = _take(trajectory.tokens, source), _take(kinds, source)
+    if stitched and size:
+        numbers = jnp.arange(rewinds)
+        begin = jnp.where(happened, trajectory.rewind_at + size * numbers, width)
+        index = (begin[:, :, None] + jnp.arange(size)).reshape(rows, -1)
+        each = jnp.arange(rows)[:, None]
+        tokens = tokens.at[each, index].set(jnp.tile(transition, (rows, rewinds)), mode="drop")
+        kinds = kinds.at[each, index].set(TRANSITION_KIND, mode="drop")
+    return _with_prompt(trajectory, tokens, kinds, _take(trajectory.teacher_hidden, source))
+
+
+def _inverse(place: jax.Array, width: int) -> jax.Array:
+    """For each of `width` places the log entry that stands there, i32[B,width]; -1 where none."""
+    rows, entries = place.shape
+    source = jnp.full((rows, width), -1, jnp.int32)
+    number = jnp.broadcast_to(jnp.arange(entries, dtype=jnp.int32), place.shape)
+    return source.at[jnp.arange(rows)[:, None], place].set(number, mode="drop")
+
+
+def _take(table: jax.Array, source: jax.Array) -> jax.Array:
+    """table[b, source[b, n]], zero where source is -1."""
+    index = jnp.maximum(source, 0)
+    extra = (...,) + (None,) * (table.ndim - 2)
+    return jnp.where(source[extra] >= 0, jnp.take_along_axis(table, index[extra], axis=1), 0)
+
+
+def _with_prompt(trajectory, tokens, kinds, hidden) -> TargetBatch:
+    """Put the left-padded prompt in front."""
+    prompt, before = trajectory.prompt_tokens, trajectory.prompt_positions
+    length = jnp.max(before, axis=1, keepdims=True) + 1
+    positions = jnp.where(kinds != NONE, length + jnp.arange(tokens.shape[1]), -1)
+    pad = ((0, 0), (prompt.shape[1], 0))
+    return TargetBatch(
+        tokens=jnp.concatenate([prompt, tokens], axis=1),
+        positions=jnp.concatenate([before, positions], axis=1),
+        kinds=jnp.pad(kinds, pad, constant_values=NONE),
+        teacher_hidden=jnp.pad(hidden, (*pad, (0, 0))),
+    )

@@ -1,0 +1,77 @@
+"""Sampling one token a row: temperature, top-k, top-p and an inverse CDF fed by one uniform a row.
+
+Nothing sorts the vocabulary: top-p finds its threshold by bisection over the bit patterns of float32, which order as
+the numbers do (DESIGN, decision 8). Keys fold (row id, rewinds, position), so a token depends on nothing else.
+"""
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 256
+
+
+def uniforms(row_keys: jax.Array, num_rewinds: jax.Array, position: jax.Array) -> jax.Array:
+    """One uniform f32[B] a row from row_keys key[B], num_rewinds i32[B] and position i32[B]."""
+
+    def draw(key, rewinds, place):
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, rewinds), place))
+
+    return jax.vmap(draw)(row_keys, num_rewinds, position)
+
+
+def sample(
+    logits: jax.Array, uniform: jax.Array, *, temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> jax.Array:
+    """Token ids i32[B] from logits f32[B,V] and uniform f32[B]; temperature 0 is greedy.
+
+    The filters act in the order temperature, top-k, top-p, as in transformers; tokens tied at a threshold all stay.
+    """
+    if temperature == 0.0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits / temperature
+    if 0 < top_k < logits.shape[-1]:
+        threshold = jax.lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits >= threshold, logits, -jnp.inf)
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    if top_p < 1.0:
+        weights = jnp.where(weights >= _nucleus_threshold(weights, top_p), weights, 0.0)
+    return _inverse_cdf(weights, uniform)
+
+
+def _nucleus_threshold(weights: jax.Array, top_p: float) -> jax.Array:
+    """The largest weight f32[B,1] such that the tokens at or above it hold a share >= top_p of the total."""
+    goal = top_p * jnp.sum(weights, axis=-1, keepdims=True)
+    high = jax.lax.bitcast_convert_type(jnp.max(weights, axis=-1, keepdims=True), jnp.int32) + 1
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = low + (high - low) // 2
+        at_least = weights >= jax.lax.bitcast_convert_type(middle, jnp.float32)
+        enough = jnp.sum(jnp.where(at_least, weights, 0.0), axis=-1, keepdims=True) >= goal
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    low, _ = jax.lax.fori_loop(0, 31, halve, (jnp.zeros_like(high), high))
+    return jax.lax.bitcast_convert_type(low, jnp.float32)
+
+
+def _inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Two-level inverse CDF: find the block whose cumulative weight passes u * total, then the token inside it."""
+    rows, vocab = weights.shape
+    blocks = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCK))).reshape(rows, -1, BLOCK)
+    edges = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
+    goal = uniform * edges[:, -1]
+    block = _first_above(edges, goal)
+    before = jnp.where(block > 0, jnp.take_along_axis(edges, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0)
+    inner = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    inside = jnp.cumsum(inner, axis=-1)
+    place = _first_above(inside, jnp.minimum(goal - before, inside[:, -1] * (1 - 1e-7)))
+    # Rounding can land on a token of weight zero; the nearest earlier (or else the heaviest) kept one stands in.
+    order = jnp.arange(BLOCK)
+    kept = (inner > 0) & (order <= place[:, None])
+    last = jnp.max(jnp.where(kept, order, -1), axis=-1)
+    return (block * BLOCK + jnp.where(last >= 0, last, jnp.argmax(inner, axis=-1))).astype(jnp.int32)
+
+
+def _first_above(edges: jax.Array, goal: jax.Array) -> jax.Array:
+    """First index i32[B] whose edge exceeds the goal; the last index where rounding leaves none."""
+    return jnp.minimum(jnp.sum(edges <= goal[:, None], axis=-1), edges.shape[-1] - 1)
