@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "motab_jax" / "__init__.py").read_text(), re.M).group(1)
+[VERSION] = re.findall(r'^__version__ = "(.+)"$', (HERE / "motab_jax" / "__init__.py").read_text(), re.M)
 README = HERE / "README.md"
 
 REQUIRES = [

@@ -34,7 +34,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session")
-def devices() -> list[jax.Device]:
+def devices() -> list:
     """The 8 virtual devices."""
     found = jax.devices()
     assert len(found) == 8, "conftest asks for 8 CPU devices before jax starts"

@@ -28,7 +28,8 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
 def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
     """Rotate [B,T,heads,H] by positions i32[B,T]; halves are paired as Hugging Face does (i with i + H/2)."""
     inverse, scale = frequencies(rope, x.shape[-1])
-    angles = jnp.maximum(positions, 0)[..., None].astype(jnp.float32) * jnp.asarray(inverse, jnp.float32)
+    places = jnp.maximum(positions, 0).astype(jnp.float32)
+    angles = places[:, :, None] * jnp.asarray(inverse, jnp.float32)[None, None, :]
     cos, sin = (jnp.cos(angles) * scale)[:, :, None, :], (jnp.sin(angles) * scale)[:, :, None, :]
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)

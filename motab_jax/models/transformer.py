@@ -148,7 +148,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm over the last axis, computed in float32 (arXiv 1910.07467)."""
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * scale).astype(x.dtype) * weight
+    return (wide * scale).astype(x.dtype) * jnp.broadcast_to(weight, x.shape)
 
 
 def _mlp(layer: Params, x: jax.Array) -> jax.Array:
@@ -160,7 +160,7 @@ def _mlp(layer: Params, x: jax.Array) -> jax.Array:
 def _project(layer: Params, config: ModelConfig, x: jax.Array, name: str) -> jax.Array:
     y = jnp.einsum("btd,dnh->btnh", x, layer[name])
     if config.qkv_bias:
-        y = y + layer[f"{name}_bias"]
+        y = y + jnp.broadcast_to(layer[f"{name}_bias"], y.shape)
     if config.qk_norm and name != "v":
         y = rms_norm(y, layer[f"{name}_norm"], config.rms_eps)
     return y
@@ -181,7 +181,7 @@ def _attention(layer, config: ModelConfig, x, positions, mask, cache: KVCache | 
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
     mixed = jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(batch, time, config.num_heads, config.head_dim)
     out = jnp.einsum("btnh,nhd->btd", mixed.astype(x.dtype), layer["o"])
-    return (out + layer["o_bias"] if config.o_bias else out), cache
+    return (out + jnp.broadcast_to(layer["o_bias"], out.shape) if config.o_bias else out), cache
 
 
 def _write(store: jax.Array, new: jax.Array, index: jax.Array, cursor: jax.Array | int) -> jax.Array:

@@ -1,9 +1,11 @@
 """Checkpoints: a pytree of arrays and a JSON dictionary, kept by orbax, written while the run goes on.
 
 A step's folder gets its name only when it is complete, so a run killed in the middle of a save goes back to the one
-before. Typed PRNG keys are stored as their data. Left out: what the state is made of, and when to save.
+before. Typed PRNG keys are stored as their data. Orbax has no checksum over array data (a flipped byte came back as
+another number), so a digest of every leaf is kept beside it. Left out: what the state is made of, and when to save.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,9 +14,28 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from motab_jax.config import UserError
+from motab_jax.runtime.digest import digests
 
 # What orbax and tensorstore raise on damaged or alien folders; running out of memory is not among them.
 _DAMAGE = (ValueError, KeyError, TypeError, OSError, AttributeError, EOFError)
+
+
+class _Damage:
+    """Turns the errors of a damaged folder into UserError, and lets all others through.
+
+    Not an `except` clause, because orbax raises a plain Exception for a shortened file, which no clause can name
+    without taking every other error too.
+    """
+
+    def __init__(self, explain: Callable[[BaseException], str]):
+        self.explain = explain
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is not None and (kind is Exception or isinstance(error, _DAMAGE)):
+            raise UserError(self.explain(error)) from None
 
 
 class Checkpointer:
@@ -37,9 +58,9 @@ class Checkpointer:
 
     def save(self, step: int, state: Any, extra: dict) -> None:
         """Start writing; returns when `state` may be donated. Leaves: arrays, typed keys, numbers."""
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(jax.tree.map(_stored, state)), extra=ocp.args.JsonSave(extra)
-        )
+        stored = jax.tree.map(_stored, state)
+        record = {"extra": extra, "digests": digests(stored)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(stored), extra=ocp.args.JsonSave(record))
         self._manager.save(step, args=args, force=True)
 
     def latest(self) -> int | None:
@@ -54,14 +75,14 @@ class Checkpointer:
         """
         target = jax.tree.map(_abstract, abstract_state)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
-        try:
+        with _Damage(lambda error: self._cannot_restore(step, error)):
             found = self._manager.restore(step, args=args)
-        except _DAMAGE as error:
-            raise UserError(self._cannot_restore(step, error)) from None
-        return jax.tree.map(_revived, abstract_state, found["state"]), dict(found["extra"])
+            if digests(found["state"]) != found["extra"]["digests"]:
+                raise ValueError("the arrays are not those that were saved")
+            return jax.tree.map(_revived, abstract_state, found["state"]), dict(found["extra"]["extra"])
 
     def _cannot_restore(self, step: int, error: BaseException) -> str:
-        earlier = [other for other in self._manager.all_steps() if other != step]
+        earlier = [other for other in self._manager.all_steps() if other < step]
         then = f"go back to step {max(earlier)}" if earlier else "start the run anew"
         reason = " ".join(str(error).split())[:300]
         return (

@@ -43,7 +43,7 @@ LAYOUTS: dict[str, dict[str | None, str | tuple[str, ...] | None]] = {
 }
 
 
-def make_mesh(data: int, fsdp: int, tensor: int, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int, fsdp: int, tensor: int, *, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh (data, fsdp, tensor) over all devices, or over `devices`; one size may be -1: the rest.
 
     Raises UserError, with the sizes that would do, unless the sizes multiply to the number of devices.

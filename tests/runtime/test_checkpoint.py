@@ -91,6 +91,21 @@ def damage_array(folder: Path):
             path.write_bytes(b"")
 
 
+def largest_file(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def damage_flip(folder: Path):
+    data = bytearray(largest_file(folder).read_bytes())
+    data[len(data) // 2] ^= 0x10
+    largest_file(folder).write_bytes(bytes(data))
+
+
+def damage_shorten(folder: Path):
+    data = largest_file(folder).read_bytes()
+    largest_file(folder).write_bytes(data[: len(data) // 2])
+
+
 def damage_metadata(folder: Path):
     (folder / "state" / "_METADATA").write_text("{")
 
@@ -104,9 +119,11 @@ def damage_all(folder: Path):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_array, damage_metadata, damage_extra, damage_all])
+@pytest.mark.parametrize(
+    "damage", [damage_flip, damage_shorten, damage_array, damage_metadata, damage_extra, damage_all]
+)
 def test_a_damaged_checkpoint_is_named(tmp_path, damage):
-    state = {"w": jnp.arange(64.0)}
+    state = {"w": jax.random.normal(jax.random.key(0), (128, 64))}
     with Checkpointer(tmp_path, keep=2) as checkpointer:
         checkpointer.save(1, state, {"a": 1})
         checkpointer.save(2, state, {"a": 2})

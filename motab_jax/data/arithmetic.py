@@ -1,0 +1,153 @@
+"""The shipped task: chains of small additions and subtractions, solved one written line at a time.
+
+A prompt is `12+7-5=`; its golden chain of thought is
+
+    12+7=19
+    19-5=14
+    #14
+
+Every line depends only on the line before it and on the next term of the prompt, so a small character-level model can
+learn it, and one wrong digit spoils everything after it. Running totals stay within 0..MAX_VALUE; terms have one digit.
+Left out: multiplication, brackets, negative totals.
+"""
+
+import hashlib
+import json
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from motab_jax.config import UserError
+
+MIN_TERMS, MAX_TERMS = 5, 11  # 4..10 operations
+MAX_VALUE = 99  # of the first number and of every running total
+MAX_TERM = 9  # of what is added or subtracted
+HELD_OUT_SHARE = 10  # one prompt in so many is held out
+SPLITS = ("train", "held_out")
+
+PAD, EOS, BOS, UNKNOWN = "<pad>", "<eos>", "<bos>", "<unk>"
+SPECIAL_TOKENS = (PAD, EOS, BOS, UNKNOWN)
+ALPHABET = "0123456789+-=#\n .,ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+# \Z, not $: a completion counts only if it ends with its final answer.
+_FINAL_ANSWER = re.compile(r"(?:\A|\n)#(-?\d+)\s*\Z")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A start value and the signed terms that are added to it, in order; none of the terms is zero."""
+
+    first: int
+    terms: tuple[int, ...]
+
+    @property
+    def prompt(self) -> str:
+        return f"{self.first}{''.join(f'{term:+d}' for term in self.terms)}="
+
+    @property
+    def answer(self) -> str:
+        return str(self.first + sum(self.terms))
+
+
+def sample_problem(rng: random.Random, *, min_terms: int = MIN_TERMS, max_terms: int = MAX_TERMS) -> Problem:
+    """Draw a problem of min_terms..max_terms numbers whose running totals all lie in 0..MAX_VALUE."""
+    total = first = rng.randint(1, MAX_VALUE)
+    terms = []
+    for _ in range(rng.randint(min_terms, max_terms) - 1):
+        plus = total == 0 or (total < MAX_VALUE and rng.random() < 0.5)
+        term = rng.randint(1, min(MAX_TERM, MAX_VALUE - total)) if plus else -rng.randint(1, min(MAX_TERM, total))
+        terms.append(term)
+        total += term
+    return Problem(first, tuple(terms))
+
+
+def split_of(text: str, *, share: int = HELD_OUT_SHARE) -> str:
+    """`held_out` for about one text in `share`, else `train`: a fixed function of the text, the same in every run."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return "held_out" if int.from_bytes(digest, "big") % share == 0 else "train"
+
+
+def problems(
+    count: int, *, seed: int, split: str, min_terms: int = MIN_TERMS, max_terms: int = MAX_TERMS
+) -> list[Problem]:
+    """The first `count` distinct problems of a split. A larger count only adds to the end of the list.
+
+    `train` and `held_out` never share a prompt, whatever their seeds. Raises UserError for an unknown split, for bad
+    lengths, and when the range of lengths holds too few problems.
+    """
+    if split not in SPLITS:
+        raise UserError(f"data.split = '{split}': the arithmetic source has the splits {' and '.join(SPLITS)}")
+    if not 2 <= min_terms <= max_terms:
+        raise UserError(f"arithmetic needs 2 <= min_terms <= max_terms, got {min_terms} and {max_terms}")
+    rng = random.Random(f"arithmetic/{split}/{seed}")  # a text seed is hashed the same way on every platform
+    found: dict[str, Problem] = {}
+    for _ in range(100 * count + 1000):
+        if len(found) == count:
+            break
+        problem = sample_problem(rng, min_terms=min_terms, max_terms=max_terms)
+        if split_of(problem.prompt) == split:
+            found.setdefault(problem.prompt, problem)
+    if len(found) < count:
+        raise UserError(f"arithmetic with {min_terms}..{max_terms} terms has too few '{split}' problems for {count}")
+    return list(found.values())
+
+
+def solution(problem: Problem) -> str:
+    """The golden completion without the end token: one line an operation, then `#` and the answer."""
+    lines, total = [], problem.first
+    for term in problem.terms:
+        lines.append(f"{total}{term:+d}={total + term}\n")
+        total += term
+    return "".join(lines) + f"#{total}"
+
+
+def final_answer(text: str) -> str | None:
+    """The number of the `#` line that ends a completion, or None if it doesn't end with one."""
+    match = _FINAL_ANSWER.search(text)
+    return str(int(match.group(1))) if match else None
+
+
+def write_tokenizer(folder: str | Path) -> None:
+    """Write a character-level tokenizer that transformers loads offline: tokenizer.json and tokenizer_config.json.
+
+    One token a character of ALPHABET after the four special tokens (<pad> is id 0, <eos> id 1); a prompt is encoded
+    with <bos> in front; decoding returns exactly the characters.
+    """
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *ALPHABET))}
+    specials = [
+        {"id": vocabulary[token], "content": token, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": True}
+        for token in SPECIAL_TOKENS
+    ]  # fmt: skip
+    begin, text = {"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": specials,
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [begin, text],
+            "pair": [begin, text, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {BOS: {"id": BOS, "ids": [vocabulary[BOS]], "tokens": [BOS]}},
+        },
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN},
+    }
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": PAD,
+        "eos_token": EOS,
+        "bos_token": BOS,
+        "unk_token": UNKNOWN,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 512,
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("tokenizer.json", tokenizer), ("tokenizer_config.json", settings)):
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

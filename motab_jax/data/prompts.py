@@ -1,0 +1,280 @@
+"""Prompts: where they come from, their token ids, and the endless shuffled order they are read in.
+
+Sources: `arithmetic` (generated), `jsonl` and `parquet` (a file at data.path), `hub:<id>` (a Hugging Face data set;
+data.path may name its configuration), `reasoning_gym:<task>` (generated). A record needs a prompt, a string or a list
+of chat messages, and may have `id`, `answer` and `grader`; data.fields renames the first three.
+Left out: streaming. All prompts of a run are read, checked and tokenised before it starts.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from motab_jax.config import UserError
+from motab_jax.data import arithmetic
+from motab_jax.data.tokenizer import encode_prompt
+
+GRADERS = ("arithmetic", "math", "reasoning_gym", "exact", "none")
+FIELDS = ("prompt", "answer", "id")
+POOL = {"train": 20_000, "held_out": 1_000}  # prompts of a generated source when no count is given
+TASK_POOL = {"train": 2_000, "held_out": 500}  # reasoning-gym tasks are slower to generate
+TASK_HELD_OUT_SHARE = 4
+# reasoning-gym seeds question i with seed + i: seeds this far apart share no question but by chance.
+TASK_SEED_STRIDE = 100_000_000
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One problem. `answer` is None where none is known; then `grader` is `none`."""
+
+    id: str
+    prompt: str | list[dict]
+    answer: str | None
+    grader: str  # one of GRADERS
+    extra: dict | None = None  # reasoning_gym: task, seed, size, index, entry
+
+
+class DataSection(Protocol):
+    """What is read of a configuration section: `data`, or `eval` where it has a source of its own."""
+
+    @property
+    def source(self) -> str | None: ...
+    @property
+    def path(self) -> str | None: ...
+    @property
+    def fields(self) -> dict[str, str]: ...
+    @property
+    def split(self) -> str: ...
+
+
+def has_held_out(source: str) -> bool:
+    """Whether a source makes its own held-out split, so that a run needs no separate evaluation source."""
+    return source == "arithmetic" or source.startswith("reasoning_gym:")
+
+
+def load_prompts(data: DataSection, *, split: str, count: int | None, seed: int) -> list[Prompt]:
+    """The first `count` prompts (None: all of a file, a fixed pool of a generated source).
+
+    `split` (`train`, `held_out`) and `seed` rule generated sources, whose two splits are disjoint whatever the seed. A
+    file is one split: the one its own section names; `hub:` reads the split data.split. Raises UserError for anything
+    missing, broken or empty, and where a training file is asked for held-out prompts.
+    """
+    source = data.source or ""
+    kind, _, name = source.partition(":")
+    if has_held_out(source):
+        if split not in POOL:
+            raise UserError(f"split '{split}': {source} has the splits {' and '.join(POOL)}")
+        return _arithmetic(split, count, seed) if kind == "arithmetic" else _reasoning_gym(name, split, count, seed)
+    if kind not in ("jsonl", "parquet", "hub") or (kind == "hub") != bool(name):
+        known = "arithmetic, jsonl, parquet, hub:<id> or reasoning_gym:<task>"
+        raise UserError(f"data.source = '{source}' is not a source; it is {known}")
+    if split == "held_out" and data.split == "train":
+        raise UserError(f"{source} has no held-out prompts of its own; set eval.source and eval.path")
+    if unknown := sorted(set(data.fields) - set(FIELDS)):
+        raise UserError(f"data.fields has the unknown key '{unknown[0]}'; it renames {', '.join(FIELDS)}")
+    if kind == "hub":
+        records, where = _hub(name, data.path, data.split), source
+    else:
+        file = _existing_file(data.path, kind)
+        records, where = (_jsonl if kind == "jsonl" else _parquet)(file), str(file)
+    prompts = [_prompt(record, data.fields, place) for place, record in itertools.islice(records, count)]
+    if not prompts:
+        raise UserError(f"{where}: the data set is empty")
+    return prompts
+
+
+def encode_all(
+    prompts: list[Prompt],
+    tokenizer: Any,
+    *,
+    chat_template: bool,
+    thinking: bool | None,
+    max_prompt_tokens: int,
+    path: str | Path | None,
+) -> list[list[int]]:
+    """Token ids of every prompt. Raises UserError naming the first prompt that is too long or can't be encoded."""
+    encoded = []
+    for prompt in prompts:
+        where = f"{path}: prompt '{prompt.id}'" if path else f"prompt '{prompt.id}'"
+        try:
+            ids = encode_prompt(tokenizer, prompt.prompt, chat_template=chat_template, thinking=thinking)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        if len(ids) > max_prompt_tokens:
+            raise UserError(
+                f"{where} has {len(ids)} tokens, more than data.max_prompt_tokens={max_prompt_tokens}; "
+                f"raise data.max_prompt_tokens to at least {len(ids)} or drop the prompt"
+            )
+        encoded.append(ids)
+    return encoded
+
+
+class PromptStream:
+    """Endless, shuffled, resumable batches of prompt indices 0..num_prompts-1; every epoch in a new order.
+
+    The order depends on the seed alone: batches of any size cut the same stream, and may span two epochs.
+    """
+
+    def __init__(self, num_prompts: int, batch_size: int, seed: int):
+        import grain
+
+        if num_prompts < 1 or batch_size < 1:
+            raise ValueError(f"a stream needs prompts and a batch size, got {num_prompts} and {batch_size}")
+        self._num_prompts, self._batch_size, self._seed = num_prompts, batch_size, seed
+        # Grain maps position -> prompt without state of its own, so one integer resumes the stream exactly.
+        self._order = grain.MapDataset.range(num_prompts).seed(seed).shuffle().repeat()
+        self._position = 0
+
+    @property
+    def epoch(self) -> int:
+        """Whole passes over the prompts so far."""
+        return self._position // self._num_prompts
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self
+
+    def __next__(self) -> list[int]:
+        start = self._position
+        self._position += self._batch_size
+        return [int(self._order[i]) for i in range(start, self._position)]
+
+    def get_state(self) -> dict[str, int]:
+        """Plain integers, fit for JSON."""
+        return {"position": self._position, "num_prompts": self._num_prompts, "seed": self._seed}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Go on from a saved state. Raises UserError if the prompts or the seed are no longer the same."""
+        for key, ours, what in (
+            ("num_prompts", self._num_prompts, "number of prompts"),
+            ("seed", self._seed, "shuffle seed"),
+        ):
+            if state[key] != ours:
+                raise UserError(
+                    f"the run was saved with another {what} ({state[key]}, now {ours}); "
+                    "restore the data it was started with, or start a new run"
+                )
+        self._position = int(state["position"])
+
+
+def _arithmetic(split: str, count: int | None, seed: int) -> list[Prompt]:
+    found = arithmetic.problems(count or POOL[split], seed=seed, split=split)
+    return [Prompt(f"arithmetic-{split}-{n}", p.prompt, p.answer, "arithmetic") for n, p in enumerate(found)]
+
+
+def _reasoning_gym(task: str, split: str, count: int | None, seed: int) -> list[Prompt]:
+    try:
+        import reasoning_gym
+    except ImportError:
+        raise UserError(
+            "data.source=reasoning_gym needs the package reasoning-gym: pip install motab_jax[data]"
+        ) from None
+    wanted = count or TASK_POOL[split]
+    size = 10 * TASK_HELD_OUT_SHARE * wanted + 200  # looked through at most; items are made when they are read
+    task_seed = 2 * seed * TASK_SEED_STRIDE + (TASK_SEED_STRIDE if split == "held_out" else 0)
+    try:
+        items = reasoning_gym.create_dataset(task, seed=task_seed, size=size)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise UserError(f"data.source = 'reasoning_gym:{task}': {error}") from None
+    found: dict[str, Prompt] = {}
+    for index in range(size):
+        if len(found) == wanted:
+            break
+        entry = items[index]
+        question, answer = entry["question"], entry["answer"]
+        # The text decides its split, so no question is ever in both, whatever the seeds and counts.
+        if arithmetic.split_of(question, share=TASK_HELD_OUT_SHARE) == split and question not in found:
+            extra = {"task": task, "seed": task_seed, "size": size, "index": index, "entry": entry}
+            answer = None if answer is None else str(answer)
+            found[question] = Prompt(f"{task}-{split}-{index}", question, answer, "reasoning_gym", extra)
+    if not found:
+        raise UserError(f"reasoning_gym:{task} has too few different questions for a '{split}' split")
+    return list(found.values())
+
+
+def _existing_file(path: str | None, kind: str) -> Path:
+    if not path:
+        raise UserError(f"data.source={kind} needs data.path, the file to read")
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; data.path (or eval.path) names a {kind} file")
+    return Path(path)
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, dict]]:
+    """(place, record) of every line that isn't blank; the place names file and line, counted from 1."""
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode())
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: not valid JSON: {error}") from None
+        yield f"{path}, line {number}", record
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("data.source=parquet needs the package pyarrow: pip install motab_jax[data]") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(1024))
+            for number, record in enumerate(rows, 1):
+                yield f"{path}, row {number}", record
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _hub(name: str, configuration: str | None, split: str) -> Iterable[tuple[str, dict]]:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("data.source=hub:<id> needs the package datasets: pip install motab_jax[data]") from None
+    try:
+        found = datasets.load_dataset(name, configuration, split=split)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"data.source = 'hub:{name}', split '{split}': could not be loaded: {reason}") from None
+    return ((f"hub:{name}, row {number}", dict(record)) for number, record in enumerate(found, 1))
+
+
+def _prompt(record: Any, fields: dict[str, str], place: str) -> Prompt:
+    """Check one record. An answer or id field must be there only if data.fields names it."""
+    if not isinstance(record, dict):
+        raise UserError(f"{place}: expected an object with the field '{fields.get('prompt', 'prompt')}'")
+    for role in FIELDS:
+        name = fields.get(role, role)
+        if name not in record and (role == "prompt" or role in fields):
+            raise UserError(f"{place}: the field '{name}' is missing; data.fields.{role} says which field holds it")
+    values = {role: record.get(fields.get(role, role)) for role in FIELDS}
+    _check_prompt(values["prompt"], fields.get("prompt", "prompt"), place)
+    for role in ("answer", "id"):
+        if values[role] is not None and not isinstance(values[role], str | int | float):
+            raise UserError(f"{place}: the field '{fields.get(role, role)}' is neither text nor a number")
+    answer = None if values["answer"] is None else str(values["answer"])
+    grader = "none" if answer is None else record.get("grader") or "math"
+    if grader not in ("math", "exact", "arithmetic", "none"):
+        raise UserError(f"{place}: grader '{grader}' is unknown; it is math, exact or arithmetic")
+    identity = place.rpartition(" ")[2] if values["id"] is None else str(values["id"])
+    return Prompt(identity, values["prompt"], answer, grader)
+
+
+def _check_prompt(prompt: Any, field: str, place: str) -> None:
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise UserError(f"{place}: the field '{field}' is empty")
+        return
+    messages = prompt if isinstance(prompt, list) else []
+    good = (
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    )
+    if not messages or not all(good):
+        raise UserError(f"{place}: the field '{field}' is neither text nor a list of messages with role and content")

@@ -1,0 +1,155 @@
+"""`python -m motab_jax.evaluate [CONFIG.yaml] [key=value ...]`: held-out accuracy of the configured student.
+
+To evaluate an export, name it: student.path=runs/NAME/export. Reports avg@k and pass@k (k = eval.samples), the
+standard error over problems, the truncation rate and the mean length; per-problem lines go to output=FILE.jsonl.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from motab_jax.cli import enable_compilation_cache, read_config, run_verb, split_words
+from motab_jax.config import UserError
+from motab_jax.data.answers import grade, mean_and_stderr, pass_at_k
+from motab_jax.distill import Objective, TokenLoss, build_targets
+from motab_jax.distill.objective import batch_loss, weights_of
+from motab_jax.models.transformer import Model
+from motab_jax.rollout import rollout
+from motab_jax.rollout.record import Row
+from motab_jax.rollout.trajectory import KEPT
+from motab_jax.runtime.mesh import check_batch
+from motab_jax.session import EncodedPrompts, Session, held_out_prompts, open_session
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Evaluates students of one shape; its programs compile once."""
+
+    session: Session
+    prompts: EncodedPrompts
+    generate: Callable
+    divergence: Callable | None
+
+    def __call__(self, student: Model, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+        """Figures of a student in the serve layout; `problems` holds one entry a prompt."""
+        samples = self.session.config.eval.samples
+        work = [(i, s) for i in range(len(self.prompts.prompts)) for s in range(samples)]
+        graded, kl_sum, kl_tokens = [], 0.0, 0
+        size = self.session.config.eval.batch_size
+        for start in range(0, len(work), size):
+            part = work[start : start + size]
+            texts, kl, count = self._batch(student, part, size)
+            kl_sum, kl_tokens = kl_sum + kl, kl_tokens + count
+            for (index, _), (text, length, finish) in zip(part, texts, strict=True):
+                prompt = self.prompts.prompts[index]
+                graded.append((index, grade(prompt, text), text, length, finish))
+            if progress is not None:
+                progress(min(start + size, len(work)), len(work))
+        return self._figures(graded, samples, kl_sum / kl_tokens if kl_tokens else None)
+
+    def _batch(self, student: Model, part, size: int):
+        """Generate one batch, filled up with its own last row; only the real rows are returned."""
+        samples = self.session.config.eval.samples
+        padded = part + [part[-1]] * (size - len(part))
+        prompts = self.prompts.batch([i for i, _ in padded], [i * samples + s for i, s in padded], self.session.mesh)
+        trajectory = self.generate(student, prompts)
+        kl, count = 0.0, 0
+        if self.divergence is not None:
+            real = jnp.arange(size) < len(part)
+            kl, count = (float(x) for x in self.divergence(student, self.session.teacher, trajectory, real))
+        host = jax.device_get(trajectory.replace(teacher_hidden=None))
+        rows = [Row(host, row) for row in range(len(part))]
+        texts = [(self.session.decode(r.tokens[r.discarded_by == KEPT]), len(r.tokens), r.finish) for r in rows]
+        return texts, kl, count
+
+    def _figures(self, graded, samples: int, kl: float | None) -> dict[str, Any]:
+        right: dict[int, list[bool]] = {}
+        for index, good, *_ in graded:
+            right.setdefault(index, []).append(good)
+        mean, stderr = mean_and_stderr([float(np.mean(marks)) for marks in right.values()])
+        figures = {
+            "accuracy": mean,
+            "stderr": stderr,
+            "pass_at_k": float(np.mean([pass_at_k(samples, sum(marks), samples) for marks in right.values()])),
+            "k": samples,
+            "prompts": len(right),
+            "truncated": float(np.mean([finish == "length" for *_, finish in graded])),
+            "length_mean": float(np.mean([length for *_, length, _ in graded])),
+        }
+        if kl is not None:
+            figures["reverse_kl"] = kl
+        figures["problems"] = [
+            {"id": self.prompts.prompts[i].id, "correct": good, "text": text, "tokens": length, "finish_reason": finish}
+            for i, good, text, length, finish in graded
+        ]
+        return figures
+
+
+def make_evaluator(session: Session, prompts: EncodedPrompts) -> Evaluator:
+    """An evaluator with its jitted programs; checks that the batch fits the mesh."""
+    section = session.config.eval
+    check_batch(session.mesh, section.batch_size, "eval.batch_size")
+    config = session.rollout.replace(
+        monitored=False,
+        temperature=section.temperature,
+        top_k=0,
+        top_p=section.top_p,
+        max_new_tokens=section.max_new_tokens or session.config.rollout.max_new_tokens,
+    )
+    teacher = session.teacher if section.reverse_kl else None
+    key = jax.random.key(session.config.run.seed)
+    program = jax.jit(rollout)
+    measure = jax.jit(_divergence, static_argnames="vocab_size")
+
+    def divergence(student: Model, teacher: Model, trajectory, real):
+        return measure(student, teacher, trajectory, real, vocab_size=session.vocab_size)
+
+    return Evaluator(
+        session,
+        prompts,
+        lambda student, batch: program(student, teacher, batch, key, config),
+        divergence if section.reverse_kl else None,
+    )
+
+
+def _divergence(student: Model, teacher: Model, trajectory, real, *, vocab_size: int):
+    """Sum over the real rows' tokens of KL(student || teacher) in nats, and the number of tokens."""
+    objective = Objective(student=TokenLoss("reverse_kl"), vocab_size=vocab_size)
+    batch = build_targets(trajectory, target="spliced", transition=jnp.zeros((0,), jnp.int32))
+    batch = batch.replace(kinds=jnp.where(real[:, None], batch.kinds, 0))
+    weight = weights_of(batch.kinds, objective)
+    _, sums = batch_loss(student.params, student.config, teacher, batch, weight, objective)
+    return jnp.sum(sums), jnp.sum(batch.kinds > 0)
+
+
+def work(words: list[str]) -> int:
+    """The verb: read, load, generate, grade, print."""
+    path, overrides, own = split_words(words, own=("output",))
+    config = read_config(path, overrides)
+    enable_compilation_cache()
+    session = open_session(config)
+    prompts = held_out_prompts(session)
+    if prompts is None:
+        raise UserError(f"data.source={config.data.source} has no held-out split; set eval.source (and eval.path)")
+    figures = make_evaluator(session, prompts)(
+        session.serve(session.student.params), lambda done, total: print(f"{done}/{total}", file=sys.stderr)
+    )
+    problems = figures.pop("problems")
+    if "output" in own:
+        try:
+            Path(own["output"]).write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in problems))
+        except OSError as error:
+            raise UserError(f"output={own['output']}: can't be written: {error.strerror}") from None
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    run_verb(__doc__, work)

@@ -1,0 +1,57 @@
+"""`python -m motab_jax.export RUN OUT [step=N]`: a run's checkpoint as a Hugging Face folder.
+
+The folder holds what transformers and vLLM load: config.json, safetensors, tokenizer files, generation_config.json.
+"""
+
+from pathlib import Path
+
+import jax
+
+from motab_jax.cli import run_verb
+from motab_jax.config import UserError, load_config
+from motab_jax.models.pretrained import load_generation_config, save_pretrained
+from motab_jax.runtime.checkpoint import Checkpointer
+from motab_jax.session import Session, open_session
+
+
+def export_student(session: Session, params, folder: Path) -> None:
+    """Write the student's parameters and its tokenizer."""
+    generation = load_generation_config(session.source) or {}
+    generation.setdefault("eos_token_id", [int(i) for i in session.rollout.stop_ids])
+    save_pretrained(
+        folder,
+        jax.device_get(params),
+        session.student.config,
+        tokenizer=session.tokenizer,
+        source=session.source,
+        generation_config=generation,
+    )
+
+
+def work(words: list[str]) -> int:
+    """The verb: restore a run's checkpoint, write the folder."""
+    from motab_jax.train import make_programs
+
+    own = dict(word.split("=", 1) for word in words if "=" in word)
+    folders = [word for word in words if "=" not in word]
+    if len(folders) != 2 or set(own) - {"step"} or not own.get("step", "0").isdigit():
+        raise UserError("usage: python -m motab_jax.export RUN OUT [step=N]")
+    run, out = Path(folders[0]), Path(folders[1])
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run}: no config.yaml in it; give the folder of a run, such as runs/quickstart")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: there is something in it already; give a new folder")
+    session = open_session(load_config(run / "config.yaml"))
+    _, state = make_programs(session)
+    with Checkpointer(run / "checkpoints", session.config.run.keep) as checkpoints:
+        step = int(own["step"]) if "step" in own else checkpoints.latest()
+        if step is None:
+            raise UserError(f"{run / 'checkpoints'}: no checkpoint in it yet")
+        state, _ = checkpoints.restore(step, state)
+    export_student(session, state.params, out)
+    print(f"step {step} is in {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_verb(__doc__, work)

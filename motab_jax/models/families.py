@@ -1,0 +1,97 @@
+"""Weight names: what each of our weights is called in a Hugging Face file, and how it is laid out there.
+
+Llama, Qwen2 and Qwen3 use the same names; which of them a model has is said by `weight_specs`. Files store a linear
+map as [out, in] and one tensor a layer; here it is [in, out] with the heads split, and the layers are stacked in front.
+Left out: reading and writing files (pretrained.py).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import numpy as np
+
+from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.transformer import WeightSpec, weight_specs
+
+Path = tuple[str, ...]
+
+
+class Layout(NamedTuple):
+    """A pure pair: `to_hf` takes one layer's weight to the file's layout, `from_hf` (with our shape) takes it back."""
+
+    to_hf: Callable[[Any], Any]
+    from_hf: Callable[[Any, tuple[int, ...]], Any]
+
+
+def _untranspose(x: Any, shape: tuple[int, ...]) -> Any:
+    return x.T.reshape(shape)
+
+
+SAME = Layout(lambda x: x, lambda x, shape: x.reshape(shape))
+FLAT = Layout(lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape))  # [heads, head] <-> [out]
+FROM_WIDTH = Layout(lambda x: x.reshape(x.shape[0], -1).T, _untranspose)  # [in, ...] <-> [out, in]
+TO_WIDTH = Layout(lambda x: x.reshape(-1, x.shape[-1]).T, _untranspose)  # [..., out] <-> [out, in]
+
+TABLE: dict[Path, tuple[str, Layout]] = {
+    ("embed",): ("model.embed_tokens.weight", SAME),
+    ("layers", "attn_norm"): ("model.layers.{layer}.input_layernorm.weight", SAME),
+    ("layers", "q"): ("model.layers.{layer}.self_attn.q_proj.weight", FROM_WIDTH),
+    ("layers", "k"): ("model.layers.{layer}.self_attn.k_proj.weight", FROM_WIDTH),
+    ("layers", "v"): ("model.layers.{layer}.self_attn.v_proj.weight", FROM_WIDTH),
+    ("layers", "o"): ("model.layers.{layer}.self_attn.o_proj.weight", TO_WIDTH),
+    ("layers", "q_bias"): ("model.layers.{layer}.self_attn.q_proj.bias", FLAT),
+    ("layers", "k_bias"): ("model.layers.{layer}.self_attn.k_proj.bias", FLAT),
+    ("layers", "v_bias"): ("model.layers.{layer}.self_attn.v_proj.bias", FLAT),
+    ("layers", "o_bias"): ("model.layers.{layer}.self_attn.o_proj.bias", SAME),
+    ("layers", "q_norm"): ("model.layers.{layer}.self_attn.q_norm.weight", SAME),
+    ("layers", "k_norm"): ("model.layers.{layer}.self_attn.k_norm.weight", SAME),
+    ("layers", "mlp_norm"): ("model.layers.{layer}.post_attention_layernorm.weight", SAME),
+    ("layers", "gate"): ("model.layers.{layer}.mlp.gate_proj.weight", FROM_WIDTH),
+    ("layers", "up"): ("model.layers.{layer}.mlp.up_proj.weight", FROM_WIDTH),
+    ("layers", "down"): ("model.layers.{layer}.mlp.down_proj.weight", FROM_WIDTH),
+    ("final_norm",): ("model.norm.weight", SAME),
+    ("head",): ("lm_head.weight", FROM_WIDTH),
+}
+EMBED_NAME = TABLE["embed",][0]
+HEAD_NAME = TABLE["head",][0]
+
+
+class Tensor(NamedTuple):
+    """One tensor of a file: its name and shape there, and where it belongs: a weight, and a layer of it (or None)."""
+
+    name: str
+    shape: tuple[int, ...]
+    path: Path
+    layer: int | None
+
+
+def flat_specs(config: ModelConfig) -> dict[Path, WeightSpec]:
+    """`weight_specs`, flattened: path -> spec."""
+    return flax.traverse_util.flatten_dict(weight_specs(config))
+
+
+def tensors(config: ModelConfig) -> list[Tensor]:
+    """Every tensor that a file of this architecture holds, in the order of the network: embedding, layers, head."""
+    specs = flat_specs(config)
+    found = []
+    for path, (pattern, layout) in TABLE.items():
+        if path not in specs:
+            continue
+        stacked = path[0] == "layers"
+        one = specs[path].shape[1:] if stacked else specs[path].shape
+        shape = layout.to_hf(np.broadcast_to(np.int8(0), one)).shape
+        for layer in range(config.num_layers) if stacked else [None]:
+            found.append(Tensor(pattern.format(layer=layer), shape, path, layer))
+    order = {("embed",): -1, ("final_norm",): config.num_layers, ("head",): config.num_layers}
+    return sorted(found, key=lambda tensor: order.get(tensor.path, tensor.layer))
+
+
+def to_hf(path: Path, weight: Any) -> Any:
+    """One layer of the weight at `path` (a whole unstacked weight) as the file stores it."""
+    return TABLE[path][1].to_hf(weight)
+
+
+def from_hf(path: Path, stored: Any, shape: tuple[int, ...]) -> Any:
+    """A stored tensor as one layer of the weight at `path`, of our `shape` (without the layer axis)."""
+    return TABLE[path][1].from_hf(stored, shape)

@@ -1,0 +1,11 @@
+"""The shipped pair of models: `teacher/` and `student/`, Hugging Face folders, and `build.py`, which made them.
+
+Left out: the recipe that trains the student by the teacher, which is configs/quickstart.yaml.
+"""
+
+from pathlib import Path
+
+TEACHER = Path(__file__).resolve().parent / "teacher"
+STUDENT = Path(__file__).resolve().parent / "student"
+
+__all__ = ["STUDENT", "TEACHER"]

@@ -1,0 +1,127 @@
+"""`python -m motab_jax.report RUN [svg=FILE] [count=3]`: the figures of a run, and trajectories in colour.
+
+Green is what the student wrote and kept, red struck through is what was discarded, blue is what the teacher wrote.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from motab_jax.cli import run_verb
+from motab_jax.config import UserError
+from motab_jax.runtime.metrics import read_log
+
+STYLES = {"student": "green", "teacher": "bold blue", "discarded": "red strike", "note": "dim italic"}
+
+
+def accuracy_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
+    """Held-out figures before and after."""
+    table = Table(title=f"Held-out figures on {after['prompts']} prompts")
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="left" if not column else "right")
+    for key, label in (
+        ("accuracy", "accuracy"),
+        ("truncated", "truncated"),
+        ("length_mean", "mean length"),
+        ("reverse_kl", "reverse KL to the teacher"),
+    ):
+        if after.get(key) is not None:
+            table.add_row(label, _figure(key, before), _figure(key, after))
+    return table
+
+
+def _figure(key: str, figures: Mapping[str, Any]) -> str:
+    value = figures[key]
+    if key == "accuracy":
+        return f"{100 * value:.1f}% ± {100 * figures['stderr']:.1f}"
+    return f"{100 * value:.1f}%" if key == "truncated" else f"{value:.4g}"
+
+
+def trajectory_panel(record: Mapping[str, Any], decode) -> Panel:
+    """One trajectory in colour; `decode` turns token ids into text."""
+    text, tokens, sources = Text(), record["tokens"], record["sources"]
+    prompt = record["prompt"] if isinstance(record["prompt"], str) else record["prompt"][-1]["content"]
+    at = 0
+    for rewind in record["rewinds"]:
+        start = rewind["discarded_steps"][0]["start"]
+        _spans(text, tokens, sources, at, start, decode)
+        text.append(rewind["discarded_text"].rstrip("\n"), STYLES["discarded"])
+        stray = rewind["discarded_steps"][-1]
+        note = (
+            f"  strayed: value {stray['value']:.3g} < boundary {stray['boundary']:.3g}; the teacher writes from here\n"
+        )
+        text.append(note, STYLES["note"])
+        at = start
+    _spans(text, tokens, sources, at, len(tokens), decode)
+    verdict = {True: "right", False: "wrong", None: "not graded"}[record["correct"]]
+    return Panel(text, title=Text(prompt), subtitle=f"{verdict}, {record['finish_reason']}", title_align="left")
+
+
+def _spans(text: Text, tokens, sources, start: int, end: int, decode) -> None:
+    """Append tokens start..end, one span for each run of tokens by the same writer."""
+    while start < end:
+        stop = start
+        while stop < end and sources[stop] == sources[start]:
+            stop += 1
+        text.append(decode(tokens[start:stop]), STYLES[sources[start]])
+        start = stop
+
+
+def legend() -> Text:
+    """What the colours mean."""
+    words = (("student", "student"), ("discarded", "discarded"), ("teacher", "teacher"))
+    return Text("  ").join(Text(word, STYLES[style]) for style, word in words)
+
+
+def choose(records: list[dict], count: int) -> list[dict]:
+    """The latest records, those with a rewind first."""
+    newest = sorted(records, key=lambda record: -record["step"])
+    return sorted(newest, key=lambda record: not record["rewinds"])[:count]
+
+
+def show(console: Console, summary: Mapping[str, Any], records: list[dict], decode) -> None:
+    """Print trajectories and the table."""
+    parts = [trajectory_panel(record, decode) for record in records]
+    if parts:
+        console.print(Group(legend(), *parts))
+    if summary.get("after"):
+        console.print(accuracy_table(summary["before"], summary["after"]))
+
+
+def work(words: list[str]) -> int:
+    """The verb: read a run folder, print, draw."""
+    from motab_jax.data.tokenizer import load_tokenizer
+
+    own = dict(word.split("=", 1) for word in words if "=" in word)
+    folders = [word for word in words if "=" not in word]
+    if len(folders) != 1 or set(own) - {"svg", "count"} or not own.get("count", "3").isdigit():
+        raise UserError("usage: python -m motab_jax.report RUN [svg=FILE] [count=3]")
+    run = Path(folders[0])
+    if not (run / "summary.json").is_file():
+        raise UserError(f"{run}: no summary.json in it; give the folder of a finished run, such as runs/quickstart")
+    tokenizer = load_tokenizer(run / "export")
+    log = run / "trajectories.jsonl"
+    records = choose(read_log(log) if log.is_file() else [], int(own.get("count", "3")))
+    console = Console(record="svg" in own, width=100 if "svg" in own else None)
+    show(
+        console,
+        json.loads((run / "summary.json").read_text()),
+        records,
+        lambda ids: tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+    )
+    if "svg" in own:
+        try:
+            console.save_svg(own["svg"], title="motab_jax")
+        except OSError as error:
+            raise UserError(f"svg={own['svg']}: can't be written: {error.strerror}") from None
+    return 0
+
+
+if __name__ == "__main__":
+    run_verb(__doc__, work)

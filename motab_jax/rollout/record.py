@@ -1,0 +1,122 @@
+"""A trajectory as a JSON record: what `synthesize` and `trajectories.jsonl` hold, one object a trajectory.
+
+Positions count from the first completion token, steps from 0. The steps of a rewind are numbered as they stood when
+it happened. Takes trajectories whose arrays are on the host.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from motab_jax.data.sources import TRANSITION, WORDS
+from motab_jax.rollout.trajectory import FINISH_WORDS, KEPT, Trajectory
+
+
+class Row:
+    """One row of a host trajectory, read as lists."""
+
+    def __init__(self, trajectory: Trajectory, row: int):
+        size, count = int(trajectory.length[row]), int(trajectory.steps.count[row])
+        self.tokens = np.asarray(trajectory.tokens[row, :size])
+        self.sources = np.asarray(trajectory.sources[row, :size])
+        self.discarded_by = np.asarray(trajectory.discarded_by[row, :size])
+        self.steps = {
+            name: np.asarray(getattr(trajectory.steps, name)[row, :count])
+            for name in ("start", "end", "source", "value", "entropy", "boundary", "stray", "discarded_by")
+        }
+        self.rewinds = [
+            {name: int(getattr(trajectory, name)[row, r]) for name in ("rewind_at", "breach_step", "root_step")}
+            for r in range(int(trajectory.num_rewinds[row]))
+        ]
+        self.finish = FINISH_WORDS[int(trajectory.finish[row])]
+
+    def alive(self, discarded_by: np.ndarray, rewind: int | None) -> np.ndarray:
+        """Which entries stood when rewind number `rewind` happened (None: at the end)."""
+        standing = discarded_by == KEPT
+        return standing if rewind is None else standing | (discarded_by >= rewind)
+
+    def describe_step(self, entry: int, rewind: int | None) -> dict[str, Any]:
+        """A step table entry, with positions as they were when `rewind` happened (None: at the end)."""
+        places = np.concatenate([[0], np.cumsum(self.alive(self.discarded_by, rewind))])
+        step = {name: column[entry] for name, column in self.steps.items()}
+        return {
+            "start": int(places[step["start"]]),
+            "end": int(places[step["end"]]),
+            "source": WORDS[step["source"]],
+            "value": float(step["value"]),
+            "entropy": float(step["entropy"]),
+            "boundary": float(step["boundary"]),
+            "stray": bool(step["stray"]),
+        }
+
+    def describe_rewind(self, number: int, decode) -> dict[str, Any]:
+        """What rewind `number` discarded, where and why."""
+        rewind = self.rewinds[number]
+        standing = self.alive(self.steps["discarded_by"], number)
+        index = np.concatenate([[0], np.cumsum(standing)])
+        tokens = self.tokens[self.discarded_by == number].tolist()
+        entries = np.flatnonzero(self.steps["discarded_by"] == number)
+        return {
+            "breach_step": int(index[rewind["breach_step"]]),
+            "root_step": int(index[rewind["root_step"]]),
+            "discarded_tokens": tokens,
+            "discarded_text": decode(tokens),
+            "discarded_steps": [self.describe_step(int(entry), number) for entry in entries],
+        }
+
+    def target(self, kind: str, transition: list[int]) -> list[tuple[int, int]]:
+        """(token, source) pairs of the training target: spliced, or stitched with a transition at each rewind."""
+        if kind == "spliced":
+            keep = self.discarded_by == KEPT
+            return list(zip(self.tokens[keep].tolist(), self.sources[keep].tolist(), strict=True))
+        pairs, at = [], 0
+        for rewind in [*self.rewinds, None]:
+            end = len(self.tokens) if rewind is None else rewind["rewind_at"]
+            pairs += zip(self.tokens[at:end].tolist(), self.sources[at:end].tolist(), strict=True)
+            pairs += [] if rewind is None else [(token, TRANSITION) for token in transition]
+            at = end
+        return pairs
+
+
+def describe(trajectory: Trajectory, row: int, decode, *, target: str, transition: list[int]) -> dict[str, Any]:
+    """The part of a record that the trajectory knows; `decode` turns token ids into text."""
+    found = Row(trajectory, row)
+    kept = found.discarded_by == KEPT
+    tokens = found.tokens[kept].tolist()
+    return {
+        "text": decode(tokens),
+        "tokens": tokens,
+        "sources": [WORDS[s] for s in found.sources[kept]],
+        "target_text": decode([token for token, _ in found.target(target, transition)]),
+        "steps": [
+            found.describe_step(int(entry), None) for entry in np.flatnonzero(found.steps["discarded_by"] == KEPT)
+        ],
+        "rewinds": [found.describe_rewind(number, decode) for number in range(len(found.rewinds))],
+        "finish_reason": found.finish,
+    }
+
+
+def statistics(trajectory: Trajectory) -> dict[str, Any]:
+    """Figures of a host batch for the metrics: tokens by writer, strays, rewinds, values, lengths, truncation."""
+    used = np.arange(trajectory.tokens.shape[1]) < np.asarray(trajectory.length)[:, None]
+    kept = used & (np.asarray(trajectory.discarded_by) == KEPT)
+    steps = trajectory.steps
+    real = np.arange(steps.start.shape[1]) < np.asarray(steps.count)[:, None]
+    student = real & (np.asarray(steps.source) == WORDS.index("student"))
+    lengths = kept.sum(axis=1)
+
+    def mean(values, where) -> float | None:
+        return float(np.asarray(values)[where].mean()) if where.any() else None
+
+    return {
+        "tokens_student": int((used & (np.asarray(trajectory.sources) == WORDS.index("student"))).sum()),
+        "tokens_teacher": int((used & (np.asarray(trajectory.sources) == WORDS.index("teacher"))).sum()),
+        "tokens_discarded": int((used & ~kept).sum()),
+        "strayed": float((student & np.asarray(steps.stray)).any(axis=1).mean()),
+        "rewinds": float(np.asarray(trajectory.num_rewinds).mean()),
+        "value": mean(steps.value, student),
+        "boundary": mean(steps.boundary, student),
+        "length_mean": float(lengths.mean()),
+        "length_max": int(lengths.max()),
+        "truncated": float((np.asarray(trajectory.finish) == FINISH_WORDS.index("length")).mean()),
+    }

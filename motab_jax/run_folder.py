@@ -1,0 +1,56 @@
+"""The run folder: its configuration, its summary, and whether a run may go on in it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from motab_jax.config import Config, UserError, dump_config, load_config
+
+# Keys that may differ when a run goes on: they don't change what was computed so far.
+FREE = {"run.steps", "run.keep", "run.save_every", "run.sample_every", "run.dir", "run.name"}
+
+
+def open_run_folder(config: Config) -> Path:
+    """Make or re-enter dir/name; UserError if it can't be written or holds a run of another configuration."""
+    folder = Path(config.run.dir) / config.run.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: the run folder can't be written ({error.strerror}); set run.dir") from None
+    path = folder / "config.yaml"
+    if path.is_file():
+        changed = differences(load_config(path), config)
+        if changed:
+            raise UserError(
+                f"{folder} holds a run of another configuration ({', '.join(changed)} differ); "
+                "give this one its own run.name, or delete the folder"
+            )
+    write_whole(path, dump_config(config))
+    return folder
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Dotted keys that differ and matter to what the run computes."""
+    changed = []
+    for section, fields in old.model_dump().items():
+        for name, value in fields.items():
+            key = f"{section}.{name}"
+            if section != "log" and key not in FREE and value != getattr(new, section).model_dump()[name]:
+                changed.append(key)
+    return changed
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is either the old one or the new one, never half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """summary.json, whole."""
+    write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -1,0 +1,205 @@
+"""From a configuration to what the verbs work with: mesh, models, tokenizer, prompts, engine numbers.
+
+Everything that can be wrong about models and data is found here, before any work starts.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from motab_jax.config import Config, UserError
+from motab_jax.data.prompts import Prompt, encode_all, has_held_out, load_prompts
+from motab_jax.data.steps import compile_delimiter
+from motab_jax.data.tokenizer import check_same_tokenizer, load_tokenizer, stop_ids, token_bytes, vocab_size
+from motab_jax.models.pretrained import load_pretrained
+from motab_jax.models.prune import init_from_teacher
+from motab_jax.models.transformer import Model, is_spec, weight_specs
+from motab_jax.rollout import Prompts, RolloutConfig
+from motab_jax.runtime.mesh import batch_sharding, make_mesh, shardings
+
+SHIPPED = Path(__file__).parent / "quickstart"
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A run's models and the text rules they share."""
+
+    config: Config
+    mesh: Any
+    student: Model  # in the update layout
+    teacher: Model  # in the serve layout
+    tokenizer: Any
+    source: str  # folder or hub id that the student's other files come from
+    vocab_size: int
+    transition: list[int]
+    rollout: RolloutConfig
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def serve(self, params) -> Model:
+        """The student laid out for generation."""
+        return Model(jax.device_put(params, layout(self.mesh, self.student.config, "serve")), self.student.config)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedPrompts:
+    """Prompts with their token ids, and the width that fits all of them."""
+
+    prompts: list[Prompt]
+    tokens: list[list[int]]
+
+    @property
+    def width(self) -> int:
+        """Columns of a prompt batch."""
+        return max(len(ids) for ids in self.tokens)
+
+    def batch(self, indices: Sequence[int], row_ids: Sequence[int], mesh) -> Prompts:
+        """The prompts of these indices, left-padded, rows over the mesh's batch axes."""
+        table = np.zeros((len(indices), self.width), np.int32)
+        for row, index in enumerate(indices):
+            ids = self.tokens[index]
+            table[row, self.width - len(ids) :] = ids
+        lengths = np.array([len(self.tokens[index]) for index in indices], np.int32)
+        return jax.device_put(Prompts(table, lengths, np.asarray(row_ids, np.int32)), batch_sharding(mesh))
+
+
+def layout(mesh, config, name: str):
+    """Shardings of a model's parameters in the layout `update` or `serve`."""
+    specs = weight_specs(config)
+    axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
+    shapes = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs, is_leaf=is_spec)
+    return shardings(mesh, axes, name, shapes)
+
+
+def open_session(config: Config) -> Session:
+    """Load both models and check that they fit each other, the tokenizer and the mesh."""
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    student_path, teacher_path = model_paths(config)
+    tokenizer = load_tokenizer(teacher_path)
+    stops = stop_ids(tokenizer, teacher_path)
+    if student_path != teacher_path:
+        check_same_tokenizer(load_tokenizer(student_path), tokenizer)
+        stops = tuple(sorted({*stops, *stop_ids(tokenizer, student_path)}))
+    size = vocab_size(tokenizer)
+    teacher = Model(*load_pretrained(teacher_path, config.teacher.dtype))
+    student = _load_student(config, student_path, teacher)
+    for role, model, path in (("student", student, student_path), ("teacher", teacher, teacher_path)):
+        _check_model(config, role, model, str(path), size)
+    teacher = Model(jax.device_put(teacher.params, layout(mesh, teacher.config, "serve")), teacher.config)
+    student = Model(jax.device_put(student.params, layout(mesh, student.config, "update")), student.config)
+    return Session(
+        config=config,
+        mesh=mesh,
+        student=student,
+        teacher=teacher,
+        tokenizer=tokenizer,
+        source=str(student_path),
+        vocab_size=size,
+        transition=_transition(config.objective.transition_text, tokenizer),
+        rollout=rollout_config(config, tokenizer, stops, size),
+    )
+
+
+def model_paths(config: Config) -> tuple[str | Path, str | Path]:
+    """(student, teacher) folders or hub ids; with neither named, the shipped pair."""
+    student, teacher = config.student.path, config.teacher.path
+    if config.student.init_from_teacher is not None:
+        if student is not None:
+            raise UserError("student.path and student.init_from_teacher are both set; keep one of them")
+        student = teacher or str(SHIPPED / "teacher")
+    if student is None and teacher is None:
+        return SHIPPED / "student", SHIPPED / "teacher"
+    if student is None:
+        raise UserError("teacher.path is set but student.path is not; name a folder or hub id, or init_from_teacher")
+    return student, teacher or SHIPPED / "teacher"
+
+
+def _load_student(config: Config, path: str | Path, teacher: Model) -> Model:
+    cut = config.student.init_from_teacher
+    if cut is None:
+        return Model(*load_pretrained(path, config.student.dtype))
+    if "layers" not in cut:
+        raise UserError("student.init_from_teacher needs 'layers', for example {layers: [0, 2, 4]}")
+    params, shape = init_from_teacher(teacher.params, teacher.config, cut["layers"])
+    return Model(jax.tree.map(lambda x: jnp.array(x, config.student.dtype), params), shape)
+
+
+def _check_model(config: Config, role: str, model: Model, path: str, size: int) -> None:
+    if model.config.vocab_size < size:
+        raise UserError(f"{path}: the {role} has {model.config.vocab_size} embeddings, its tokenizer {size} tokens")
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    if longest > model.config.max_positions:
+        raise UserError(
+            f"data.max_prompt_tokens + rollout.max_new_tokens = {longest} is more than the {role}'s "
+            f"{model.config.max_positions} positions ({path}); lower one of the two"
+        )
+
+
+def _transition(text: str, tokenizer) -> list[int]:
+    ids = list(tokenizer.encode(text, add_special_tokens=False)) if text else []
+    back = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) if ids else ""
+    if back.strip() != text.strip():
+        raise UserError(f"objective.transition_text = {text!r}: the tokenizer turns it into {back!r}; choose another")
+    return ids
+
+
+def rollout_config(config: Config, tokenizer, stops: Sequence[int], size: int) -> RolloutConfig:
+    """The engine's numbers, from the configuration and the tokenizer."""
+    rollout, monitor, backtrack = config.rollout, config.monitor, config.backtrack
+    pieces = token_bytes(tokenizer)[:size]
+    return RolloutConfig(
+        automaton=compile_delimiter(monitor.step_delimiter, pieces),
+        stop_ids=jnp.asarray(stops, jnp.int32),
+        eps0=jnp.float32(monitor.eps0),
+        theta=jnp.float32(0.0 if monitor.boundary == "fixed" else monitor.theta),
+        vocab_size=size,
+        max_new_tokens=rollout.max_new_tokens,
+        segment_tokens=rollout.segment_tokens,
+        temperature=rollout.temperature,
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
+        monitored=monitor.enabled,
+        target=backtrack.target,
+        intervention=backtrack.intervention,
+        steps=backtrack.steps,
+        max_interventions=backtrack.max_interventions,
+        entropy_top_k=monitor.entropy_top_k,
+    )
+
+
+def training_prompts(session: Session) -> EncodedPrompts:
+    """The training split, encoded."""
+    data = session.config.data
+    return _encode(session, load_prompts(data, split="train", count=data.count, seed=data.shuffle_seed), data.path)
+
+
+def held_out_prompts(session: Session) -> EncodedPrompts | None:
+    """The prompts of evaluation, encoded; None where neither section offers any."""
+    section, data = session.config.eval, session.config.data
+    if section.source is None:
+        if not has_held_out(data.source):
+            return None
+        found = load_prompts(data, split="held_out", count=section.prompts, seed=data.shuffle_seed)
+        return _encode(session, found, data.path)
+    found = load_prompts(section, split=section.split, count=section.prompts, seed=data.shuffle_seed)
+    return _encode(session, found, section.path)
+
+
+def _encode(session: Session, prompts: list[Prompt], path: str | None) -> EncodedPrompts:
+    data = session.config.data
+    tokens = encode_all(
+        prompts,
+        session.tokenizer,
+        chat_template=data.chat_template,
+        thinking=data.thinking,
+        max_prompt_tokens=data.max_prompt_tokens,
+        path=path,
+    )
+    return EncodedPrompts(prompts, tokens)
