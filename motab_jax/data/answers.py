@@ -28,7 +28,9 @@ TAIL = 4000  # characters at a completion's end that are looked through for an a
 
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _ANSWER_IS = re.compile(r"answer(?:\s+is|\s*:)\s*:?\s*([^\n]+)", re.IGNORECASE)
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+# The sign counts only where it isn't a minus between two terms; a comma only before three digits.
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
+_SENTENCE_END = re.compile(r"\.\s")
 
 
 def grade(prompt: Prompt, completion: str) -> bool:
@@ -50,7 +52,7 @@ def extract_answer(completion: str) -> str:
     r"""The final answer in a completion, thinking left out, and "" if there is none.
 
     The last of \boxed{...}; else the last <answer>...</answer>; else what follows the last "answer is" or "answer:";
-    else the last number; else the last line.
+    (to the end of its sentence); else the last number; else the last line.
     """
     text = _after_thinking(completion)
     if (boxed := _last_boxed(text)) is not None:
@@ -58,9 +60,9 @@ def extract_answer(completion: str) -> str:
     if tagged := _ANSWER_TAG.findall(text):
         return tagged[-1].strip()
     if stated := _ANSWER_IS.findall(text):
-        return _tidy(stated[-1])
+        return _tidy(_SENTENCE_END.split(stated[-1])[0])
     if numbers := _NUMBER.findall(text):
-        return numbers[-1].rstrip(",")
+        return numbers[-1]
     lines = text.strip().splitlines()
     return _tidy(lines[-1]) if lines else ""
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from motab_jax.config import UserError
 from motab_jax.data import arithmetic
 from motab_jax.data.tokenizer import encode_prompt
@@ -139,7 +141,7 @@ class PromptStream:
     def __next__(self) -> list[int]:
         start = self._position
         self._position += self._batch_size
-        return [int(self._order[i]) for i in range(start, self._position)]
+        return [int(np.asarray(self._order[i])) for i in range(start, self._position)]
 
     def get_state(self) -> dict[str, int]:
         """Plain integers, fit for JSON."""
@@ -254,7 +256,7 @@ def _prompt(record: Any, fields: dict[str, str], place: str) -> Prompt:
         name = fields.get(role, role)
         if name not in record and (role == "prompt" or role in fields):
             raise UserError(f"{place}: the field '{name}' is missing; data.fields.{role} says which field holds it")
-    values = {role: record.get(fields.get(role, role)) for role in FIELDS}
+    values: dict[str, Any] = {role: record.get(fields.get(role, role)) for role in FIELDS}
     _check_prompt(values["prompt"], fields.get("prompt", "prompt"), place)
     for role in ("answer", "id"):
         if values[role] is not None and not isinstance(values[role], str | int | float):

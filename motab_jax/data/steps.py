@@ -1,7 +1,8 @@
 """Where a step of reasoning ends: the step delimiter compiled into a table over the vocabulary.
 
-A delimiter such as ".\\n\\n" may be cut by tokens anywhere: "." + "\\n\\n", or ".\\n\\nSo" in one token. The automaton is
-Knuth-Morris-Pratt over bytes, run once over every token from every state, so that inside jit one lookup a token is exact.
+A delimiter such as ".\\n\\n" may be cut by tokens anywhere: "." + "\\n\\n", or ".\\n\\nSo" in one token. The automaton
+is Knuth-Morris-Pratt over bytes, run once over every token from every state, so that inside jit one lookup a token is
+exact.
 Letters: Q states (bytes of the delimiter matched so far), V vocabulary.
 """
 
@@ -46,7 +47,7 @@ def compile_delimiter(delimiter: str, pieces: list[bytes]) -> StepAutomaton:
 
 
 def advance(automaton: StepAutomaton, state: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Read one token a row: state i32[...], token i32[...] in 0..V-1 -> (state after it i32[...], step ended bool[...])."""
+    """Read one token a row: state i32[...], token i32[...] in 0..V-1 -> (next state i32[...], step ended bool[...])."""
     return jax.numpy.asarray(automaton.next_state)[state, token], jax.numpy.asarray(automaton.ends)[state, token]
 
 

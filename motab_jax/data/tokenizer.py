@@ -118,7 +118,7 @@ def _check_folder(folder: Path) -> None:
     for name in names:
         content = _read_json(folder / name) if (folder / name).is_file() else {}
         # The tokenizers library reports a wrong layout with an exception of no type of its own, so look first.
-        if name == "tokenizer.json" and content and not isinstance(content.get("model"), dict):
+        if (folder / name).is_file() and name == "tokenizer.json" and not isinstance(content.get("model"), dict):
             raise UserError(f"{folder / name}: not a tokenizer description (it has no 'model')")
 
 

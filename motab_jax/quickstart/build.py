@@ -9,9 +9,7 @@ Left out: distillation, which is what the pair is for, and machines with several
 """
 
 import argparse
-import contextlib
 import dataclasses
-import functools
 import random
 import sys
 import tempfile
@@ -47,7 +45,7 @@ SAY_EVERY = 50  # steps
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Part of a training plan: `steps` batches of `rows` chains of min_terms..max_terms numbers, padded to `columns`."""
+    """Part of a training plan: `steps` batches of `rows` chains of min_terms..max_terms numbers, in `columns` columns."""
 
     steps: int
     min_terms: int
@@ -85,3 +83,203 @@ def architecture(*, layers: int, width: int, heads: int, head_dim: int, mlp: int
     )
 
 
+# The student's stages are an upper limit: it stops at the wanted accuracy long before their end.
+PLANS = {
+    "teacher": Plan(
+        architecture(layers=4, width=128, heads=4, head_dim=32, mlp=256),
+        (Stage(60, 2, 3, 32), Stage(300, 2, 6, 64), Stage(440, 5, 11, 112)),
+        learning_rate=3e-3,
+        schedule="cosine",
+    ),
+    "student": Plan(
+        architecture(layers=2, width=64, heads=4, head_dim=32, mlp=192),
+        (Stage(50, 2, 3, 32), Stage(100, 2, 6, 64), Stage(2000, 5, 11, 112)),
+        learning_rate=3e-3,
+        schedule="constant",
+        wanted=(0.25, 0.40),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """Of greedy completions: the share with the right final answer, with every line right, and the longest one."""
+
+    answer: float
+    chain: float
+    tokens: int  # the stop token included
+    prompts: int
+
+    def __str__(self) -> str:
+        return (
+            f"answers {self.answer:.2%}, whole chains {self.chain:.2%} of {self.prompts} held-out prompts, "
+            f"longest completion {self.tokens} tokens"
+        )
+
+
+def batches(stages: tuple[Stage, ...], tokenizer: Any, seed: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Training batches of a plan: tokens i32[B,T] and which of them are trained on, bool[B,T].
+
+    Problems are drawn anew for every batch; those of the held-out split are thrown away.
+    """
+    rng = random.Random(seed)
+    for stage in stages:
+        for _ in range(stage.steps):
+            yield batch(stage, tokenizer, rng)
+
+
+def batch(stage: Stage, tokenizer: Any, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+    """One batch of a stage: <bos> prompt completion <eos>, padded on the right; all from the completion on is trained."""
+    tokens = np.full((stage.rows, stage.columns), tokenizer.pad_token_id, np.int32)
+    trained = np.zeros((stage.rows, stage.columns), bool)
+    row = 0
+    while row < stage.rows:
+        problem = arithmetic.sample_problem(rng, min_terms=stage.min_terms, max_terms=stage.max_terms)
+        if arithmetic.split_of(problem.prompt) != "train":
+            continue
+        start = len(problem.prompt) + 1
+        ids = [*tokenizer.encode(problem.prompt + arithmetic.solution(problem)), tokenizer.eos_token_id]
+        tokens[row, : len(ids)], trained[row, start : len(ids)] = ids, True
+        row += 1
+    return tokens, trained
+
+
+def loss(params: Params, config: ModelConfig, tokens: jax.Array, trained: jax.Array) -> jax.Array:
+    """Mean cross-entropy of the trained tokens; tokens i32[B,T], trained bool[B,T]."""
+    logits, targets, weight = forward(params, config, tokens[:, :-1]), tokens[:, 1:], trained[:, 1:]
+    return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weight) / jnp.sum(weight)
+
+
+class Learner:
+    """A model in training: parameters, optimizer state, and the jitted step. Snapshots are plain references."""
+
+    def __init__(self, plan: Plan, steps: int, seed: int):
+        schedule = make_schedule(plan.schedule, peak=plan.learning_rate, floor=0.0, steps=steps, warmup_ratio=0.05)
+        optimizer = make_optimizer(schedule, weight_decay=0.01, clip=1.0, beta1=0.9, beta2=0.98)
+        self.config = plan.config
+        self.params = init(plan.config, jax.random.key(seed), std=0.04)
+        self.optimizer_state = optimizer.init(self.params)
+
+        @jax.jit
+        def step(params, optimizer_state, tokens, trained):
+            value, gradient = jax.value_and_grad(loss)(params, plan.config, tokens, trained)
+            change, optimizer_state = optimizer.update(gradient, optimizer_state, params)
+            return optax.apply_updates(params, change), optimizer_state, value
+
+        self._step = step
+
+    @property
+    def model(self) -> Model:
+        return Model(self.params, self.config)
+
+    def learn(self, tokens: np.ndarray, trained: np.ndarray) -> jax.Array:
+        """One update; the batch's loss before it, f32[]."""
+        self.params, self.optimizer_state, value = self._step(self.params, self.optimizer_state, tokens, trained)
+        return value
+
+    def snapshot(self) -> tuple[Params, Any]:
+        return self.params, self.optimizer_state
+
+    def restore(self, snapshot: tuple[Params, Any]) -> None:
+        self.params, self.optimizer_state = snapshot
+
+
+def measure(model: Model, tokenizer: Any, count: int, seed: int) -> Accuracy:
+    """Greedy accuracy over `count` held-out problems of the task's own lengths."""
+    problems = arithmetic.problems(count, seed=seed, split="held_out")
+    written: list[tuple[str, int]] = []
+    for start in range(0, count, EVAL_ROWS):
+        written += complete(model, tokenizer, problems[start : start + EVAL_ROWS])
+    right = [arithmetic.final_answer(text) == p.answer for p, (text, _) in zip(problems, written, strict=True)]
+    exact = [text == arithmetic.solution(p) for p, (text, _) in zip(problems, written, strict=True)]
+    return Accuracy(float(np.mean(right)), float(np.mean(exact)), max(n for _, n in written), count)
+
+
+def complete(model: Model, tokenizer: Any, problems: list[Problem]) -> list[tuple[str, int]]:
+    """Greedy completions: each one's text and its number of tokens. Batches are filled up, so as to compile once."""
+    rows = min(EVAL_ROWS, 1 << (len(problems) - 1).bit_length())
+    tokens, lengths = np.zeros((rows, PROMPT_COLUMNS), np.int32), np.ones(rows, np.int32)
+    for row, problem in enumerate(problems):
+        ids = tokenizer.encode(problem.prompt)
+        tokens[row, PROMPT_COLUMNS - len(ids) :], lengths[row] = ids, len(ids)
+    prompts = Prompts(jnp.asarray(tokens), jnp.asarray(lengths), jnp.arange(rows, dtype=jnp.int32))
+    log = jax.device_get(_rollout(model, None, prompts, jax.random.key(0), _greedy(tokenizer)))
+    used = [log.tokens[row, : log.length[row]].tolist() for row in range(len(problems))]
+    return [(tokenizer.decode(ids, skip_special_tokens=True), len(ids)) for ids in used]
+
+
+_rollout = jax.jit(rollout)
+
+
+def _greedy(tokenizer: Any) -> RolloutConfig:
+    zero = jnp.float32(0.0)
+    return RolloutConfig(
+        compile_delimiter(DELIMITER, token_bytes(tokenizer)),
+        stop_ids=jnp.asarray([tokenizer.eos_token_id]),
+        eps0=zero,
+        theta=zero,
+        vocab_size=len(tokenizer),
+        max_new_tokens=MAX_NEW_TOKENS,
+        temperature=0.0,
+        monitored=False,
+    )
+
+
+def train(name: str, plan: Plan, tokenizer: Any, seed: int) -> Model:
+    """Train one model by its plan, with a line of progress now and then; returns it as it is when the plan ends."""
+    steps = sum(stage.steps for stage in plan.stages)
+    learner, began = Learner(plan, steps, seed), time.monotonic()
+    print(f"{name}: {sum(w.size for w in jax.tree.leaves(learner.params)):,} parameters, seed {seed}", flush=True)
+    every, safe, since = plan.check_every, learner.snapshot(), 0
+    for number, (tokens, trained) in enumerate(batches(plan.stages, tokenizer, f"{name}/{seed}"), 1):
+        value, since = learner.learn(tokens, trained), since + 1
+        if number % SAY_EVERY == 0 or number == steps:
+            print(f"{name}: step {number}, loss {float(value):.4f}, {time.monotonic() - began:.0f} s", flush=True)
+        if plan.wanted is None or since < every:
+            continue
+        since, share = 0, measure(learner.model, tokenizer, CHECK_PROMPTS, CHECK_SEED).answer
+        print(f"{name}: step {number}, greedy answers {share:.1%}", flush=True)
+        if share > plan.wanted[1]:
+            learner.restore(safe)
+            every = max(every // 2, 1)
+        elif share >= plan.wanted[0]:
+            break
+        safe = learner.snapshot()
+    return learner.model
+
+
+def build(name: str, folder: Path, seed: int) -> Accuracy:
+    """Train a model of the pair, measure it, and write its folder `folder/name`. UserError if it can't be written."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        arithmetic.write_tokenizer(scratch)
+        tokenizer = load_tokenizer(scratch)
+    model = train(name, PLANS[name], tokenizer, seed)
+    accuracy = measure(model, tokenizer, REPORT_PROMPTS, REPORT_SEED)
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    save_pretrained(folder / name, model.params, model.config, tokenizer=tokenizer, generation_config=ids)
+    size = (folder / name / "model.safetensors").stat().st_size
+    print(
+        f"{name}: {accuracy}; {size:,} bytes, {time.monotonic() - began:.0f} s; written to {folder / name}", flush=True
+    )
+    return accuracy
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m motab_jax.quickstart.build", description="Train the shipped pair.")
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart_pair"), help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=sorted(PLANS), help="train one of the two")
+    given = parser.parse_args(arguments)
+    try:
+        for name in [given.only] if given.only else PLANS:
+            build(name, given.out, given.seed)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

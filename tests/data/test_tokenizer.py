@@ -1,0 +1,137 @@
+"""Tokenizers of the three supported kinds, built here: bytes, templates, stop ids, and errors that name the cause."""
+
+import json
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from motab_jax.config import UserError
+from motab_jax.data import arithmetic
+from motab_jax.data.tokenizer import (
+    check_same_tokenizer,
+    encode_prompt,
+    load_tokenizer,
+    stop_ids,
+    token_bytes,
+    vocab_size,
+)
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+THINKING = TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}no{% endif %}"
+
+
+def byte_level(**settings) -> PreTrainedTokenizerFast:
+    """Byte-level BPE without merges but for one, as in GPT-2, Qwen and Llama 3."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: index for index, piece in enumerate([*alphabet, ".Ċ"])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[(".", "Ċ")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<eos>", special=True)])
+    backend.add_tokens([AddedToken("<think> é", special=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", **settings)
+
+
+def metaspace() -> PreTrainedTokenizerFast:
+    """SentencePiece style with byte fallback, as in Llama 2."""
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    vocabulary = {piece: index for index, piece in enumerate(["<unk>", *fallback, "▁", "a", "b", "▁a"])}
+    backend = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[("▁", "a")], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("text", ["a.\n\nb é 漢 \x00\t", "b a a  b\né漢"])
+@pytest.mark.parametrize("build", [byte_level, metaspace])
+def test_bytes_of_the_tokens_are_the_bytes_of_the_text(build, text):
+    tokenizer = build()
+    pieces = token_bytes(tokenizer)
+    assert len(pieces) == vocab_size(tokenizer)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert b"".join(pieces[i] for i in ids) == text.encode()
+
+
+def test_added_tokens_stand_for_their_text_and_special_ones_for_nothing():
+    tokenizer = byte_level()
+    pieces = token_bytes(tokenizer)
+    assert pieces[tokenizer.eos_token_id] == b""
+    assert pieces[-1] == "<think> é".encode()
+
+
+def test_unknown_decoder_is_refused_by_name():
+    backend = Tokenizer(models.WordPiece(vocab={"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    backend.decoder = decoders.WordPiece()
+    with pytest.raises(UserError, match="WordPiece"):
+        token_bytes(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+def test_chat_template_opens_the_assistants_turn():
+    tokenizer = byte_level(chat_template=THINKING)
+    ids = encode_prompt(tokenizer, "hi", chat_template=True, thinking=None)
+    assert tokenizer.decode(ids) == "[user]hi[assistant]"
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    ids = encode_prompt(tokenizer, messages, chat_template=True, thinking=False)
+    assert tokenizer.decode(ids) == "[system]s[user]u[assistant]no"
+    assert encode_prompt(tokenizer, "a", chat_template=False, thinking=None) == tokenizer.encode("a")
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "options", "message"),
+    [
+        (None, "hi", {"chat_template": True, "thinking": None}, "no chat template"),
+        (TEMPLATE, "hi", {"chat_template": True, "thinking": True}, "thinking switch"),
+        ("{{ raise_exception('no system') }}", "hi", {"chat_template": True, "thinking": None}, "no system"),
+        (TEMPLATE, [{"role": "user", "content": "x"}], {"chat_template": False, "thinking": None}, "chat_template=true"),
+        (TEMPLATE, "", {"chat_template": False, "thinking": None}, "no token"),
+    ],
+)
+def test_prompts_that_cannot_be_encoded(template, prompt, options, message):
+    with pytest.raises(UserError, match=message):
+        encode_prompt(byte_level(chat_template=template), prompt, **options)
+
+
+def test_stop_ids_join_tokenizer_and_generation_config(tmp_path):
+    tokenizer = byte_level()
+    end = tokenizer.eos_token_id
+    assert stop_ids(tokenizer, tmp_path) == (end,)
+    config = tmp_path / "generation_config.json"
+    config.write_text(json.dumps({"eos_token_id": [3, end]}))
+    assert stop_ids(tokenizer, tmp_path) == (end, 3)
+    config.write_text(json.dumps({"eos_token_id": 4}))
+    assert stop_ids(tokenizer, tmp_path) == (end, 4)
+    config.write_text('{"eos_token_id": ')
+    with pytest.raises(UserError, match="generation_config"):
+        stop_ids(tokenizer, tmp_path)
+    config.unlink()
+    with pytest.raises(UserError, match="end token"):
+        stop_ids(metaspace(), tmp_path)
+
+
+def test_different_tokenizers_are_refused_with_the_first_difference():
+    check_same_tokenizer(byte_level(), byte_level())
+    other = byte_level()
+    other.add_tokens(["<extra>"])
+    with pytest.raises(UserError, match=r"student has none, teacher '<extra>'"):
+        check_same_tokenizer(byte_level(), other)
+
+
+def test_damaged_and_missing_folders(tmp_path):
+    with pytest.raises(UserError, match="no such model folder"):
+        load_tokenizer(tmp_path / "absent")
+    with pytest.raises(UserError, match="no tokenizer files"):
+        load_tokenizer(tmp_path)
+    arithmetic.write_tokenizer(tmp_path)
+    whole = (tmp_path / "tokenizer.json").read_text()
+    for damaged in (whole[: len(whole) // 2], "{}\n", '{"version": "1.0"}', "[]", ""):
+        (tmp_path / "tokenizer.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"tokenizer\.json"):
+            load_tokenizer(tmp_path)
