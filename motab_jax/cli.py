@@ -4,9 +4,12 @@ Exit status: 0 done, 2 the user's mistake, 75 stopped by a signal after saving, 
 """
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Self, TextIO
 
 from motab_jax.config import Config, UserError, dump_config, load_config, valid_keys
 from motab_jax.runtime.paths import recipe_path
@@ -32,25 +35,65 @@ def read_config(path: str | None, overrides: Sequence[str]) -> Config:
     return load_config(path or recipe_path("quickstart"), list(overrides))
 
 
-def run_verb(usage: str, work: Callable[[list[str]], int | None]) -> None:
-    """Run a verb and leave with its exit status; a UserError becomes one line on standard error."""
-    words = sys.argv[1:]
-    if "--help" in words or "-h" in words:
-        print(f"{usage.strip()}\n\nKeys:\n" + "\n".join(f"  {key}" for key in valid_keys() if "." in key))
-        return
+def open_output(path: str) -> TextIO:
+    """The file of output=FILE, emptied. UserError if it can't be written."""
     try:
-        if "--print-config" in words:
-            path, overrides, _ = split_words([word for word in words if word != "--print-config"])
+        return Path(path).open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"output={path}: can't be written: {error.strerror}") from None
+
+
+def run_verb(
+    usage: str, work: Callable[[list[str]], int | None], *, own: Sequence[str] = (), configured: bool = True
+) -> None:
+    """Run a verb and leave with its exit status; a UserError becomes one line on standard error.
+
+    own: the verb's key=value words that are not configuration. configured: whether it takes a configuration at all.
+    """
+    words = sys.argv[1:]
+    try:
+        if "--help" in words or "-h" in words:
+            keys = [f"  {key}" for key in valid_keys() if "." in key] if configured else []
+            print("\n".join([usage.strip(), *(["", "Keys:", *keys] if configured else [])]))
+            status = 0
+        elif "--print-config" in words and configured:
+            path, overrides, _ = split_words([word for word in words if word != "--print-config"], own)
             print(dump_config(read_config(path, overrides)), end="")
-            return
-        status = work(words) or 0
+            status = 0
+        else:
+            status = work(words) or 0
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         status = 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status)
+
+
+class Signals:
+    """Notes that SIGTERM or SIGINT came, so that a loop can stop between two steps. A context manager.
+
+    A second signal of the same kind ends the process at once.
+    """
+
+    def __init__(self):
+        self.came = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        self.came = True
+        signal.signal(number, signal.SIG_DFL)
 
 
 def enable_compilation_cache() -> None:

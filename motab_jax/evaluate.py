@@ -4,24 +4,24 @@ To evaluate an export, name it: student.path=runs/NAME/export. Reports avg@k and
 standard error over problems, the truncation rate and the mean length; per-problem lines go to output=FILE.jsonl.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from motab_jax.cli import enable_compilation_cache, read_config, run_verb, split_words
+from motab_jax.cli import enable_compilation_cache, open_output, read_config, run_verb, split_words
 from motab_jax.config import UserError
 from motab_jax.data.answers import grade, mean_and_stderr, pass_at_k
 from motab_jax.distill import Objective, TokenLoss, build_targets
 from motab_jax.distill.objective import batch_loss, weights_of
 from motab_jax.models.transformer import Model
-from motab_jax.rollout import rollout
+from motab_jax.rollout import RolloutConfig, rollout
 from motab_jax.rollout.record import Row
 from motab_jax.rollout.trajectory import KEPT
 from motab_jax.runtime.mesh import check_batch
@@ -34,8 +34,9 @@ class Evaluator:
 
     session: Session
     prompts: EncodedPrompts
+    config: RolloutConfig
     generate: Callable
-    divergence: Callable | None
+    measure: Callable | None  # the reverse KL, if it is wanted
 
     def __call__(self, student: Model, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """Figures of a student in the serve layout; `problems` holds one entry a prompt."""
@@ -59,11 +60,13 @@ class Evaluator:
         samples = self.session.config.eval.samples
         padded = part + [part[-1]] * (size - len(part))
         prompts = self.prompts.batch([i for i, _ in padded], [i * samples + s for i, s in padded], self.session.mesh)
-        trajectory = self.generate(student, prompts)
+        judge = self.session.teacher if self.measure is not None else None
+        trajectory = self.generate(student, judge, prompts, jax.random.key(self.session.config.run.seed), self.config)
         kl, count = 0.0, 0
-        if self.divergence is not None:
+        if self.measure is not None:
             real = jnp.arange(size) < len(part)
-            kl, count = (float(x) for x in self.divergence(student, self.session.teacher, trajectory, real))
+            sums = self.measure(student, judge, trajectory, real, vocab_size=self.session.vocab_size)
+            kl, count = (float(x) for x in sums)
         host = jax.device_get(trajectory.replace(teacher_hidden=None))
         rows = [Row(host, row) for row in range(len(part))]
         texts = [(self.session.decode(r.tokens[r.discarded_by == KEPT]), len(r.tokens), r.finish) for r in rows]
@@ -103,20 +106,12 @@ def make_evaluator(session: Session, prompts: EncodedPrompts) -> Evaluator:
         top_p=section.top_p,
         max_new_tokens=section.max_new_tokens or session.config.rollout.max_new_tokens,
     )
-    teacher = session.teacher if section.reverse_kl else None
-    key = jax.random.key(session.config.run.seed)
-    program = jax.jit(rollout)
-    measure = jax.jit(_divergence, static_argnames="vocab_size")
 
-    def divergence(student: Model, teacher: Model, trajectory, real):
-        return measure(student, teacher, trajectory, real, vocab_size=session.vocab_size)
+    def generate(*arguments):  # a function of its own: jit counts the compilations of each function
+        return rollout(*arguments)
 
-    return Evaluator(
-        session,
-        prompts,
-        lambda student, batch: program(student, teacher, batch, key, config),
-        divergence if section.reverse_kl else None,
-    )
+    measure = jax.jit(_divergence, static_argnames="vocab_size") if section.reverse_kl else None
+    return Evaluator(session, prompts, config, jax.jit(generate), measure)
 
 
 def _divergence(student: Model, teacher: Model, trajectory, real, *, vocab_size: int):
@@ -138,18 +133,17 @@ def work(words: list[str]) -> int:
     prompts = held_out_prompts(session)
     if prompts is None:
         raise UserError(f"data.source={config.data.source} has no held-out split; set eval.source (and eval.path)")
-    figures = make_evaluator(session, prompts)(
-        session.serve(session.student.params), lambda done, total: print(f"{done}/{total}", file=sys.stderr)
-    )
-    problems = figures.pop("problems")
-    if "output" in own:
-        try:
-            Path(own["output"]).write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in problems))
-        except OSError as error:
-            raise UserError(f"output={own['output']}: can't be written: {error.strerror}") from None
+    evaluator = make_evaluator(session, prompts)
+    with open_output(own["output"]) if "output" in own else contextlib.nullcontext() as output:
+        figures = evaluator(
+            session.serve(session.student.params), lambda done, total: print(f"{done}/{total}", file=sys.stderr)
+        )
+        problems = figures.pop("problems")
+        if output is not None:
+            output.writelines(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems)
     print(json.dumps(figures))
     return 0
 
 
 if __name__ == "__main__":
-    run_verb(__doc__, work)
+    run_verb(__doc__, work, own=("output",))

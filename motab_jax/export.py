@@ -39,8 +39,10 @@ def work(words: list[str]) -> int:
     run, out = Path(folders[0]), Path(folders[1])
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: no config.yaml in it; give the folder of a run, such as runs/quickstart")
-    if out.exists() and any(out.iterdir()):
+    if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out}: there is something in it already; give a new folder")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: a file; give a new folder")
     session = open_session(load_config(run / "config.yaml"))
     _, state = make_programs(session)
     with Checkpointer(run / "checkpoints", session.config.run.keep) as checkpoints:
@@ -54,4 +56,4 @@ def work(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_verb(__doc__, work)
+    run_verb(__doc__, work, configured=False)

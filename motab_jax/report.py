@@ -124,4 +124,4 @@ def work(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_verb(__doc__, work)
+    run_verb(__doc__, work, configured=False)

@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from motab_jax.config import Config, UserError, dump_config, load_config
+from motab_jax.runtime.distributed import is_main
 
 # Keys that may differ when a run goes on: they don't change what was computed so far.
 FREE = {"run.steps", "run.keep", "run.save_every", "run.sample_every", "run.dir", "run.name"}
 
 
 def open_run_folder(config: Config) -> Path:
-    """Make or re-enter dir/name; UserError if it can't be written or holds a run of another configuration."""
+    """Make or re-enter dir/name; UserError if it can't be written or holds a run of another configuration.
+
+    The configuration is not written yet (`write_config`): a command that fails for a bad path leaves no run behind, so
+    that the mended one may use the folder.
+    """
     folder = Path(config.run.dir) / config.run.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{folder}: the run folder can't be written ({error.strerror}); set run.dir") from None
+    if is_main():
+        _check_writable(folder)
     path = folder / "config.yaml"
     if path.is_file():
         changed = differences(load_config(path), config)
@@ -29,8 +29,22 @@ def open_run_folder(config: Config) -> Path:
                 f"{folder} holds a run of another configuration ({', '.join(changed)} differ); "
                 "give this one its own run.name, or delete the folder"
             )
-    write_whole(path, dump_config(config))
     return folder
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: the run folder can't be written ({error.strerror}); set run.dir") from None
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """config.yaml, whole."""
+    write_whole(folder / "config.yaml", dump_config(config))
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -134,12 +134,16 @@ def _load_student(config: Config, path: str | Path, teacher: Model) -> Model:
 def _check_model(config: Config, role: str, model: Model, path: str, size: int) -> None:
     if model.config.vocab_size < size:
         raise UserError(f"{path}: the {role} has {model.config.vocab_size} embeddings, its tokenizer {size} tokens")
-    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    if longest > model.config.max_positions:
-        raise UserError(
-            f"data.max_prompt_tokens + rollout.max_new_tokens = {longest} is more than the {role}'s "
-            f"{model.config.max_positions} positions ({path}); lower one of the two"
-        )
+    for key, tokens in (
+        ("rollout.max_new_tokens", config.rollout.max_new_tokens),
+        ("eval.max_new_tokens", config.eval.max_new_tokens or 0),
+    ):
+        longest = config.data.max_prompt_tokens + tokens
+        if longest > model.config.max_positions:
+            raise UserError(
+                f"data.max_prompt_tokens + {key} = {longest} is more than the {role}'s "
+                f"{model.config.max_positions} positions ({path}); lower one of the two"
+            )
 
 
 def _transition(text: str, tokenizer) -> list[int]:

@@ -5,12 +5,11 @@ A trajectory depends on its prompt, its sample number and run.seed, not on the b
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from motab_jax.cli import enable_compilation_cache, read_config, run_verb, split_words
+from motab_jax.cli import enable_compilation_cache, open_output, read_config, run_verb, split_words
 from motab_jax.config import UserError
 from motab_jax.data.answers import grade
 from motab_jax.data.prompts import Prompt
@@ -52,11 +51,7 @@ def work(words: list[str]) -> int:
     samples, size = config.rollout.samples_per_prompt, config.rollout.batch_size
     jobs = [(i, s) for i in range(len(encoded.prompts)) for s in range(samples)]
     program, key, student = jax.jit(rollout), jax.random.key(config.run.seed), session.serve(session.student.params)
-    try:
-        output = Path(own["output"]).open("w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"output={own['output']}: can't be written: {error.strerror}") from None
-    with output, Progress(len(jobs), "synthesize") as progress:
+    with open_output(own["output"]) as output, Progress(len(jobs), "synthesize") as progress:
         for start in range(0, len(jobs), size):
             part = jobs[start : start + size]
             padded = part + [part[-1]] * (size - len(part))
@@ -72,4 +67,4 @@ def work(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_verb(__doc__, work)
+    run_verb(__doc__, work, own=("output",))

@@ -5,9 +5,8 @@ metrics.jsonl, trajectories.jsonl, checkpoints/, export/ and summary.json. The s
 (SIGTERM, SIGINT) saves and leaves with status 75.
 """
 
+import contextlib
 import dataclasses
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from motab_jax.cli import STOPPED, enable_compilation_cache, read_config, run_verb, split_words
+from motab_jax.cli import STOPPED, Signals, enable_compilation_cache, read_config, run_verb, split_words
 from motab_jax.config import Config, LossConfig, UserError
 from motab_jax.data.prompts import PromptStream
 from motab_jax.distill import (
@@ -31,15 +30,15 @@ from motab_jax.distill import (
     make_schedule,
     make_update,
 )
-from motab_jax.evaluate import make_evaluator
+from motab_jax.evaluate import Evaluator, make_evaluator
 from motab_jax.export import export_student
 from motab_jax.report import choose, show
 from motab_jax.rollout import rollout
 from motab_jax.rollout.record import statistics
-from motab_jax.run_folder import open_run_folder, write_summary
+from motab_jax.run_folder import open_run_folder, write_config, write_summary
 from motab_jax.runtime.checkpoint import Checkpointer
 from motab_jax.runtime.distributed import initialize, is_main
-from motab_jax.runtime.mesh import check_batch
+from motab_jax.runtime.mesh import check_batch, replicated
 from motab_jax.runtime.metrics import MetricsLog, open_trackers, read_log
 from motab_jax.runtime.progress import Progress
 from motab_jax.session import EncodedPrompts, Session, held_out_prompts, layout, open_session, training_prompts
@@ -90,21 +89,25 @@ def make_programs(session: Session) -> tuple[Programs, TrainState]:
     transition = jnp.asarray(session.transition, jnp.int32)
     update = make_update(session.student.config, optimizer, objective, accumulate=section.accumulate)
 
+    target = config.objective.target
+    room = config.rollout.max_new_tokens if target == "spliced" else None
+
     def train_step(state: TrainState, teacher_head, trajectory):
-        batch = build_targets(trajectory, target=config.objective.target, transition=transition)
+        batch = build_targets(trajectory, target=target, transition=transition, max_tokens=room)
         return update(state, teacher_head, batch)
+
+    def generate(*arguments):  # a function of its own: jit counts the compilations of each function
+        return rollout(*arguments)
 
     state = jax.jit(lambda params: init_state(params, optimizer))(session.student.params)
     state = _lay_out(session, state)
     places = jax.tree.map(lambda x: x.sharding, state)
     program = jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
-    return Programs(jax.jit(rollout), program, schedule, head_of(session.teacher, objective)), state
+    return Programs(jax.jit(generate), program, schedule, head_of(session.teacher, objective)), state
 
 
 def _lay_out(session: Session, state: TrainState) -> TrainState:
     """Parameters and moments in the update layout; every other number on all devices."""
-    from motab_jax.runtime.mesh import replicated
-
     places = layout(session.mesh, session.student.config, "update")
     structure = jax.tree.structure(places)
 
@@ -117,19 +120,6 @@ def _lay_out(session: Session, state: TrainState) -> TrainState:
     return jax.tree.map(put, state, is_leaf=is_params)
 
 
-class Signals:
-    """Remembers that SIGTERM or SIGINT came, so that the loop can stop between two steps."""
-
-    def __init__(self):
-        self.came = False
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._note)
-
-    def _note(self, *_: object) -> None:
-        self.came = True
-
-
 @dataclasses.dataclass
 class Progressed:
     """What a run carries from step to step besides the training state; saved as JSON with each checkpoint."""
@@ -139,14 +129,94 @@ class Progressed:
     seconds: float = 0.0
 
 
-def train_one(session: Session, programs: Programs, state: TrainState, prompts: EncodedPrompts, indices: list[int]):
+@dataclasses.dataclass(frozen=True)
+class Logs:
+    """The two files that grow with the run."""
+
+    metrics: MetricsLog
+    trajectories: MetricsLog
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run works with from its first step to its last."""
+
+    session: Session
+    prompts: EncodedPrompts
+    stream: PromptStream
+    evaluator: Evaluator | None
+    programs: Programs
+    console: Console
+
+
+def train(config: Config) -> int:
+    """The whole run; returns the exit status."""
+    initialize()
+    enable_compilation_cache()
+    console = Console(quiet=not is_main())
+
+    # The run folder, the models, the prompts: whatever is wrong with them is said now.
+    folder = open_run_folder(config)
+    session = open_session(config)
+    check_batch(session.mesh, config.rollout.batch_size // config.optimizer.accumulate, "rollout.batch_size")
+    prompts, held_out = training_prompts(session), held_out_prompts(session)
+    fresh = config.rollout.batch_size // config.rollout.samples_per_prompt
+    stream = PromptStream(len(prompts.prompts), fresh, config.data.shuffle_seed)
+    evaluator = None if held_out is None else make_evaluator(session, held_out)
+    programs, state = make_programs(session)
+    run = Run(session, prompts, stream, evaluator, programs, console)
+
+    with contextlib.ExitStack() as opened:
+        signals = opened.enter_context(Signals())
+        checkpoints = opened.enter_context(Checkpointer(folder / "checkpoints", config.run.keep))
+        state, done = _resume(checkpoints, state, stream, console)
+        logs = _open_logs(opened, config, folder, int(state.step))
+        write_config(folder, config)
+        if done.before is None:
+            done.before = _evaluate(run, state, "before")
+        state, stopped = _loop(run, state, done, checkpoints, logs, signals)
+    if stopped:
+        console.print(f"stopped by a signal at step {int(state.step)}, saved; the same command goes on from there")
+        return STOPPED
+
+    after = _evaluate(run, state, "after")
+    export_student(session, state.params, folder / "export")
+    _finish(run, folder, _summary(run, state, done, after))
+    return 0
+
+
+def _loop(run: Run, state: TrainState, done: Progressed, checkpoints: Checkpointer, logs: Logs, signals: Signals):
+    """Steps until run.steps or a signal; returns (state, whether a signal stopped it)."""
+    config, stopped = run.session.config, False
+    with Progress(config.run.steps, "train", console=run.console) as progress:
+        while (step := int(state.step) + 1) <= config.run.steps and not stopped:
+            started = time.perf_counter()
+            indices = next(run.stream)
+            state, metrics, host = train_one(run, state, indices)
+            if config.run.sample_every and (step % config.run.sample_every == 0 or step == 1):
+                _write_samples(run, logs.trajectories, step, indices, host)
+            if config.run.eval_every and step % config.run.eval_every == 0:
+                metrics["eval"] = _evaluate(run, state, f"step {step}")
+            elapsed = time.perf_counter() - started
+            metrics["seconds"]["host"] = elapsed - sum(metrics["seconds"].values())
+            done.tokens += metrics["tokens_student"] + metrics["tokens_teacher"]
+            done.seconds += elapsed
+            logs.metrics.append(step, {**metrics, "epoch": run.stream.epoch})
+            progress.update(step, {k: metrics[k] for k in ("loss", "strayed", "length_mean", "tokens_per_second")})
+            _check_finite(config, metrics, step)
+            stopped = signals.came
+            if step % config.run.save_every == 0 or step == config.run.steps or stopped:
+                checkpoints.save(step, state, {"stream": run.stream.get_state(), **dataclasses.asdict(done)})
+    return state, stopped
+
+
+def train_one(run: Run, state: TrainState, indices: list[int]):
     """One step: rollout, then update. Returns (state, metrics, host trajectory)."""
-    config, step = session.config, int(state.step)
-    samples = config.rollout.samples_per_prompt
-    rows = [index for index in indices for _ in range(samples)]
-    key = jax.random.fold_in(jax.random.key(config.run.seed), step)
+    session, programs, step = run.session, run.programs, int(state.step)
+    rows = [index for index in indices for _ in range(session.config.rollout.samples_per_prompt)]
+    key = jax.random.fold_in(jax.random.key(session.config.run.seed), step)
     started = time.perf_counter()
-    batch = prompts.batch(rows, range(len(rows)), session.mesh)
+    batch = run.prompts.batch(rows, range(len(rows)), session.mesh)
     trajectory = programs.rollout(session.serve(state.params), session.teacher, batch, key, session.rollout)
     jax.block_until_ready(trajectory.length)
     rolled = time.perf_counter()
@@ -163,93 +233,6 @@ def train_one(session: Session, programs: Programs, state: TrainState, prompts: 
         "seconds": {"rollout": rolled - started, "update": updated - rolled},
     }
     return state, metrics, host
-
-
-def train(config: Config) -> int:
-    """The whole run; returns the exit status."""
-    signals = Signals()
-    console = Console()
-    initialize()
-    enable_compilation_cache()
-
-    # The run folder, the models, the prompts: whatever is wrong with them is said now.
-    folder = open_run_folder(config)
-    session = open_session(config)
-    check_batch(session.mesh, config.rollout.batch_size // config.optimizer.accumulate, "rollout.batch_size")
-    prompts, held_out = training_prompts(session), held_out_prompts(session)
-    stream = PromptStream(
-        len(prompts.prompts), config.rollout.batch_size // config.rollout.samples_per_prompt, config.data.shuffle_seed
-    )
-    evaluator = None if held_out is None else make_evaluator(session, held_out)
-    programs, state = make_programs(session)
-
-    with Checkpointer(folder / "checkpoints", config.run.keep) as checkpoints:
-        state, done = _resume(checkpoints, state, stream, console)
-        trackers = open_trackers(folder, config.run.name, step=int(state.step), **config.log.model_dump())
-        with (
-            MetricsLog(folder, trackers=trackers) as metrics_log,
-            MetricsLog(folder, "trajectories.jsonl") as samples_log,
-        ):
-            for log in (metrics_log, samples_log):
-                log.truncate_after(int(state.step))
-            if done.before is None and evaluator is not None:
-                done.before = _evaluate(session, evaluator, state, console, "before")
-            state, finished = _loop(
-                session,
-                programs,
-                state,
-                prompts,
-                stream,
-                evaluator,
-                checkpoints,
-                done,
-                (metrics_log, samples_log),
-                signals,
-            )
-    if not finished:
-        console.print(f"stopped by a signal at step {int(state.step)}, saved; the same command goes on from there")
-        return STOPPED
-
-    after = None if evaluator is None else _evaluate(session, evaluator, state, console, "after")
-    export_student(session, state.params, folder / "export")
-    summary = _summary(session, state, done, after)
-    if is_main():
-        write_summary(folder, summary)
-        log = folder / "trajectories.jsonl"
-        show(console, summary, choose(read_log(log), SAMPLES), session.decode)
-        console.print(
-            f"{state.step} steps, {done.tokens:,} tokens, {done.seconds:.0f} s; the student is in {folder / 'export'}"
-        )
-    return 0
-
-
-def _loop(session, programs, state, prompts, stream, evaluator, checkpoints, done: Progressed, logs, signals):
-    """Steps until run.steps or a signal; returns (state, whether the run is finished)."""
-    config, (metrics_log, samples_log) = session.config, logs
-    with Progress(config.run.steps, "train") as progress:
-        while (step := int(state.step)) < config.run.steps:
-            started = time.perf_counter()
-            indices = next(stream)
-            state, metrics, host = train_one(session, programs, state, prompts, indices)
-            step += 1
-            if config.run.sample_every and (step % config.run.sample_every == 0 or step == 1):
-                _write_samples(session, samples_log, step, prompts, indices, host)
-            if evaluator is not None and config.run.eval_every and step % config.run.eval_every == 0:
-                found = evaluator(session.serve(state.params))
-                metrics["eval"] = {k: v for k, v in found.items() if k != "problems"}
-            metrics["epoch"] = stream.epoch
-            done.tokens += metrics["tokens_student"] + metrics["tokens_teacher"]
-            elapsed = time.perf_counter() - started
-            done.seconds += elapsed
-            metrics["seconds"]["host"] = elapsed - sum(metrics["seconds"].values())
-            metrics_log.append(step, metrics)
-            progress.update(step, {k: metrics[k] for k in ("loss", "strayed", "length_mean", "tokens_per_second")})
-            _check_finite(config, metrics, step)
-            if step % config.run.save_every == 0 or step == config.run.steps or signals.came:
-                checkpoints.save(step, state, {"stream": stream.get_state(), **dataclasses.asdict(done)})
-            if signals.came and step < config.run.steps:
-                return state, False
-    return state, True
 
 
 def _check_finite(config: Config, metrics: dict, step: int) -> None:
@@ -272,28 +255,44 @@ def _resume(checkpoints: Checkpointer, state: TrainState, stream: PromptStream, 
     return state, Progressed(**extra)
 
 
-def _evaluate(session: Session, evaluator, state: TrainState, console: Console, when: str) -> dict[str, Any]:
-    """Held-out figures, the single problems left out."""
-    found = evaluator(session.serve(state.params))
+def _open_logs(opened: contextlib.ExitStack, config: Config, folder: Path, step: int) -> Logs:
+    """The logs, cut back to `step`, where the run goes on."""
+    trackers = open_trackers(folder, config.run.name, step=step, **config.log.model_dump())
+    logs = Logs(
+        opened.enter_context(MetricsLog(folder, trackers=trackers)),
+        opened.enter_context(MetricsLog(folder, "trajectories.jsonl")),
+    )
+    for log in (logs.metrics, logs.trajectories):
+        log.truncate_after(step)
+    return logs
+
+
+def _evaluate(run: Run, state: TrainState, when: str) -> dict[str, Any] | None:
+    """Held-out figures, the single problems left out; None where there is nothing held out."""
+    if run.evaluator is None:
+        return None
+    found = run.evaluator(run.session.serve(state.params))
     found.pop("problems")
-    if is_main():
-        console.print(f"{when}: accuracy {100 * found['accuracy']:.1f}% on {found['prompts']} held-out prompts")
+    run.console.print(f"{when}: accuracy {100 * found['accuracy']:.1f}% on {found['prompts']} held-out prompts")
     return found
 
 
-def _write_samples(session, log: MetricsLog, step: int, prompts: EncodedPrompts, indices, host) -> None:
-    samples = session.config.rollout.samples_per_prompt
+def _write_samples(run: Run, log: MetricsLog, step: int, indices: list[int], host) -> None:
+    samples = run.session.config.rollout.samples_per_prompt
     strayed_first = sorted(range(len(host.length)), key=lambda row: not host.num_rewinds[row])
     for row in strayed_first[:SAMPLES]:
         index = indices[row // samples]
-        record = make_record(session, prompts.prompts[index], prompts.tokens[index], row % samples, host, row)
-        log.append(step, record)
+        prompt, tokens = run.prompts.prompts[index], run.prompts.tokens[index]
+        log.append(step, make_record(run.session, prompt, tokens, row % samples, host, row))
 
 
-def _summary(session: Session, state: TrainState, done: Progressed, after) -> dict[str, Any]:
+def _summary(run: Run, state: TrainState, done: Progressed, after: dict[str, Any] | None) -> dict[str, Any]:
     before = done.before
+    programs = {"rollout": run.programs.rollout, "update": run.programs.update}
+    if run.evaluator is not None:
+        programs["generate"] = run.evaluator.generate
     return {
-        "name": session.config.run.name,
+        "name": run.session.config.run.name,
         "accuracy_before": None if before is None else before["accuracy"],
         "accuracy_after": None if after is None else after["accuracy"],
         "held_out_prompts": None if after is None else after["prompts"],
@@ -301,9 +300,25 @@ def _summary(session: Session, state: TrainState, done: Progressed, after) -> di
         "skipped": int(state.skipped),
         "seconds": done.seconds,
         "tokens": done.tokens,
+        "compiles": {name: compilations(program) for name, program in programs.items()},
         "before": before,
         "after": after,
     }
+
+
+def compilations(program: Any) -> int:
+    """How many programs a jitted function was compiled to, in this process."""
+    return program._cache_size()
+
+
+def _finish(run: Run, folder: Path, summary: dict[str, Any]) -> None:
+    """Write the summary; show trajectories and the table."""
+    if not is_main():
+        return
+    write_summary(folder, summary)
+    show(run.console, summary, choose(read_log(folder / "trajectories.jsonl"), SAMPLES), run.session.decode)
+    figures = f"{summary['steps']} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s"
+    run.console.print(f"{figures}; the student is in {folder / 'export'}")
 
 
 def work(words: list[str]) -> int:

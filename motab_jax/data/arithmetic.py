@@ -114,6 +114,24 @@ def write_tokenizer(folder: str | Path) -> None:
     One token a character of ALPHABET after the four special tokens (<pad> is id 0, <eos> id 1); a prompt is encoded
     with <bos> in front; decoding returns exactly the characters.
     """
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": PAD,
+        "eos_token": EOS,
+        "bos_token": BOS,
+        "unk_token": UNKNOWN,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 512,
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("tokenizer.json", _tokenizer_description()), ("tokenizer_config.json", settings)):
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _tokenizer_description() -> dict:
+    """The content of tokenizer.json, in the layout of the tokenizers library."""
     vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *ALPHABET))}
     specials = [
         {"id": vocabulary[token], "content": token, "single_word": False, "lstrip": False, "rstrip": False,
@@ -121,7 +139,7 @@ def write_tokenizer(folder: str | Path) -> None:
         for token in SPECIAL_TOKENS
     ]  # fmt: skip
     begin, text = {"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
-    tokenizer = {
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -137,17 +155,3 @@ def write_tokenizer(folder: str | Path) -> None:
         "decoder": {"type": "Fuse"},
         "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN},
     }
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": PAD,
-        "eos_token": EOS,
-        "bos_token": BOS,
-        "unk_token": UNKNOWN,
-        "padding_side": "left",
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 512,
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (("tokenizer.json", tokenizer), ("tokenizer_config.json", settings)):
-        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

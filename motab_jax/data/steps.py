@@ -47,7 +47,7 @@ def compile_delimiter(delimiter: str, pieces: list[bytes]) -> StepAutomaton:
 
 
 def advance(automaton: StepAutomaton, state: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Read one token a row: state i32[...], token i32[...] in 0..V-1 -> (next state i32[...], step ended bool[...])."""
+    """Read one token a row: state, token i32[...] (token in 0..V-1) -> (next state i32[...], step ended bool[...])."""
     return jax.numpy.asarray(automaton.next_state)[state, token], jax.numpy.asarray(automaton.ends)[state, token]
 
 

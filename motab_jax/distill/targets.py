@@ -24,31 +24,34 @@ class TargetBatch:
     teacher_hidden: jax.Array  # [B,N,D]; the teacher's state that predicted the token; zeros where it never did
 
 
-def build_targets(trajectory, *, target: str, transition: jax.Array) -> TargetBatch:
+def build_targets(trajectory, *, target: str, transition: jax.Array, max_tokens: int | None = None) -> TargetBatch:
     """The training batch of a `Trajectory`; transition i32[J] are the transition text's tokens.
+
+    At most max_tokens columns follow the prompt (None: room for all that can have been written; a spliced target
+    never needs more than the rollout's max_new_tokens).
 
     A teacher's token keeps the distribution of the teacher's own clean context: it never saw the flawed steps.
     """
     stitched = target == "stitched"
     rows, entries = trajectory.tokens.shape
     rewinds = trajectory.rewind_at.shape[1] if stitched else 0
-    happened = jnp.arange(trajectory.rewind_at.shape[1]) < trajectory.num_rewinds[:, None]
+    happened = jnp.arange(trajectory.rewind_at.shape[1])[None] < trajectory.num_rewinds[:, None]
     size = transition.shape[0]
-    width = entries + rewinds * size
+    width = min(entries + rewinds * size, max_tokens or entries + rewinds * size)
     keep = trajectory.used if stitched else trajectory.kept
     place = jnp.cumsum(keep, axis=1) - 1
     if stitched:
-        earlier = happened[:, None, :] & (trajectory.rewind_at[:, None, :] <= jnp.arange(entries)[:, None])
+        earlier = happened[:, None, :] & (trajectory.rewind_at[:, None, :] <= jnp.arange(entries)[None, :, None])
         place = place + size * jnp.sum(earlier, axis=-1)
-    place = jnp.where(keep, place, width)
+    place = jnp.where(keep & (place < width), place, width)
     source = _inverse(place, width)
     kinds = jnp.where(trajectory.sources == TEACHER, TEACHER_KIND, STUDENT_KIND)
     kinds = jnp.where(trajectory.discarded_by >= 0, FLAWED_KIND, kinds)
     tokens, kinds = _take(trajectory.tokens, source), _take(kinds, source)
     if stitched and size:
-        numbers = jnp.arange(rewinds)
+        numbers = jnp.arange(rewinds)[None]
         begin = jnp.where(happened, trajectory.rewind_at + size * numbers, width)
-        index = (begin[:, :, None] + jnp.arange(size)).reshape(rows, -1)
+        index = (begin[:, :, None] + jnp.arange(size)[None, None]).reshape(rows, -1)
         each = jnp.arange(rows)[:, None]
         tokens = tokens.at[each, index].set(jnp.tile(transition, (rows, rewinds)), mode="drop")
         kinds = kinds.at[each, index].set(TRANSITION_KIND, mode="drop")
@@ -74,7 +77,7 @@ def _with_prompt(trajectory, tokens, kinds, hidden) -> TargetBatch:
     """Put the left-padded prompt in front."""
     prompt, before = trajectory.prompt_tokens, trajectory.prompt_positions
     length = jnp.max(before, axis=1, keepdims=True) + 1
-    positions = jnp.where(kinds != NONE, length + jnp.arange(tokens.shape[1]), -1)
+    positions = jnp.where(kinds != NONE, length + jnp.arange(tokens.shape[1])[None], -1)
     pad = ((0, 0), (prompt.shape[1], 0))
     return TargetBatch(
         tokens=jnp.concatenate([prompt, tokens], axis=1),

@@ -45,7 +45,7 @@ SAY_EVERY = 50  # steps
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Part of a training plan: `steps` batches of `rows` chains of min_terms..max_terms numbers, in `columns` columns."""
+    """Part of a training plan: `steps` batches of `rows` chains of min_terms..max_terms numbers, `columns` wide."""
 
     steps: int
     min_terms: int
@@ -93,10 +93,11 @@ PLANS = {
     ),
     "student": Plan(
         architecture(layers=2, width=64, heads=4, head_dim=32, mlp=192),
-        (Stage(50, 2, 3, 32), Stage(100, 2, 6, 64), Stage(2000, 5, 11, 112)),
-        learning_rate=3e-3,
+        (Stage(100, 2, 3, 32), Stage(300, 2, 6, 64), Stage(2000, 5, 11, 112)),
+        learning_rate=2e-3,
         schedule="constant",
         wanted=(0.25, 0.40),
+        check_every=50,
     ),
 }
 
@@ -129,7 +130,7 @@ def batches(stages: tuple[Stage, ...], tokenizer: Any, seed: str) -> Iterator[tu
 
 
 def batch(stage: Stage, tokenizer: Any, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-    """One batch of a stage: <bos> prompt completion <eos>, padded on the right; all from the completion on is trained."""
+    """One batch of a stage: <bos> prompt completion <eos>, padded on the right; the prompt isn't trained on."""
     tokens = np.full((stage.rows, stage.columns), tokenizer.pad_token_id, np.int32)
     trained = np.zeros((stage.rows, stage.columns), bool)
     row = 0

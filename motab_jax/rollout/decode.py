@@ -92,7 +92,7 @@ def write_segment(
 
 def _advance_rows(rows: Rows, token: jax.Array, how: Writing) -> tuple[Rows, tuple[jax.Array, ...]]:
     """The rows after one token each, and the token's column of the segment (tokens, alive, stop, closes)."""
-    stop = jnp.any(token[:, None] == how.stop_ids, axis=1)
+    stop = jnp.any(token[:, None] == how.stop_ids[None], axis=1)
     state, ended = advance(how.automaton, rows.automaton, token)
     ended = ended & ~stop
     length = rows.length + rows.active

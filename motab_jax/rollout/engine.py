@@ -114,7 +114,7 @@ class _Loop:
     def begin(self) -> RolloutState:
         """Prefill both caches with the prompts; the student has the word."""
         config, (batch, width) = self.config, self.prompts.tokens.shape
-        index = jnp.arange(width, dtype=jnp.int32) - (width - self.prompts.lengths[:, None])
+        index = jnp.arange(width, dtype=jnp.int32)[None] - (width - self.prompts.lengths[:, None])
         positions = jnp.maximum(index, -1)
         slack = max(config.segment_tokens, config.max_new_tokens // 4)
         tape = start(self.prompts.tokens, positions, width + config.max_new_tokens + slack)

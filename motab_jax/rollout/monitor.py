@@ -109,7 +109,7 @@ def _close(steps: StepTable, open_: OpenStep, close, end, eps0, theta, source: i
     value = jnp.exp(open_.log_likelihood / jnp.maximum(open_.tokens, 1))
     bar = boundary(open_.entropy, eps0, theta)
     stray = close & (value < bar)
-    here = close[:, None] & (jnp.arange(steps.start.shape[1]) == steps.count[:, None])
+    here = close[:, None] & (jnp.arange(steps.start.shape[1])[None] == steps.count[:, None])
 
     def put(table, new):
         return jnp.where(here, new[:, None], table)
@@ -137,7 +137,7 @@ def find_root(steps: StepTable, first: jax.Array, target: str) -> jax.Array:
     last = steps.count - 1
     if target == "breach":
         return last
-    index = jnp.arange(steps.value.shape[1])
+    index = jnp.arange(steps.value.shape[1])[None]
     fall = steps.value - jnp.roll(steps.value, 1, axis=1)
     safe_before = jnp.roll(steps.value >= steps.boundary, 1, axis=1)
     candidate = safe_before & (index >= 1) & (index >= first[:, None]) & (index <= last[:, None])

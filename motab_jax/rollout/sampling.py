@@ -66,7 +66,7 @@ def _inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     inside = jnp.cumsum(inner, axis=-1)
     place = _first_above(inside, jnp.minimum(goal - before, inside[:, -1] * (1 - 1e-7)))
     # Rounding can land on a token of weight zero; the nearest earlier (or else the heaviest) kept one stands in.
-    order = jnp.arange(BLOCK)
+    order = jnp.arange(BLOCK)[None]
     kept = (inner > 0) & (order <= place[:, None])
     last = jnp.max(jnp.where(kept, order, -1), axis=-1)
     return (block * BLOCK + jnp.where(last >= 0, last, jnp.argmax(inner, axis=-1))).astype(jnp.int32)

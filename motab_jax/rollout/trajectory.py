@@ -50,7 +50,7 @@ class Trajectory:
     @property
     def used(self) -> jax.Array:
         """bool[B,E]: log entries that were written."""
-        return jnp.arange(self.tokens.shape[1]) < self.length[:, None]
+        return jnp.arange(self.tokens.shape[1])[None] < self.length[:, None]
 
     @property
     def kept(self) -> jax.Array:
@@ -115,10 +115,10 @@ def discard(log: Trajectory, rows: jax.Array, root: jax.Array) -> Trajectory:
     """Mark, in `rows` bool[B], everything from step table entry root i32[B] on as dropped by the rewind that begins now."""
     first = pick(log.steps.start, root)
     number = log.num_rewinds[:, None]
-    entries, table = jnp.arange(log.tokens.shape[1]), jnp.arange(log.steps.start.shape[1])
+    entries, table = jnp.arange(log.tokens.shape[1])[None], jnp.arange(log.steps.start.shape[1])[None]
     drop = rows[:, None] & (entries >= first[:, None]) & (entries < log.length[:, None])
     steps_drop = rows[:, None] & (table >= root[:, None]) & (table < log.steps.count[:, None])
-    here = rows[:, None] & (jnp.arange(log.rewind_at.shape[1]) == number)
+    here = rows[:, None] & (jnp.arange(log.rewind_at.shape[1])[None] == number)
     return log.replace(
         discarded_by=jnp.where(drop, number, log.discarded_by),
         steps=log.steps.replace(discarded_by=jnp.where(steps_drop, number, log.steps.discarded_by)),

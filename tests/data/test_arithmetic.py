@@ -1,4 +1,4 @@
-"""The arithmetic task: golden solutions are right and stay in range, the splits are disjoint, text survives its tokenizer."""
+"""The arithmetic task: golden solutions are right, the splits are disjoint, text survives its tokenizer."""
 
 import random
 import re
@@ -63,16 +63,13 @@ def test_problems_are_reproducible_and_a_larger_count_only_adds():
 def test_split_rule_is_pinned():
     """A change of this rule would let training prompts into the held-out set of an older run."""
     texts = [f"{n}+1=" for n in range(1, 100)]
-    assert [t for t in texts if split_of(t) == "held_out"][:3] == PINNED
-
-
-PINNED: list[str] = []
+    assert [t for t in texts if split_of(t) == "held_out"][:3] == ["7+1=", "67+1=", "69+1="]
 
 
 def test_impossible_requests_are_refused():
-    for arguments in ({"split": "test"}, {"split": "train", "min_terms": 1}, {"split": "train", "min_terms": 12}):
+    for split, min_terms in (("test", 5), ("train", 1), ("train", 12)):
         with pytest.raises(UserError):
-            problems(1, seed=0, **arguments)
+            problems(1, seed=0, split=split, min_terms=min_terms)
     with pytest.raises(UserError, match="too few"):
         problems(5000, seed=0, split="held_out", min_terms=2, max_terms=2)
 

@@ -21,8 +21,11 @@ def vocabulary():
     return [*SPECIAL, *byte_letters(), "th", "in", "12"]
 
 
-def write_gguf(path, *, arch="llama", pre="smollm", extra_tensor=None, leave_out=None, eps=1e-5):
-    """Write the file; returns its tensors in float32, as they were before quantization, by GGUF name."""
+def write_gguf(path, *, arch="llama", pre="smollm", extra=(), leave_out=(), metadata=None):
+    """Write the file. Returns what a Hugging Face folder should hold: name -> float32 values, quantization included.
+
+    extra: names of vectors to add; leave_out: names of tensors to omit; metadata: more keys, with numbers.
+    """
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(LAYERS)
     writer.add_context_length(128)
@@ -32,41 +35,71 @@ def write_gguf(path, *, arch="llama", pre="smollm", extra_tensor=None, leave_out
     writer.add_head_count_kv(KV_HEADS)
     writer.add_rope_freq_base(5000.0)
     writer.add_rope_dimension_count(HEAD_DIM)
-    writer.add_layer_norm_rms_eps(eps)
-    writer.add_vocab_size(len(vocabulary()))
+    writer.add_layer_norm_rms_eps(1e-5)
+    for key, value in (metadata or {}).items():
+        writer.add_uint32(key, value)
+    _add_tokenizer(writer, pre)
+    expected = {}
+    for name, hf_name, weight in _tensors():
+        kind = gguf.GGMLQuantizationType.Q8_0 if weight.ndim == 2 else gguf.GGMLQuantizationType.F32
+        expected[hf_name] = gguf.dequantize(gguf.quantize(weight, kind), kind).reshape(weight.shape)
+        if name not in leave_out:
+            writer.add_tensor(name, gguf.quantize(_permuted(name, weight), kind), raw_dtype=kind)
+    for name in extra:
+        writer.add_tensor(name, np.ones(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return expected
+
+
+def _add_tokenizer(writer, pre):
+    tokens = vocabulary()
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
-    writer.add_token_list(vocabulary())
-    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(vocabulary()) - len(SPECIAL)))
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
     writer.add_token_merges(["t h", "i n", "1 2"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(2)
     writer.add_chat_template(TEMPLATE)
-    tensors = {name: value for name, value in _tensors().items() if name != leave_out}
-    for name, value in tensors.items() if extra_tensor is None else [*tensors.items(), (extra_tensor, np.ones(4, "f4"))]:
-        if value.ndim == 2:  # Q8_0 in blocks of 32 along the input
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(name, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return tensors
+
+
+def _permuted(name, weight):
+    """GGUF's order of the rows of q and k: within a head, the two halves are interleaved."""
+    heads = {"attn_q": HEADS, "attn_k": KV_HEADS}.get(name.split(".")[-2])
+    if heads is None:
+        return weight
+    rows = [
+        head * HEAD_DIM + half * HEAD_DIM // 2 + i
+        for head in range(heads)
+        for i in range(HEAD_DIM // 2)
+        for half in range(2)
+    ]
+    return np.ascontiguousarray(weight[rows])
 
 
 def _tensors():
+    """(GGUF name, Hugging Face name, values [out, in]) of a random model."""
     rng = np.random.default_rng(0)
     kv = KV_HEADS * HEAD_DIM
-    block = {"attn_q": (WIDTH, WIDTH), "attn_k": (kv, WIDTH), "attn_v": (kv, WIDTH), "attn_output": (WIDTH, WIDTH)}
-    block |= {"ffn_gate": (MLP, WIDTH), "ffn_up": (MLP, WIDTH), "ffn_down": (WIDTH, MLP)}
-    block |= {"attn_norm": (WIDTH,), "ffn_norm": (WIDTH,)}
-    shapes = {"token_embd.weight": (len(vocabulary()), WIDTH), "output_norm.weight": (WIDTH,)}
-    shapes |= {f"blk.{layer}.{name}.weight": shape for layer in range(LAYERS) for name, shape in block.items()}
-    return {
-        name: (2.0 * rng.normal(size=s) / s[-1] ** 0.5 if len(s) == 2 else 1 + 0.3 * rng.normal(size=s)).astype("f4")
-        for name, s in shapes.items()
-    }
+    block = [
+        ("attn_q", "self_attn.q_proj", (WIDTH, WIDTH)),
+        ("attn_k", "self_attn.k_proj", (kv, WIDTH)),
+        ("attn_v", "self_attn.v_proj", (kv, WIDTH)),
+        ("attn_output", "self_attn.o_proj", (WIDTH, WIDTH)),
+        ("ffn_gate", "mlp.gate_proj", (MLP, WIDTH)),
+        ("ffn_up", "mlp.up_proj", (MLP, WIDTH)),
+        ("ffn_down", "mlp.down_proj", (WIDTH, MLP)),
+        ("attn_norm", "input_layernorm", (WIDTH,)),
+        ("ffn_norm", "post_attention_layernorm", (WIDTH,)),
+    ]
+    named = [("token_embd", "embed_tokens", (len(vocabulary()), WIDTH)), ("output_norm", "norm", (WIDTH,))]
+    named += [
+        (f"blk.{i}.{ours}", f"layers.{i}.{theirs}", shape) for i in range(LAYERS) for ours, theirs, shape in block
+    ]
+    for ours, theirs, shape in named:
+        yield f"{ours}.weight", f"model.{theirs}.weight", rng.normal(size=shape).astype(np.float32)

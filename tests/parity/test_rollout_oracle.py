@@ -1,15 +1,18 @@
 """`synthesize` against the oracle: the same trajectories, token for token, on random tiny pairs of each family.
 
-Teacher and student are random: the student is the teacher with layers cut off and noise added, so that the two agree
-often enough for safe steps and differ often enough for breaches. Vocabularies hold tokens that end in, begin with or
-contain the step delimiter. Prompts on which a greedy or a judging decision is too close for float32 are left out.
+Teacher and student are random: the student is the teacher without its middle layer and with noise added, so that the
+two agree often enough for safe steps and differ often enough for breaches. The vocabularies hold tokens that end in,
+begin with, contain or repeat the step delimiter. Prompts on which a greedy or judging decision is too close for
+float32 are left out.
 """
 
 import json
 import os
+import random
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,12 +33,16 @@ from tests.oracle import oracle_rollout
 
 pytestmark = pytest.mark.parity
 
+ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = 50
+CANDIDATES = 60
 MAX_NEW_TOKENS = 28
 MIN_MARGIN = 1e-4
+TOLERANCE = 1e-4
+STUDENT_NOISE, LOGIT_SCALE, LAYER_SCALE, MIDDLE_SCALE = 0.15, 2.5, 1.5, 0.2
 LETTERS = "abcdefghijkl"
-SPECIAL = ["<pad>", "<eos>", "<end>"]
-STOP_IDS = [1, 2]
+SPECIAL = ("<pad>", "<eos>", "<end>")
+STOP_IDS = (1, 2)
 FAMILIES = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
@@ -50,38 +57,36 @@ class Case:
     family: str
     delimiter: str
     seed: int
+    segment_tokens: int
     target: str = "root"
     intervention: str = "suffix"
+    steps: int = 1
     max_interventions: int = 1
-    eps0: float = 0.3
-    theta: float = 0.5
     entropy_top_k: int = 0
     monitor: bool = True
     padded_teacher: int = 0
-    model: dict = field(default_factory=dict)
-
-    def rules(self):
-        """The oracle's keyword arguments."""
-        names = ("delimiter", "target", "intervention", "max_interventions", "eps0", "theta", "entropy_top_k", "monitor")
-        return {name: getattr(self, name) for name in names} | {"max_new_tokens": MAX_NEW_TOKENS, "stop_ids": STOP_IDS}
+    eps0: float = 0.15
+    theta: float = 0.5
 
 
 CASES = {
-    "root-suffix": Case("qwen3", ".", seed=1),
-    "breach-suffix": Case("llama", ".\n", seed=2, target="breach", entropy_top_k=5),
-    "root-steps": Case("qwen2", "..", seed=3, intervention="steps", max_interventions=3, padded_teacher=4),
-    "monitor-off": Case("llama", ".\n", seed=4, monitor=False),
+    "root-suffix": Case("qwen3", ".", seed=1, segment_tokens=5),
+    "breach-suffix": Case("llama", ".\n", seed=2, segment_tokens=4, target="breach", entropy_top_k=5),
+    "root-steps": Case(
+        "qwen2", "..", seed=3, segment_tokens=8, intervention="steps", max_interventions=3, padded_teacher=4
+    ),
+    "monitor-off": Case("llama", ".\n", seed=4, segment_tokens=16, monitor=False),
 }
 
 
 def vocabulary(delimiter):
-    """About 40 tokens: specials, single characters, and pieces that start, end, span or repeat the delimiter."""
+    """30 to 40 tokens: specials, single characters, and pieces that start, end, span or repeat the delimiter."""
     first, last = delimiter[0], delimiter[-1]
-    pieces = [*LETTERS, *dict.fromkeys((".", "\n"))]
+    pieces = [*LETTERS, ".", "\n"]
     pieces += [letter + first for letter in LETTERS[:7]] + [last + letter for letter in LETTERS[:5]]
     pieces += [delimiter + letter for letter in LETTERS[:4]] + [letter + delimiter for letter in LETTERS[:4]]
     pieces += [delimiter, delimiter + delimiter, delimiter + first]
-    return SPECIAL + list(dict.fromkeys(pieces))
+    return [*SPECIAL, *dict.fromkeys(pieces)]
 
 
 def make_tokenizer(words):
@@ -92,22 +97,142 @@ def make_tokenizer(words):
         tokenizer_object=tokenizer,
         eos_token="<eos>",
         pad_token="<pad>",
-        extra_special_tokens=["<end>"],
+        additional_special_tokens=["<end>"],
         clean_up_tokenization_spaces=False,
     )
 
 
+def make_model(case, vocab_size, layers):
+    """A tiny model of the case's family, untied, grouped queries, weights still the library's own."""
+    config_class, model_class, extra = FAMILIES[case.family]
+    config = config_class(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=STOP_IDS[0],
+        pad_token_id=0,
+        **extra,
+    )
+    return model_class(config).float().eval()
+
+
+def peaked(name, weight):
+    """Random weights, large enough for peaked distributions; norms near one, biases small, a weak middle layer."""
+    noise = torch.randn_like(weight)
+    if weight.dim() == 1:
+        return 1 + 0.2 * noise if "norm" in name else 0.3 * noise
+    if "embed" in name:
+        return noise
+    if "layers.1." in name and ("o_proj" in name or "down_proj" in name):
+        noise = MIDDLE_SCALE * noise
+    return (LOGIT_SCALE if "lm_head" in name else LAYER_SCALE) * noise / weight.shape[1] ** 0.5
+
+
 def make_pair(case, vocab_size):
-    """Teacher of three peaked random layers, student of its first and last with noise added; float32, eval mode."""
+    """Student of two layers and teacher of three; the teacher's vocabulary may be padded beyond the tokenizer's."""
     torch.manual_seed(case.seed)
-    teacher = _model(case, vocab_size + case.padded_teacher, layers=3)
-    student = _model(case, vocab_size, layers=2)
+    teacher = make_model(case, vocab_size + case.padded_teacher, layers=3)
+    student = make_model(case, vocab_size, layers=2)
     with torch.no_grad():
         for name, weight in teacher.named_parameters():
-            weight.copy_(_peaked(name, weight))
+            weight.copy_(peaked(name, weight))
         source = dict(teacher.named_parameters())
         for name, weight in student.named_parameters():
-            origin = source[name.replace("layers.1.", "layers.2.")]
-            kept = origin[:vocab_size] if "embed" in name or "lm_head" in name else origin
-            weight.copy_(kept + NOISE * kept.std() * torch.randn_like(kept) if kept.dim() > 1 else kept)
-    return student.eval(), teacher.eval()
+            kept = source[name.replace("layers.1.", "layers.2.")][: weight.shape[0]]
+            noise = STUDENT_NOISE * kept.std() * torch.randn_like(kept)
+            weight.copy_(kept + noise if kept.dim() > 1 else kept)
+    return student, teacher
+
+
+def expected_rollouts(case, student, teacher, tokenizer, words):
+    """Prompt -> the oracle's trajectory, for the first PROMPTS candidates that leave no decision to rounding."""
+    draw = random.Random(case.seed)
+    texts = ["".join(draw.choices(LETTERS + ".\n", k=draw.randint(2, 11))) for _ in range(CANDIDATES)]
+    names = "delimiter target intervention steps max_interventions entropy_top_k monitor eps0 theta".split()
+    rules = {name: getattr(case, name) for name in names} | {"vocab_size": len(words), "stop_ids": STOP_IDS}
+    pieces = [b"" if word in SPECIAL else word.encode() for word in words]
+    found = {}
+    for text in dict.fromkeys(texts):
+        ids = tokenizer.encode(text)
+        result = oracle_rollout(student, teacher, pieces, ids, max_new_tokens=MAX_NEW_TOKENS, **rules)
+        if result["min_margin"] >= MIN_MARGIN and len(found) < PROMPTS:
+            found[text] = result
+    assert len(found) == PROMPTS, "too many prompts hang on rounding: choose another seed"
+    return found
+
+
+def write_inputs(case, student, teacher, tokenizer, prompts, folder):
+    """Model folders, prompts.jsonl and config.yaml under `folder`; returns the configuration's path."""
+    for name, model in (("student", student), ("teacher", teacher)):
+        model.generation_config = GenerationConfig(eos_token_id=list(STOP_IDS), pad_token_id=0)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    lines = [json.dumps({"id": f"p{n}", "prompt": text}) for n, text in enumerate(prompts)]
+    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    config = {
+        "run": {"dir": str(folder / "runs")},
+        "student": {"path": str(folder / "student")},
+        "teacher": {"path": str(folder / "teacher")},
+        "data": {"source": "jsonl", "path": str(folder / "prompts.jsonl"), "chat_template": False},
+        "rollout": {"batch_size": 16, "max_new_tokens": MAX_NEW_TOKENS, "segment_tokens": case.segment_tokens},
+        "monitor": {"enabled": case.monitor, "step_delimiter": case.delimiter, "entropy_top_k": case.entropy_top_k},
+        "backtrack": {"target": case.target, "intervention": case.intervention, "steps": case.steps},
+    }
+    config["monitor"] |= {"eps0": case.eps0, "theta": case.theta}
+    config["backtrack"] |= {"max_interventions": case.max_interventions}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder / "config.yaml"
+
+
+def synthesize(config, output):
+    """Run the verb as a user would, greedily, on one CPU device; returns id -> record."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    words = [str(config), f"output={output}", "rollout.temperature=0", "rollout.top_p=1.0"]
+    command = [sys.executable, "-m", "motab_jax.synthesize", *words]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len({record["id"] for record in records}) == len(records), "an id occurs twice"
+    return {record["id"]: record for record in records}
+
+
+def compare(record, expected, monitor):
+    """Tokens, provenance and rewinds are equal; the step table is equal in its integers and to TOLERANCE elsewhere."""
+    assert record["tokens"] == expected["tokens"]
+    assert record["sources"] == expected["sources"]
+    assert record["finish_reason"] == expected["finish_reason"]
+    facts = ("breach_step", "root_step", "discarded_tokens")
+    got, want = ([{name: rewind[name] for name in facts} for rewind in r["rewinds"]] for r in (record, expected))
+    assert got == want
+    if not monitor:
+        return
+    facts = ("start", "end", "source", "stray")
+    got, want = ([{name: step[name] for name in facts} for step in r["steps"]] for r in (record, expected))
+    assert got == want
+    for name in ("value", "entropy", "boundary"):
+        got, want = ([step[name] for step in r["steps"]] for r in (record, expected))
+        assert got == pytest.approx(want, abs=TOLERANCE, rel=0), name
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_synthesize_equals_the_oracle(case, tmp_path):
+    words = vocabulary(case.delimiter)
+    tokenizer = make_tokenizer(words)
+    student, teacher = make_pair(case, len(words))
+    expected = expected_rollouts(case, student, teacher, tokenizer, words)
+    rewinds = [rewind for result in expected.values() for rewind in result["rewinds"]]
+    assert len(rewinds) >= (20 if case.monitor else 0)
+    if case.monitor and case.target == "root":
+        assert sum(rewind["root_step"] < rewind["breach_step"] for rewind in rewinds) >= 5
+    config = write_inputs(case, student, teacher, tokenizer, expected, tmp_path)
+    records = synthesize(config, tmp_path / "out.jsonl")
+    assert set(records) == {f"p{n}" for n in range(PROMPTS)}
+    for n, (prompt, result) in enumerate(expected.items()):
+        assert records[f"p{n}"]["prompt"] == prompt
+        compare(records[f"p{n}"], result, case.monitor)

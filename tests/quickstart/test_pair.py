@@ -1,0 +1,40 @@
+"""The shipped pair is what its README says: small, of one tokenizer, and of the promised skill."""
+
+import json
+
+import pytest
+
+from motab_jax.data.arithmetic import ALPHABET
+from motab_jax.data.tokenizer import check_same_tokenizer, load_tokenizer, stop_ids
+from motab_jax.models.pretrained import load_pretrained
+from motab_jax.models.transformer import Model
+from motab_jax.quickstart import STUDENT, TEACHER, build
+
+NAMES = {
+    "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", [TEACHER, STUDENT], ids=lambda folder: folder.name)
+def test_the_folders_are_complete_and_small(folder):
+    assert NAMES <= {path.name for path in folder.iterdir()}
+    assert (folder / "model.safetensors").stat().st_size <= 4_000_000
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3"
+    tokenizer = load_tokenizer(folder)
+    assert stop_ids(tokenizer, folder) == (tokenizer.eos_token_id,)
+    assert len(tokenizer) == build.PLANS[folder.name].config.vocab_size
+
+
+def test_the_pair_shares_its_tokenizer_which_spells_every_character():
+    student, teacher = load_tokenizer(STUDENT), load_tokenizer(TEACHER)
+    check_same_tokenizer(student, teacher)
+    for text in (ALPHABET, "However,", "Wait, 12+7=19\n"):
+        ids = student.encode(text, add_special_tokens=False)
+        assert student.unk_token_id not in ids and student.decode(ids) == text
+
+
+@pytest.mark.parametrize(("folder", "least", "most"), [(TEACHER, 0.98, 1.0), (STUDENT, 0.2, 0.45)])
+def test_the_pair_has_the_promised_skill(folder, least, most):
+    params, config = load_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    assert least <= build.measure(Model(params, config), tokenizer, 256, seed=5).answer <= most

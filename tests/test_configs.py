@@ -1,0 +1,75 @@
+"""Recipes: each one loads, says only what it must, and is what the README shows."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from motab_jax.config import Config, dump_config, load_config, valid_keys
+from motab_jax.runtime.paths import recipe_path
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+YAML_BLOCKS = [pytest.param(block, id=f"block{number}") for number, block in enumerate(BLOCKS)]
+
+
+def settings(tree: dict, section: type[BaseModel] = Config, prefix: str = ""):
+    """(dotted key, value, default) of every key of a recipe; a field that is no section is one key."""
+    for name, value in tree.items():
+        field = section.model_fields[name]
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, dict):
+            yield from settings(value, kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value, field.get_default(call_default_factory=True)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_loads_and_survives_a_dump(path, tmp_path):
+    config = load_config(path)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(config))
+    assert load_config(again) == config
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_sparse(path):
+    """A key differs from its default, or the README or a page of docs/ tells of it by its dotted name."""
+    documents = "\n".join(document.read_text() for document in DOCUMENTS)
+    superfluous = [
+        key
+        for key, value, default in settings(yaml.safe_load(path.read_text()))
+        if value == default and f"`{key}`" not in documents
+    ]
+    assert not superfluous
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_runs_do_not_share_a_folder(path):
+    assert load_config(path).run.name == path.stem
+    assert recipe_path(path.stem) == path
+
+
+@pytest.mark.parametrize("block", YAML_BLOCKS)
+def test_readme_block_loads(block, tmp_path):
+    path = tmp_path / "readme.yaml"
+    path.write_text(block)
+    load_config(path)
+
+
+def test_readme_shows_the_recipe_of_the_real_pair():
+    shown = [yaml.safe_load(block) for block in BLOCKS]
+    assert yaml.safe_load((ROOT / "configs" / "qwen3_32b_to_4b.yaml").read_text()) in shown
+
+
+def test_documents_name_no_key_that_is_not_there():
+    sections = "|".join(Config.model_fields)
+    for document in DOCUMENTS:
+        named = re.findall(rf"`((?:{sections})\.[a-z_0-9]+)(?:=[^`]*)?`", document.read_text())
+        suffixes = {"py", "yaml", "json", "jsonl", "md"}
+        unknown = [key for key in named if key not in valid_keys() and key.rpartition(".")[2] not in suffixes]
+        assert not unknown, f"{document.name}: {unknown}"
