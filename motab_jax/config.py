@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 
 class UserError(Exception):
-    """A mistake of the user's: the message names the file, key or line and says what to do. Verbs exit with status 2."""
+    """A mistake of the user's; the message names the file, key or line and what to do. Verbs exit with status 2."""
 
 
 class Section(BaseModel):

@@ -36,7 +36,6 @@ class Session:
     tokenizer: Any
     source: str  # folder or hub id that the student's other files come from
     vocab_size: int
-    transition: list[int]
     rollout: RolloutConfig
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -102,7 +101,6 @@ def open_session(config: Config) -> Session:
         tokenizer=tokenizer,
         source=str(student_path),
         vocab_size=size,
-        transition=_transition(config.objective.transition_text, tokenizer),
         rollout=rollout_config(config, tokenizer, stops, size),
     )
 
@@ -146,9 +144,13 @@ def _check_model(config: Config, role: str, model: Model, path: str, size: int) 
             )
 
 
-def _transition(text: str, tokenizer) -> list[int]:
-    ids = list(tokenizer.encode(text, add_special_tokens=False)) if text else []
-    back = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) if ids else ""
+def transition_ids(session: Session) -> list[int]:
+    """The transition text's tokens; UserError if the tokenizer can't write it and a stitched target needs it."""
+    text, tokenizer = session.config.objective.transition_text, session.tokenizer
+    if not text or session.config.objective.target != "stitched":
+        return []
+    ids = list(tokenizer.encode(text, add_special_tokens=False))
+    back = session.decode(ids)
     if back.strip() != text.strip():
         raise UserError(f"objective.transition_text = {text!r}: the tokenizer turns it into {back!r}; choose another")
     return ids

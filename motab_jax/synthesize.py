@@ -24,9 +24,8 @@ def make_record(
     session: Session, prompt: Prompt, tokens: list[int], sample: int, trajectory, row: int
 ) -> dict[str, Any]:
     """One trajectory as a JSON-able record; `correct` is null where no answer is known."""
-    found = describe(
-        trajectory, row, session.decode, target=session.config.objective.target, transition=session.transition
-    )
+    objective = session.config.objective
+    found = describe(trajectory, row, session.decode, target=objective.target, transition=objective.transition_text)
     correct = None if prompt.answer is None else grade(prompt, found["text"])
     return {
         "id": prompt.id,

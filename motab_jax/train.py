@@ -41,7 +41,15 @@ from motab_jax.runtime.distributed import initialize, is_main
 from motab_jax.runtime.mesh import check_batch, replicated
 from motab_jax.runtime.metrics import MetricsLog, open_trackers, read_log
 from motab_jax.runtime.progress import Progress
-from motab_jax.session import EncodedPrompts, Session, held_out_prompts, layout, open_session, training_prompts
+from motab_jax.session import (
+    EncodedPrompts,
+    Session,
+    held_out_prompts,
+    layout,
+    open_session,
+    training_prompts,
+    transition_ids,
+)
 from motab_jax.synthesize import make_record
 
 SAMPLES = 3
@@ -86,7 +94,7 @@ def make_programs(session: Session) -> tuple[Programs, TrainState]:
         schedule, weight_decay=section.weight_decay, clip=section.clip, beta1=section.beta1, beta2=section.beta2
     )
     objective = make_objective(config, session.vocab_size)
-    transition = jnp.asarray(session.transition, jnp.int32)
+    transition = jnp.asarray(transition_ids(session), jnp.int32)
     update = make_update(session.student.config, optimizer, objective, accumulate=section.accumulate)
 
     target = config.objective.target
@@ -239,8 +247,8 @@ def _check_finite(config: Config, metrics: dict, step: int) -> None:
     """Stop once run.max_skipped updates in a row were not finite."""
     if metrics["skipped_in_a_row"] >= config.run.max_skipped:
         raise UserError(
-            f"{metrics['skipped_in_a_row']} updates in a row up to step {step} had a loss or gradient that isn't finite; "
-            "lower optimizer.learning_rate, or raise run.max_skipped; the last checkpoint is intact"
+            f"{metrics['skipped_in_a_row']} updates in a row up to step {step} had a loss or gradient that isn't "
+            "finite; lower optimizer.learning_rate, or raise run.max_skipped; the last checkpoint is intact"
         )
 
 

@@ -9,7 +9,7 @@ import optax
 
 
 def make_schedule(kind: str, *, peak: float, floor: float, steps: int, warmup_ratio: float) -> optax.Schedule:
-    """Learning rate by step: linear warm-up from 0 over warmup_ratio * steps, then cosine, linear or constant to floor."""
+    """Learning rate by step: linear warm-up over warmup_ratio * steps, then cosine or linear to floor, or constant."""
     warmup = round(warmup_ratio * steps)
     rest = max(steps - warmup, 1)
     after = {

@@ -74,7 +74,8 @@ class ModelConfig:
                 num_layers=raw["num_hidden_layers"],
                 num_heads=raw["num_attention_heads"],
                 num_kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-                head_dim=raw.get("head_dim") or (128 if kind == "qwen3" else raw["hidden_size"] // raw["num_attention_heads"]),
+                head_dim=raw.get("head_dim")
+                or (128 if kind == "qwen3" else raw["hidden_size"] // raw["num_attention_heads"]),
                 max_positions=raw.get("max_position_embeddings", 2048 if kind == "llama" else 32768),
                 rope=_read_rope(raw, where),
                 rms_eps=raw.get("rms_norm_eps", 1e-6),

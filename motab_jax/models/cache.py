@@ -1,7 +1,7 @@
 """The key-value cache: a plain pytree whose columns are the tape's columns.
 
 Every row writes the same column, so a write is one dynamic_update_slice and a rewind moves nothing: which columns
-count is said by the tape's positions alone (DESIGN, decision 2).
+count is said by the tape's positions alone (docs/decisions.md).
 """
 
 import flax.struct

@@ -67,11 +67,12 @@ class TensorFiles:
 
     def equal(self, one: str, other: str, rows: int = 4096) -> bool:
         """Whether two tensors are the same, compared some rows at a time."""
-        if self.shape(one) != self.shape(other) or self.dtype(one) != self.dtype(other):
+        shape = self.shape(one)
+        if not shape or shape != self.shape(other) or self.dtype(one) != self.dtype(other):
             return False
         a, b = self._slices[one], self._slices[other]
-        starts = range(0, self.shape(one)[0], rows)
-        return all(np.array_equal(a[start : start + rows], b[start : start + rows]) for start in starts)
+        cuts = [slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
+        return all(np.array_equal(a[cut], b[cut]) for cut in cuts)
 
 
 @contextlib.contextmanager

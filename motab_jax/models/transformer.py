@@ -82,7 +82,7 @@ def is_spec(x: Any) -> bool:
 
 
 def init(config: ModelConfig, key: jax.Array, dtype=jnp.float32, *, std: float = 0.02) -> Params:
-    """Random parameters: normal(0, std), ones for norms, zeros for biases; one key a weight, folded by its name's place."""
+    """Random parameters: normal(0, std), ones for norms, zeros for biases; one key a weight."""
     flat = flax.traverse_util.flatten_dict(weight_specs(config))
     values = {}
     for place, (path, spec) in enumerate(sorted(flat.items())):

@@ -1,4 +1,4 @@
-"""The rollout: one lax.while_loop in which the student writes, the teacher judges, strays are rewound, the teacher writes.
+"""The rollout: one lax.while_loop. The student writes, the teacher judges, strays are rewound, the teacher writes.
 
 Source: MOTAB (arXiv 2605.19433), eq. 5-11. Segments change the speed and never the result: a token depends on its row's
 own text, its row id, the number of rewinds and its position. Left out: refilling of finished slots.
@@ -232,7 +232,7 @@ class _Loop:
         open_, steps, accepted, breach = monitor.observe(
             state.open, state.log.steps, columns, state.log.length,
             (state.log.num_rewinds < config.rewinds) & judged,
-            eps0=config.eps0 if judged else jnp.zeros_like(config.eps0), theta=config.theta, source=source,
+            eps0=config.eps0, theta=config.theta, source=source, judged=judged,
         )  # fmt: skip
         log = trajectory.extend(state.log.replace(steps=steps), segment.tokens, logprob, hidden, accepted, source)
         return state.replace(open=open_, log=log), accepted, breach

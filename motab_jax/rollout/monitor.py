@@ -74,11 +74,13 @@ class Columns:
     closes: jax.Array  # bool; a step ends with this token
 
 
-def observe(open_: OpenStep, steps: StepTable, columns: Columns, log_length, may_stray, *, eps0, theta, source: int):
+def observe(
+    open_: OpenStep, steps: StepTable, columns: Columns, log_length, may_stray, *, eps0, theta, source: int, judged=True
+):
     """Walk over the columns of rows whose log holds log_length i32[B] entries; judge every step that ends.
 
     may_stray bool[B]: rows in which a stray step is a breach; the walk of a row ends there, and a stop token behind
-    the breaching step is not accepted. Returns (open step, step table, accepted bool[B,C], breach bool[B]).
+    the breaching step is not accepted. Without `judged`, steps are entered and none strays. Returns (open step, step table, accepted bool[B,C], breach bool[B]).
     """
 
     def walk(carry, column):
@@ -92,7 +94,8 @@ def observe(open_: OpenStep, steps: StepTable, columns: Columns, log_length, may
             entropy=jnp.where(fresh, column.entropy, open_.entropy),
         )
         close = alive & (column.closes | column.stop) & (open_.tokens > 0)
-        steps, stray = _close(steps, open_, close, place + counts, eps0, theta, source)
+        bar = boundary(open_.entropy, eps0, theta)
+        steps, stray = _close(steps, open_, close, place + counts, bar, source, judged)
         breach = breach | (stray & may_stray)
         accepted = alive & ~(column.stop & breach)
         zero = jnp.where(close, 0, 1)
@@ -104,11 +107,15 @@ def observe(open_: OpenStep, steps: StepTable, columns: Columns, log_length, may
     return open_, steps, accepted.T, breach
 
 
-def _close(steps: StepTable, open_: OpenStep, close, end, eps0, theta, source: int) -> tuple[StepTable, jax.Array]:
-    """Enter the steps that close, of rows close bool[B], ending before log place end i32[B]; say which strayed."""
+def _close(
+    steps: StepTable, open_: OpenStep, close, end, bar, source: int, judged: bool
+) -> tuple[StepTable, jax.Array]:
+    """Enter the steps that close, of rows close bool[B], ending before log place end i32[B]; say which strayed.
+
+    bar f32[B]: the boundary that their values are held against.
+    """
     value = jnp.exp(open_.log_likelihood / jnp.maximum(open_.tokens, 1))
-    bar = boundary(open_.entropy, eps0, theta)
-    stray = close & (value < bar)
+    stray = close & (value < bar) & judged
     here = close[:, None] & (jnp.arange(steps.start.shape[1])[None] == steps.count[:, None])
 
     def put(table, new):

@@ -4,11 +4,12 @@ Positions count from the first completion token, steps from 0. The steps of a re
 it happened. Takes trajectories whose arrays are on the host.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
 
-from motab_jax.data.sources import TRANSITION, WORDS
+from motab_jax.data.sources import WORDS
 from motab_jax.rollout.trajectory import FINISH_WORDS, KEPT, Trajectory
 
 
@@ -64,21 +65,15 @@ class Row:
             "discarded_steps": [self.describe_step(int(entry), number) for entry in entries],
         }
 
-    def target(self, kind: str, transition: list[int]) -> list[tuple[int, int]]:
-        """(token, source) pairs of the training target: spliced, or stitched with a transition at each rewind."""
+    def target_text(self, kind: str, transition: str, decode) -> str:
+        """The training target as text: spliced, or stitched with the transition text at each rewind."""
         if kind == "spliced":
-            keep = self.discarded_by == KEPT
-            return list(zip(self.tokens[keep].tolist(), self.sources[keep].tolist(), strict=True))
-        pairs, at = [], 0
-        for rewind in [*self.rewinds, None]:
-            end = len(self.tokens) if rewind is None else rewind["rewind_at"]
-            pairs += zip(self.tokens[at:end].tolist(), self.sources[at:end].tolist(), strict=True)
-            pairs += [] if rewind is None else [(token, TRANSITION) for token in transition]
-            at = end
-        return pairs
+            return decode(self.tokens[self.discarded_by == KEPT].tolist())
+        edges = [0, *(rewind["rewind_at"] for rewind in self.rewinds), len(self.tokens)]
+        return transition.join(decode(self.tokens[a:b].tolist()) for a, b in itertools.pairwise(edges))
 
 
-def describe(trajectory: Trajectory, row: int, decode, *, target: str, transition: list[int]) -> dict[str, Any]:
+def describe(trajectory: Trajectory, row: int, decode, *, target: str, transition: str) -> dict[str, Any]:
     """The part of a record that the trajectory knows; `decode` turns token ids into text."""
     found = Row(trajectory, row)
     kept = found.discarded_by == KEPT
@@ -87,7 +82,7 @@ def describe(trajectory: Trajectory, row: int, decode, *, target: str, transitio
         "text": decode(tokens),
         "tokens": tokens,
         "sources": [WORDS[s] for s in found.sources[kept]],
-        "target_text": decode([token for token, _ in found.target(target, transition)]),
+        "target_text": found.target_text(target, transition, decode),
         "steps": [
             found.describe_step(int(entry), None) for entry in np.flatnonzero(found.steps["discarded_by"] == KEPT)
         ],

@@ -1,7 +1,7 @@
 """Sampling one token a row: temperature, top-k, top-p and an inverse CDF fed by one uniform a row.
 
 Nothing sorts the vocabulary: top-p finds its threshold by bisection over the bit patterns of float32, which order as
-the numbers do (DESIGN, decision 8). Keys fold (row id, rewinds, position), so a token depends on nothing else.
+the numbers do (docs/decisions.md). Keys fold (row id, rewinds, position), so a token depends on nothing else.
 """
 
 import jax

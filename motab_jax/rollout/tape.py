@@ -2,7 +2,7 @@
 
 All rows write the same column. `positions` says which columns of a row are alive and where each stands in its text;
 a rewind kills columns by setting their position to DEAD and moves nothing. When the tape is full, one gather packs
-every row's alive columns to the left. Both models' caches share the tape's columns (DESIGN, decision 2).
+every row's alive columns to the left. Both models' caches share the tape's columns (docs/decisions.md).
 """
 
 import flax.struct

@@ -112,7 +112,7 @@ def extend(log: Trajectory, tokens, logprob, hidden, accepted: jax.Array, source
 
 
 def discard(log: Trajectory, rows: jax.Array, root: jax.Array) -> Trajectory:
-    """Mark, in `rows` bool[B], everything from step table entry root i32[B] on as dropped by the rewind that begins now."""
+    """Mark, in `rows` bool[B], everything from step entry root i32[B] on as dropped by the rewind that begins now."""
     first = pick(log.steps.start, root)
     number = log.num_rewinds[:, None]
     entries, table = jnp.arange(log.tokens.shape[1])[None], jnp.arange(log.steps.start.shape[1])[None]

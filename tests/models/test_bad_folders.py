@@ -110,8 +110,8 @@ def test_tensor_lists(folder):
         held["model.norm.weight"] = np.ones(7, np.float32)
 
     change_tensors(folder, change)
-    lists = rf"missing: {Q}; unexpected: model\.layers\.0\.extra\.weight; misshapen: model\.norm\.weight \[7\] instead of \[24\]"
-    refused(folder, lists)
+    misshapen = r"misshapen: model\.norm\.weight \[7\] instead of \[24\]"
+    refused(folder, rf"missing: {Q}; unexpected: model\.layers\.0\.extra\.weight; {misshapen}")
 
 
 def test_long_lists_are_cut(folder):

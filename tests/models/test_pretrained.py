@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from motab_jax.config import UserError
-from motab_jax.models import forward, load_pretrained, save_pretrained
+from motab_jax.models import load_pretrained, save_pretrained
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.folder import load_generation_config
 from tests.models.tiny import CONFIGS, random_params
@@ -26,23 +26,20 @@ def same(one, other):
 
 @each
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("max_shard_bytes", [10**9, 7000, 1])
-def test_save_then_load_is_bit_exact(config, dtype, max_shard_bytes, tmp_path):
+def test_save_then_load_is_bit_exact(config, dtype, tmp_path):
     params = random_params(config, dtype)
-    save_pretrained(tmp_path / "m", params, config, max_shard_bytes=max_shard_bytes)
+    save_pretrained(tmp_path / "m", params, config)
     again, config_again = load_pretrained(str(tmp_path / "m"))
     assert config_again == config
     same(again, params)
-    assert (tmp_path / "m" / "model.safetensors").exists() == (max_shard_bytes == 10**9)
+    assert (tmp_path / "m" / "model.safetensors").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m"], "no temporary folder is left"
-    np.testing.assert_array_equal(
-        forward(again, config, np.ones((1, 3), int)), forward(params, config, np.ones((1, 3), int))
-    )
 
 
 def test_shards_keep_to_their_size_and_the_index_names_all(tmp_path):
     config = CONFIGS["qwen3"]
     save_pretrained(tmp_path / "m", random_params(config), config, max_shard_bytes=9000)
+    same(load_pretrained(tmp_path / "m")[0], random_params(config))
     index = json.loads((tmp_path / "m" / "model.safetensors.index.json").read_text())
     shards = sorted((tmp_path / "m").glob("*.safetensors"))
     held = {name: path.name for path in shards for name in load_file(path)}

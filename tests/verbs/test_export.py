@@ -1,0 +1,84 @@
+"""What a run leaves behind: the exported student is the trained one, and other verbs and libraries read it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from transformers import AutoConfig, AutoTokenizer
+
+from motab_jax import evaluate, export, report
+from motab_jax.config import load_config
+from motab_jax.models.pretrained import load_pretrained
+from motab_jax.models.transformer import forward
+from motab_jax.runtime.checkpoint import Checkpointer
+from motab_jax.session import open_session
+from motab_jax.train import make_programs
+from tests.verbs.helpers import POSITIONS, STEPS, read_lines, words
+
+
+@pytest.fixture(scope="module")
+def final_params(finished):
+    """The parameters of the run's last checkpoint."""
+    config = load_config(finished[0] / "config.yaml")
+    _, state = make_programs(open_session(config))
+    with Checkpointer(finished[0] / "checkpoints", config.run.keep) as checkpoints:
+        state, _ = checkpoints.restore(STEPS, state)
+    return jax.device_get(state.params)
+
+
+def test_the_export_gives_the_logits_of_the_run(finished, final_params, pair):
+    params, config = load_pretrained(finished[0] / "export")
+    tokens = jnp.arange(24, dtype=jnp.int32).reshape(2, 12) % config.vocab_size
+    logits = forward(params, config, tokens)
+    np.testing.assert_array_equal(logits, forward(jax.tree.map(jnp.asarray, final_params), config, tokens))
+    first, _ = load_pretrained(pair / "student")
+    assert np.abs(logits - forward(first, config, tokens)).max() > 1e-2, "training changed the student"
+
+
+def test_the_verb_writes_the_same_student(finished, tmp_path, capsys):
+    assert export.work([str(finished[0]), str(tmp_path / "out")]) == 0
+    assert f"step {STEPS}" in capsys.readouterr().out
+    for name in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (finished[0] / "export" / name).read_bytes(), name
+
+
+def test_an_earlier_checkpoint_is_another_student(finished, tmp_path):
+    assert export.work([str(finished[0]), str(tmp_path / "out"), "step=20"]) == 0
+    (weights,) = (tmp_path / "out").glob("*.safetensors")
+    assert weights.read_bytes() != (finished[0] / "export" / "model.safetensors").read_bytes()
+
+
+def test_transformers_reads_the_folder(finished, pair):
+    folder = finished[0] / "export"
+    config = AutoConfig.from_pretrained(folder)
+    assert (config.model_type, config.hidden_size, config.max_position_embeddings) == ("qwen3", 32, POSITIONS)
+    ours, theirs = AutoTokenizer.from_pretrained(pair / "student"), AutoTokenizer.from_pretrained(folder)
+    assert theirs.encode("12+3-4=") == ours.encode("12+3-4=") and theirs.eos_token_id == ours.eos_token_id
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] in (
+        ours.eos_token_id,
+        [ours.eos_token_id],
+    )
+
+
+def test_evaluating_the_export_gives_the_figures_of_the_summary(finished, pair, tmp_path, capsys):
+    run, output = finished[0], tmp_path / "problems.jsonl"
+    assert evaluate.work([*words(pair, tmp_path, f"student.path={run / 'export'}"), f"output={output}"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    after = json.loads((run / "summary.json").read_text())["after"]
+    assert figures.keys() == after.keys()
+    assert {k: v for k, v in figures.items() if k != "reverse_kl"} == {
+        k: v for k, v in after.items() if k != "reverse_kl"
+    }
+    assert figures["reverse_kl"] == pytest.approx(after["reverse_kl"], abs=1e-5)
+    problems = read_lines(output)
+    assert len(problems) == 12 and all(
+        set(problem) == {"id", "correct", "text", "tokens", "finish_reason"} for problem in problems
+    )
+
+
+def test_the_report_draws_a_picture(finished, tmp_path, capsys):
+    assert report.work([str(finished[0]), f"svg={tmp_path / 'run.svg'}", "count=2"]) == 0
+    assert "Held-out figures on 12 prompts" in capsys.readouterr().out
+    assert (tmp_path / "run.svg").read_text().startswith("<svg")

@@ -1,0 +1,112 @@
+"""A run from the command line: what its folder holds, and that a stopped run goes on as if it had not been stopped."""
+
+import json
+import random
+import signal
+
+import yaml
+
+from motab_jax.cli import STOPPED
+from motab_jax.config import load_config
+from tests.verbs.helpers import (
+    RECORD,
+    STEPS,
+    check_record,
+    read_lines,
+    spawn,
+    stop_at,
+    tokenizer_of,
+    without_clocks,
+    words,
+)
+
+METRICS = {
+    *("step", "epoch", "loss", "loss/student", "loss/teacher", "loss/flawed", "loss/transition"),
+    *("tokens_student", "tokens_teacher", "tokens_discarded", "strayed", "rewinds", "value", "boundary"),
+    *("length_mean", "length_max", "truncated", "learning_rate", "grad_norm", "skipped"),
+    *("tokens_per_second", "seconds"),
+}
+
+
+def test_the_run_folder_is_complete(finished, pair):
+    folder, _ = finished
+    config = load_config(folder / "config.yaml")
+    assert config == load_config(words(pair, folder.parent)[0], words(pair, folder.parent)[1:])
+    metrics = read_lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
+    for line in metrics:
+        assert set(line) >= METRICS
+        assert set(line["seconds"]) == {"rollout", "update", "host"} and min(line["seconds"].values()) >= 0
+        assert line["tokens_per_second"] > 0
+    assert [line["step"] for line in metrics if "eval" in line] == [10, 20]
+    assert metrics[-1]["epoch"] == STEPS * 4 // 30
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"20", str(STEPS)}
+    assert (folder / "export" / "model.safetensors").is_file()
+
+
+def test_the_summary_says_what_happened(finished):
+    folder, process = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    metrics = read_lines(folder / "metrics.jsonl")
+    assert summary["steps"] == STEPS and summary["skipped"] == 0 and summary["held_out_prompts"] == 12
+    assert summary["tokens"] == sum(line["tokens_student"] + line["tokens_teacher"] for line in metrics)
+    assert summary["accuracy_before"] == summary["before"]["accuracy"]
+    assert summary["accuracy_after"] == summary["after"]["accuracy"]
+    assert summary["after"]["reverse_kl"] != summary["before"]["reverse_kl"], "the student has changed"
+    last = process.stdout.splitlines()
+    assert any("Held-out figures" in line for line in last) and str(STEPS) in last[-1]
+    assert process.stderr == "" and "\x1b" not in process.stdout, "plain lines where there is no terminal"
+
+
+def test_each_program_compiles_once(finished):
+    summary = json.loads((finished[0] / "summary.json").read_text())
+    assert summary["compiles"] == {"rollout": 1, "update": 1, "generate": 1}
+
+
+def test_trajectories_have_the_records_of_synthesize(finished, pair):
+    records = read_lines(finished[0] / "trajectories.jsonl")
+    assert [record["step"] for record in records] == [step for step in (1, 4, 8, 12, 16, 20, 24) for _ in range(3)]
+    assert sum(len(record["rewinds"]) for record in records) >= 5
+    for record in records:
+        assert set(record) == RECORD | {"step"}
+        check_record(record, tokenizer_of(pair / "teacher"))
+
+
+def assert_same_run(folder, uninterrupted):
+    """Metrics and trajectories line for line, and the student byte for byte."""
+    assert without_clocks(folder / "metrics.jsonl") == without_clocks(uninterrupted / "metrics.jsonl")
+    for name in ("trajectories.jsonl", "export/model.safetensors"):
+        assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+    one, other = (json.loads((path / "summary.json").read_text()) for path in (folder, uninterrupted))
+    assert all(one[key] == other[key] for key in ("before", "after", "steps", "tokens"))
+
+
+def test_a_killed_run_goes_on_to_the_same_metrics(finished, pair, tmp_path):
+    command, folder = words(pair, tmp_path), tmp_path / "tiny"
+    killed = stop_at(command, folder / "metrics.jsonl", random.Random(7).randint(6, STEPS - 4), signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL and not (folder / "summary.json").exists()
+    again = spawn("train", command)
+    assert again.returncode == 0, again.stderr
+    assert "resuming at step" in again.stdout
+    assert_same_run(folder, finished[0])
+
+
+def test_a_stopped_run_saves_and_goes_on(finished, pair, tmp_path):
+    command, folder = words(pair, tmp_path), tmp_path / "tiny"
+    stopped = stop_at(command, folder / "metrics.jsonl", 7, signal.SIGTERM)
+    assert stopped.returncode == STOPPED, stopped.stderr
+    done = len(read_lines(folder / "metrics.jsonl"))
+    assert 7 <= done < STEPS and (folder / "checkpoints" / str(done)).is_dir()
+    assert f"stopped by a signal at step {done}" in stopped.stdout
+    again = spawn("train", command)
+    assert again.returncode == 0, again.stderr
+    assert f"resuming at step {done}" in again.stdout
+    assert_same_run(folder, finished[0])
+    finished_again = spawn("train", command)
+    assert finished_again.returncode == 0, finished_again.stderr
+    assert_same_run(folder, finished[0])
+
+
+def test_the_written_configuration_is_plain_yaml(finished):
+    tree = yaml.safe_load((finished[0] / "config.yaml").read_text())
+    assert tree["run"]["steps"] == STEPS and tree["rollout"]["samples_per_prompt"] == 2
