@@ -30,7 +30,16 @@ REQUIRES = [
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10"],
     "cuda": ["jax[cuda13]>=0.10"],
-    "test": ["pytest>=8", "pytest-timeout>=2.3", "beartype>=0.20", "ruff>=0.9", "pyright>=1.1.390"],
+    "test": [
+        "pytest>=8",
+        "pytest-timeout>=2.3",
+        "beartype>=0.20",
+        "ruff>=0.9",
+        "pyright>=1.1.390",
+        "gguf>=0.17",
+        "pyarrow>=17",
+        "reasoning-gym>=0.1.20",
+    ],
     "parity": ["torch==2.13.0", "pytest>=8"],
     "data": ["datasets>=4", "reasoning-gym>=0.1.20"],
     "gguf": ["gguf>=0.17"],

@@ -184,7 +184,7 @@ def train(config: Config) -> int:
             done.before = _evaluate(run, state, "before")
         state, stopped = _loop(run, state, done, checkpoints, logs, signals)
     if stopped:
-        console.print(f"stopped by a signal at step {int(state.step)}, saved; the same command goes on from there")
+        console.out(f"stopped by a signal at step {int(state.step)}, saved; the same command goes on from there")
         return STOPPED
 
     after = _evaluate(run, state, "after")
@@ -259,7 +259,7 @@ def _resume(checkpoints: Checkpointer, state: TrainState, stream: PromptStream, 
         return state, Progressed()
     state, extra = checkpoints.restore(latest, state)
     stream.set_state(extra.pop("stream"))
-    console.print(f"resuming at step {latest}")
+    console.out(f"resuming at step {latest}")
     return state, Progressed(**extra)
 
 
@@ -281,7 +281,7 @@ def _evaluate(run: Run, state: TrainState, when: str) -> dict[str, Any] | None:
         return None
     found = run.evaluator(run.session.serve(state.params))
     found.pop("problems")
-    run.console.print(f"{when}: accuracy {100 * found['accuracy']:.1f}% on {found['prompts']} held-out prompts")
+    run.console.out(f"{when}: accuracy {100 * found['accuracy']:.1f}% on {found['prompts']} held-out prompts")
     return found
 
 
@@ -326,7 +326,7 @@ def _finish(run: Run, folder: Path, summary: dict[str, Any]) -> None:
     write_summary(folder, summary)
     show(run.console, summary, choose(read_log(folder / "trajectories.jsonl"), SAMPLES), run.session.decode)
     figures = f"{summary['steps']} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s"
-    run.console.print(f"{figures}; the student is in {folder / 'export'}")
+    run.console.out(f"{figures}; the student is in {folder / 'export'}")
 
 
 def work(words: list[str]) -> int:

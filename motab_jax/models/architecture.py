@@ -139,8 +139,8 @@ def _read_rope(raw: dict[str, Any], where: str) -> Rope:
         raise UserError(f"{where}: rope scaling '{kind}' lacks {', '.join(missing)}")
     if kind == "yarn":
         scaling.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings"))
-    known = ROPE_FIELDS[kind] + (YARN_OPTIONAL + ("original_max_position_embeddings",) if kind == "yarn" else ())
-    unknown = sorted(set(scaling) - set(known) - ({"original_max_position_embeddings", "partial_rotary_factor"}))
+    known = (*ROPE_FIELDS[kind], *((*YARN_OPTIONAL, "original_max_position_embeddings") if kind == "yarn" else ()))
+    unknown = sorted(set(scaling) - {*known, "original_max_position_embeddings", "partial_rotary_factor"})
     if unknown and kind != "default":
         raise UserError(f"{where}: rope scaling '{kind}' has fields that are not implemented: {', '.join(unknown)}")
     return Rope(theta, kind, tuple(sorted((name, scaling[name]) for name in known if scaling.get(name) is not None)))

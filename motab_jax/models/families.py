@@ -68,7 +68,8 @@ class Tensor(NamedTuple):
 
 def flat_specs(config: ModelConfig) -> dict[Path, WeightSpec]:
     """`weight_specs`, flattened: path -> spec."""
-    return flax.traverse_util.flatten_dict(weight_specs(config))
+    flat: Any = flax.traverse_util.flatten_dict(weight_specs(config))
+    return flat
 
 
 def tensors(config: ModelConfig) -> list[Tensor]:
@@ -83,8 +84,8 @@ def tensors(config: ModelConfig) -> list[Tensor]:
         shape = layout.to_hf(np.broadcast_to(np.int8(0), one)).shape
         for layer in range(config.num_layers) if stacked else [None]:
             found.append(Tensor(pattern.format(layer=layer), shape, path, layer))
-    order = {("embed",): -1, ("final_norm",): config.num_layers, ("head",): config.num_layers}
-    return sorted(found, key=lambda tensor: order.get(tensor.path, tensor.layer))
+    order: dict[Path, int] = {("embed",): -1, ("final_norm",): config.num_layers, ("head",): config.num_layers}
+    return sorted(found, key=lambda tensor: order.get(tensor.path, tensor.layer or 0))
 
 
 def to_hf(path: Path, weight: Any) -> Any:

@@ -155,7 +155,7 @@ def _configs(params: Params, config: ModelConfig, source: Any, generation: dict 
 
 def _entries(params: Params, config: ModelConfig) -> list[Entry]:
     """The tensors to write. ValueError if params are not those of the config."""
-    flat = flax.traverse_util.flatten_dict(params)
+    flat: Any = flax.traverse_util.flatten_dict(params)
     specs = families.flat_specs(config)
     if {path: weight.shape for path, weight in flat.items()} != {path: spec.shape for path, spec in specs.items()}:
         raise ValueError("the parameters' names and shapes are not those of the config")

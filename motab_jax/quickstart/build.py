@@ -258,7 +258,8 @@ def build(name: str, folder: Path, seed: int) -> Accuracy:
     model = train(name, PLANS[name], tokenizer, seed)
     accuracy = measure(model, tokenizer, REPORT_PROMPTS, REPORT_SEED)
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    save_pretrained(folder / name, model.params, model.config, tokenizer=tokenizer, generation_config=ids)
+    save_pretrained(folder / name, model.params, model.config, generation_config=ids)
+    arithmetic.write_tokenizer(folder / name)
     size = (folder / name / "model.safetensors").stat().st_size
     print(
         f"{name}: {accuracy}; {size:,} bytes, {time.monotonic() - began:.0f} s; written to {folder / name}", flush=True

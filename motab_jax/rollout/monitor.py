@@ -80,7 +80,8 @@ def observe(
     """Walk over the columns of rows whose log holds log_length i32[B] entries; judge every step that ends.
 
     may_stray bool[B]: rows in which a stray step is a breach; the walk of a row ends there, and a stop token behind
-    the breaching step is not accepted. Without `judged`, steps are entered and none strays. Returns (open step, step table, accepted bool[B,C], breach bool[B]).
+    the breaching step is not accepted. Without `judged`, steps are entered and none strays.
+    Returns (open step, step table, accepted bool[B,C], breach bool[B]).
     """
 
     def walk(carry, column):

@@ -114,7 +114,6 @@ def test_the_helper_does_not_import_jax_or_outlive_its_input():
 
 
 def test_reasoning_gym():
-    pytest.importorskip("reasoning_gym")
 
     class Section:
         source, path, fields, split = "reasoning_gym:chain_sum", None, {}, "train"

@@ -3,7 +3,9 @@
 import json
 from dataclasses import dataclass, field
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from motab_jax.config import UserError
 from motab_jax.data import arithmetic
@@ -102,9 +104,6 @@ def test_a_training_file_has_no_held_out_split(tmp_path):
 
 
 def test_parquet_reads_as_jsonl_does(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     table = pyarrow.table({"question": ["a", None], "answer": [1.5, 2.0]})
     parquet.write_table(table.slice(0, 1), tmp_path / "good.parquet")
     parquet.write_table(table, tmp_path / "bad.parquet")
@@ -136,7 +135,6 @@ def test_arithmetic_source():
 
 
 def test_reasoning_gym_splits_are_disjoint():
-    pytest.importorskip("reasoning_gym")
     section = Section("reasoning_gym:chain_sum")
     train = load_prompts(section, split="train", count=40, seed=0)
     held_out = load_prompts(section, split="held_out", count=40, seed=0)

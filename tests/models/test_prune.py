@@ -1,6 +1,7 @@
 """Students cut out of their teachers."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ def test_takes_the_named_layers():
     assert smaller.num_layers == 2
     np.testing.assert_array_equal(student["layers"]["q"], params["layers"]["q"][np.array([0, 2])])
     np.testing.assert_array_equal(student["embed"], params["embed"])
-    assert forward(student, smaller, np.array([[1, 2, 3]])).shape == (1, 3, config.vocab_size)
+    assert forward(student, smaller, jnp.array([[1, 2, 3]])).shape == (1, 3, config.vocab_size)
 
 
 def test_all_layers_are_the_teacher():

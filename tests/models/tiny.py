@@ -1,12 +1,21 @@
 """Tiny architectures for tests, and random weights in which every part counts."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from motab_jax.models.architecture import ModelConfig, Rope
 from motab_jax.models.transformer import init
 
-_SHAPE = {"vocab_size": 31, "width": 24, "mlp_width": 40, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2}
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 31,
+    "width": 24,
+    "mlp_width": 40,
+    "num_layers": 3,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+}
 CONFIGS = {
     "qwen3": ModelConfig("qwen3", **_SHAPE, head_dim=8, max_positions=64, qk_norm=True),
     "qwen2": ModelConfig("qwen2", **_SHAPE, head_dim=6, max_positions=64, qkv_bias=True, tied=True),

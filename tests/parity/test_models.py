@@ -126,14 +126,14 @@ def test_logits(pair):
     tokens, _ = tokens_and_positions()
     expected = oracle_logits(model, tokens)
     assert expected.std() > 0.5, "trivial logits would prove nothing"
-    assert difference(forward(params, config, tokens), expected) <= TOLERANCE
+    assert difference(forward(params, config, jnp.asarray(tokens)), expected) <= TOLERANCE
 
 
 @each_case
 def test_left_padding(pair):
     model, params, config = pair
     tokens, positions = tokens_and_positions()
-    ours = forward(params, config, tokens, positions)
+    ours = forward(params, config, jnp.asarray(tokens), jnp.asarray(positions))
     assert difference(ours, oracle_logits(model, tokens, positions), positions >= 0) <= TOLERANCE
 
 

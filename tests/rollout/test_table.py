@@ -119,7 +119,7 @@ def test_the_step_table_is_what_fresh_passes_say(name):
         values = [np.exp(each[start:end].mean()) for start, end, _ in steps]
         entropies = np.array([entropy(logprobs[start], top_k) for start, _, _ in steps])
         student = np.array([source == STUDENT for _, _, source in steps])
-        boundaries = EPS0 * np.exp(-THETA * entropies) * student
+        boundaries = EPS0 * np.exp(-THETA * entropies)
         for field, expected in (("value", values), ("entropy", entropies), ("boundary", boundaries)):
             np.testing.assert_allclose(getattr(result.steps, field)[row, :count], expected, atol=1e-4, err_msg=field)
         assert result.steps.stray[row, :count].tolist() == (student & (values < boundaries)).tolist()

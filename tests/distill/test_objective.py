@@ -1,0 +1,128 @@
+"""The chunked loss against the naive one: values, gradients, weights and memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from motab_jax.distill import Objective, TargetBatch, TokenLoss, head_of, objective as module
+from motab_jax.distill.objective import batch_loss, weights_of
+from motab_jax.distill.targets import KINDS, NONE
+from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.transformer import Model, encode, forward, init
+from tests.distill.batches import (
+    LOSSES,
+    ROWS,
+    STUDENT,
+    VOCAB,
+    assert_trees_close,
+    naive_loss,
+    params_of,
+    random_batch,
+    teacher,
+    uniform,
+)
+
+MIXED = {
+    "student": TokenLoss("jsd", 0.5, 0.3),
+    "teacher": TokenLoss("cross_entropy", 2.0),
+    "flawed": TokenLoss("reverse_kl", 0.25),
+    "transition": TokenLoss("masked"),
+}
+OBJECTIVES = {name: uniform(name) for name in LOSSES if name != "masked"} | {
+    "mixed": Objective(**MIXED, vocab_size=VOCAB),
+    "mixed-sequence": Objective(**MIXED, vocab_size=VOCAB, normalize="sequence"),
+    "warm": uniform("forward_kl", temperature=2.0),
+    "two-jsd": Objective(TokenLoss("jsd", 1.0, 0.2), TokenLoss("jsd", 1.0, 0.7), vocab_size=VOCAB),
+}
+
+
+def chunked(params, batch, objective):
+    """The loss as the update computes it."""
+    head = head_of(teacher(), objective)
+    return batch_loss(params, STUDENT, head, batch, weights_of(batch.kinds, objective), objective)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_value_and_gradient_equal_the_naive_loss(name, monkeypatch):
+    objective, batch = OBJECTIVES[name], random_batch()
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", ROWS * VOCAB * 4)  # 14 columns: three chunks and a half
+    grad = jax.jit(jax.value_and_grad(lambda p: chunked(p, batch, objective), has_aux=True))
+    (loss, per_kind), grads = grad(params_of())
+    naive, naive_grads = jax.jit(jax.value_and_grad(lambda p: naive_loss(p, batch, objective)))(params_of())
+    assert float(loss) == pytest.approx(float(naive), abs=1e-5)
+    assert_trees_close(grads, naive_grads)
+    if objective.normalize == "token":
+        weights = [0.0] + [objective.losses()[k].weight if k in objective.losses() else 0.0 for k in range(1, 5)]
+        trained = sum(int((batch.kinds == k).sum()) for k in objective.losses())
+        assert float(per_kind @ jnp.array(weights)) / trained == pytest.approx(float(naive), abs=1e-5)
+
+
+def test_token_weights():
+    kinds = jnp.array([[NONE, 1, 1, 2], [3, 4, NONE, NONE], [4, 4, NONE, NONE]])
+    losses = {"student": TokenLoss(weight=2.0), "teacher": TokenLoss(), "flawed": TokenLoss(weight=0.5)}
+    objective = Objective(**losses, transition=TokenLoss("masked", weight=9.0))
+    by_token = [[0, 2 / 4, 2 / 4, 1 / 4], [0.5 / 4, 0, 0, 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(weights_of(kinds, objective), by_token)
+    by_row = [[0, 2 / 6, 2 / 6, 1 / 6], [0.5 / 2, 0, 0, 0], [0, 0, 0, 0]]
+    sequence = Objective(**losses, transition=TokenLoss("masked"), normalize="sequence")
+    np.testing.assert_allclose(weights_of(kinds, sequence), by_row)
+    assert weights_of(jnp.zeros((2, 3), jnp.int32), objective).tolist() == [[0.0] * 3] * 2
+
+
+def test_masked_kinds_get_no_gradient():
+    batch = random_batch()
+    objective = Objective(LOSSES["masked"], LOSSES["cross_entropy"], LOSSES["masked"], TokenLoss(weight=0.0), vocab_size=VOCAB)
+    only = batch.replace(kinds=jnp.where(batch.kinds == KINDS.index("teacher"), batch.kinds, NONE))
+
+    def loss(p, b):
+        return chunked(p, b, objective)[0]
+
+    grads = jax.jit(jax.grad(loss))(params_of(), batch)
+    assert_trees_close(grads, jax.jit(jax.grad(loss))(params_of(), only), atol=1e-7)
+    assert any(jnp.abs(x).max() > 1e-4 for x in jax.tree.leaves(grads))
+    nothing = jax.jit(jax.value_and_grad(lambda p: chunked(p, batch, uniform("masked"))[0]))(params_of())
+    assert all(not jnp.any(x) for x in jax.tree.leaves(nothing))
+
+
+def test_the_teachers_head_goes_along_only_where_a_divergence_needs_it():
+    assert head_of(teacher(), uniform("cross_entropy")) is None
+    assert head_of(teacher(), Objective(teacher=LOSSES["jsd"])).params.keys() == {"head"}
+    tied = Model(params_of(), STUDENT)
+    assert head_of(tied, uniform("forward_kl")).params.keys() == {"embed"}
+
+
+def test_logits_beyond_the_vocabulary_never_count():
+    params = params_of()
+    spoilt = params | {"embed": params["embed"].at[VOCAB:].add(3.0)}
+    for name in ("cross_entropy", "forward_kl", "reverse_kl", "jsd"):
+        one, other = (chunked(p, random_batch(), uniform(name))[0] for p in (params, spoilt))
+        assert float(one) == float(other)
+
+
+def test_full_logits_are_never_held(monkeypatch):
+    vocab, rows, columns = 4096, 4, 64
+    config = ModelConfig("llama", vocab, 16, 32, 1, 2, 2, 8, 128, tied=True)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", rows * vocab * 2)
+    weights = init(config, jax.random.key(0))
+    zero = jnp.zeros((rows, columns), jnp.int32)
+    batch = TargetBatch(zero, zero + jnp.arange(columns)[None], zero + 1, jnp.zeros((rows, columns, config.width)))
+    objective = Objective(student=LOSSES["forward_kl"], vocab_size=vocab)
+    judge = Model(weights, config)
+
+    def chunked(params, batch):
+        return batch_loss(params, config, judge, batch, weights_of(batch.kinds, objective), objective)[0]
+
+    def naive(params, batch):
+        ours = jax.nn.log_softmax(forward(params, config, batch.tokens, batch.positions))
+        theirs = jax.nn.log_softmax(batch.teacher_hidden @ weights["embed"].T)
+        return jnp.mean(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1))
+
+    def memory(loss) -> int:
+        return jax.jit(jax.grad(loss)).lower(weights, batch).compile().memory_analysis().temp_size_in_bytes
+
+    logits = rows * columns * vocab * 4
+    assert memory(naive) >= logits
+    assert memory(chunked) < logits / 2, "less than half of one array of full logits"
+    assert memory(chunked) < memory(naive) / 5
+    assert encode(weights, config, batch.tokens, batch.positions)[0].shape == (rows, columns, config.width)

@@ -1,0 +1,125 @@
+"""`build_targets` against a plain-Python builder, on random logs with several rewinds."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from motab_jax.data.sources import STUDENT, TEACHER
+from motab_jax.distill import build_targets
+from motab_jax.distill.targets import FLAWED_KIND, NONE, STUDENT_KIND, TEACHER_KIND, TRANSITION_KIND
+from motab_jax.rollout.trajectory import KEPT, empty_trajectory
+
+ROWS, PROMPT, ENTRIES, REWINDS, WIDTH = 12, 4, 40, 3, 2
+TRANSITION = [90, 91, 92]
+
+
+@dataclasses.dataclass
+class Row:
+    """One trajectory as a list of (token, source, discarded_by), with the places of its rewinds."""
+
+    prompt: list[int]
+    log: list[tuple[int, int, int]]
+    rewind_at: list[int]
+
+    def target(self, kind: str, transition: list[int]) -> list[tuple[int, int, int]]:
+        """(token, kind, log entry or -1) of every token behind the prompt."""
+        out = []
+        for entry, (token, source, dropped) in enumerate(self.log):
+            if kind == "stitched" and entry in self.rewind_at:
+                out += [(t, TRANSITION_KIND, -1) for t in transition]
+            if dropped == KEPT:
+                out.append((token, TEACHER_KIND if source == TEACHER else STUDENT_KIND, entry))
+            elif kind == "stitched":
+                out.append((token, FLAWED_KIND, entry))
+        return out
+
+
+def random_row(rng: np.random.Generator, rewinds: int) -> Row:
+    """The student writes, its last tokens are dropped, the teacher writes; again, and the student goes on at last."""
+    log, rewind_at = [], []
+
+    def write(source: int, dropped: int, least: int) -> None:
+        for _ in range(rng.integers(least, 4)):
+            log.append((int(rng.integers(2, 80)), source, dropped))
+
+    for number in range(rewinds):
+        write(STUDENT, KEPT, 0)
+        write(STUDENT, number, 1)
+        rewind_at.append(len(log))
+        write(TEACHER, KEPT, 1)
+    write(STUDENT, KEPT, 0 if log else 1)
+    return Row(rng.integers(2, 80, rng.integers(1, PROMPT + 1)).tolist(), log, rewind_at)
+
+
+def trajectory_of(rows: list[Row]):
+    """The rows as the rollout leaves them, with rubbish beyond each log's length."""
+    rng = np.random.default_rng(9)
+    count = len(rows)
+    prompts, positions = np.zeros((2, count, PROMPT), np.int32)
+    log = np.stack([rng.integers(2, 80, (count, ENTRIES)), *rng.integers(2, 4, (2, count, ENTRIES))])
+    log[2] = KEPT
+    rewind_at = np.zeros((count, REWINDS), np.int32)
+    for row, made in enumerate(rows):
+        size = len(made.prompt)
+        prompts[row, PROMPT - size :] = made.prompt
+        positions[row] = np.maximum(np.arange(PROMPT) - (PROMPT - size), -1)
+        log[:, row, : len(made.log)] = np.array(made.log).T
+        rewind_at[row, : len(made.rewind_at)] = made.rewind_at
+    tokens, sources, discarded = (jnp.asarray(x, jnp.int32) for x in log)
+    base = empty_trajectory(jnp.asarray(prompts), jnp.asarray(positions), ENTRIES, REWINDS, WIDTH, jnp.float32)
+    return base.replace(
+        tokens=tokens,
+        sources=sources,
+        discarded_by=discarded,
+        teacher_hidden=jnp.asarray(1 + np.arange(count * ENTRIES * WIDTH).reshape(count, ENTRIES, WIDTH), jnp.float32),
+        length=jnp.array([len(made.log) for made in rows]),
+        num_rewinds=jnp.array([len(made.rewind_at) for made in rows]),
+        rewind_at=jnp.asarray(rewind_at),
+    )
+
+
+def rows_with_every_count() -> list[Row]:
+    """Rows with 0 to REWINDS rewinds."""
+    rng = np.random.default_rng(4)
+    return [random_row(rng, row % (REWINDS + 1)) for row in range(ROWS)]
+
+
+@pytest.mark.parametrize("transition", [TRANSITION, []])
+@pytest.mark.parametrize("target", ["stitched", "spliced"])
+@pytest.mark.parametrize("max_tokens", [None, 9])
+def test_equals_a_plain_builder(target, transition, max_tokens):
+    rows = rows_with_every_count()
+    trajectory = trajectory_of(rows)
+    batch = build_targets(
+        trajectory, target=target, transition=jnp.array(transition, jnp.int32), max_tokens=max_tokens
+    )
+    room = max_tokens or ENTRIES + (REWINDS * len(transition) if target == "stitched" else 0)
+    assert batch.tokens.shape == (ROWS, PROMPT + room)
+    for row, made in enumerate(rows):
+        expected = made.target(target, transition)[:room]
+        whole, size = PROMPT + len(expected), len(made.prompt)
+        tokens, kinds, entries = zip(*expected, strict=True)
+        assert batch.tokens[row, PROMPT - size : whole].tolist() == [*made.prompt, *tokens]
+        assert batch.kinds[row].tolist() == [NONE] * PROMPT + [*kinds] + [NONE] * (room - len(expected))
+        behind = [-1] * (PROMPT + room - whole)
+        assert batch.positions[row].tolist() == [-1] * (PROMPT - size) + [*range(size + len(expected))] + behind
+        hidden = [trajectory.teacher_hidden[row, e].tolist() if e >= 0 else [0.0] * WIDTH for e in entries]
+        assert batch.teacher_hidden[row, PROMPT:whole].tolist() == hidden
+        assert not batch.teacher_hidden[row, :PROMPT].any() and not batch.teacher_hidden[row, whole:].any()
+
+
+def test_by_hand():
+    """Prompt 5 6; the student writes 10 11 12, 11 12 are dropped, the teacher writes 20 21."""
+    log = [(10, STUDENT, KEPT), (11, STUDENT, 0), (12, STUDENT, 0), (20, TEACHER, KEPT), (21, TEACHER, KEPT)]
+    trajectory = trajectory_of([Row([5, 6], log, [3])])
+    stitched = build_targets(trajectory, target="stitched", transition=jnp.array([90]))
+    assert stitched.tokens[0, 2:10].tolist() == [5, 6, 10, 11, 12, 90, 20, 21]
+    assert stitched.kinds[0, 4:11].tolist() == [
+        STUDENT_KIND, FLAWED_KIND, FLAWED_KIND, TRANSITION_KIND, TEACHER_KIND, TEACHER_KIND, NONE,
+    ]  # fmt: skip
+    spliced = build_targets(trajectory, target="spliced", transition=jnp.array([90]))
+    assert spliced.tokens[0, 2:7].tolist() == [5, 6, 10, 20, 21]
+    assert spliced.kinds[0, 4:8].tolist() == [STUDENT_KIND, TEACHER_KIND, TEACHER_KIND, NONE]
+    assert spliced.positions[0, 2:8].tolist() == [0, 1, 2, 3, 4, -1]

@@ -1,0 +1,159 @@
+"""The update: accumulation, non-finite batches, dtypes, and 8 devices against one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from motab_jax.distill import Objective, TokenLoss, head_of, init_state, make_optimizer, make_schedule, make_update
+from motab_jax.distill.targets import KINDS
+from motab_jax.models.transformer import is_spec, weight_specs
+from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated, shardings
+from tests.distill.batches import (
+    LOSSES,
+    ROWS,
+    STUDENT,
+    VOCAB,
+    assert_trees_close,
+    assert_trees_equal,
+    naive_loss,
+    params_of,
+    random_batch,
+    teacher,
+)
+
+OBJECTIVE = Objective(
+    LOSSES["reverse_kl"], LOSSES["cross_entropy"], LOSSES["masked"], TokenLoss(weight=0.5), vocab_size=VOCAB
+)
+STEPS = 3
+
+
+@functools.cache
+def adamw():
+    """The optimizer of a short run."""
+    schedule = make_schedule("cosine", peak=1e-3, floor=1e-5, steps=8, warmup_ratio=0.25)
+    return make_optimizer(schedule, weight_decay=0.1, clip=1.0, beta1=0.9, beta2=0.95)
+
+
+@functools.cache
+def program(accumulate: int = 1):
+    """The jitted update."""
+    return jax.jit(make_update(STUDENT, adamw(), OBJECTIVE, accumulate=accumulate), donate_argnums=0)
+
+
+def spoilt_batch():
+    """A batch with one state that isn't a number, at a token that a divergence is for."""
+    batch = random_batch()
+    row, column = np.argwhere(np.asarray(batch.kinds) == KINDS.index("student"))[0]
+    return batch.replace(teacher_hidden=batch.teacher_hidden.at[row, column].set(jnp.nan))
+
+
+def head():
+    """The teacher's part of the loss."""
+    return head_of(teacher(), OBJECTIVE)
+
+
+def run(step, batches, state=None):
+    """A fresh state after some batches, and the last metrics, on the host."""
+    state, metrics = init_state(params_of(), adamw()) if state is None else state, None
+    for batch in batches:
+        state, metrics = step(state, head(), batch)
+    return jax.device_get(state), jax.device_get(metrics)
+
+
+def test_micro_batches_add_up():
+    batches = [random_batch(seed) for seed in range(STEPS)]
+    (one, metrics), (four, others) = run(program(1), batches), run(program(4), batches)
+    assert_trees_close(one.params, four.params)
+    assert_trees_close(metrics, others)
+    assert int(one.step) == STEPS
+
+
+def test_metrics_and_gradient_are_those_of_the_naive_loss():
+    loss, grads = jax.value_and_grad(lambda p: naive_loss(p, random_batch(), OBJECTIVE))(params_of())
+    state, metrics = run(program(), [random_batch()])
+    assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-5)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(optax.global_norm(grads)), abs=1e-5)
+    for code, name in enumerate(KINDS[1:], start=1):
+        assert metrics[f"tokens/{name}"] == (random_batch().kinds == code).sum()
+    assert metrics["loss/flawed"] == 0.0 and metrics["loss/teacher"] > 0.0
+    updates, _ = adamw().update(grads, adamw().init(params_of()), params_of())
+    assert_trees_close(state.params, optax.apply_updates(params_of(), updates))
+
+
+def test_training_lowers_the_loss():
+    step = program()
+    _, before = run(step, [random_batch()])
+    _, after = run(step, [random_batch()] * 8)
+    assert after["loss"] < 0.95 * before["loss"]
+
+
+def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted():
+    step = program()
+    good, bad = random_batch(), spoilt_batch()
+    before, _ = run(step, [good])
+    skipped, metrics = run(step, [good, bad, bad])
+    assert not np.isfinite(metrics["loss"])
+    assert_trees_equal(before.params, skipped.params)
+    assert_trees_equal(before.opt_state, skipped.opt_state)
+    assert (int(skipped.step), int(skipped.skipped), int(skipped.skipped_in_a_row)) == (3, 2, 2)
+    assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (2, 2)
+    recovered, metrics = run(step, [good, bad, bad, good])
+    expected, _ = run(step, [good, good])
+    assert_trees_equal(expected.params, recovered.params)
+    assert_trees_equal(expected.opt_state, recovered.opt_state)
+    assert (int(recovered.skipped), int(recovered.skipped_in_a_row)) == (2, 0)
+    assert np.isfinite(metrics["loss"])
+
+
+def test_bfloat16_parameters_keep_float32_moments():
+    state = init_state(params_of(dtype=jnp.bfloat16), adamw())
+    before = jax.device_get(state.params)
+    state, metrics = run(program(), [random_batch()] * 2, state)
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("bfloat16")}
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim > 0]
+    assert len(moments) == 2 * len(jax.tree.leaves(before))
+    assert {x.dtype for x in moments} == {np.dtype("float32")}
+    assert np.isfinite(metrics["loss"]) and int(state.skipped) == 0
+    assert (state.params["embed"] != before["embed"]).any()
+    exact, _ = run(program(), [random_batch()] * 2)
+    assert_trees_close(jax.tree.map(lambda x: x.astype(np.float32), state.params), exact.params, atol=1e-2)
+
+
+def test_compiles_once():
+    step = jax.jit(make_update(STUDENT, adamw(), OBJECTIVE), donate_argnums=0)
+    run(step, [random_batch(seed) for seed in range(STEPS)])
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_eight_devices_equal_one(devices, accumulate):
+    batches = [random_batch(seed) for seed in range(STEPS)]
+    alone, metrics = run(program(accumulate), batches)
+    mesh = make_mesh(1, 4, 2)
+    specs = weight_specs(STUDENT)
+    axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
+    places = shardings(mesh, axes, "update", params_of())
+    state = jax.jit(lambda p: init_state(p, adamw()))(jax.device_put(params_of(), places))
+    state = jax.device_put(state, jax.tree.map(lambda x: place_of(x, state.params, places, mesh), state))
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    update = make_update(STUDENT, adamw(), OBJECTIVE, accumulate=accumulate)
+    step = jax.jit(update, donate_argnums=0, out_shardings=(layout, None))
+    teachers = jax.device_put(head(), replicated(mesh))
+    for batch in batches:
+        state, others = step(state, teachers, jax.device_put(batch, batch_sharding(mesh)))
+    assert step._cache_size() == 1
+    q = state.params["layers"]["q"]
+    assert q.addressable_shards[0].data.size * len(devices) == q.size
+    assert_trees_close(jax.device_get(state.params), alone.params)
+    assert_trees_close(jax.device_get(others), metrics)
+    assert ROWS % 4 == 0
+
+
+def place_of(leaf, params, places, mesh):
+    """Moments lie as the parameters of their shape do; counters lie everywhere."""
+    shapes = {x.shape: place for x, place in zip(jax.tree.leaves(params), jax.tree.leaves(places), strict=True)}
+    return shapes[leaf.shape] if leaf.ndim else replicated(mesh)
