@@ -1,6 +1,6 @@
 """What the verbs share on the command line: words in, exit status out.
 
-Exit status: 0 done, 2 the user's mistake, 75 stopped by a signal after saving, 1 anything else.
+Exit status: 0 done, 2 the user's mistake, 75 stopped by a signal after saving, 130 interrupted, 1 anything else.
 """
 
 import os
@@ -44,7 +44,7 @@ def open_output(path: str) -> TextIO:
 
 
 def run_verb(
-    usage: str, work: Callable[[list[str]], int | None], *, own: Sequence[str] = (), configured: bool = True
+    usage: str | None, work: Callable[[list[str]], int | None], *, own: Sequence[str] = (), configured: bool = True
 ) -> None:
     """Run a verb and leave with its exit status; a UserError becomes one line on standard error.
 
@@ -54,7 +54,7 @@ def run_verb(
     try:
         if "--help" in words or "-h" in words:
             keys = [f"  {key}" for key in valid_keys() if "." in key] if configured else []
-            print("\n".join([usage.strip(), *(["", "Keys:", *keys] if configured else [])]))
+            print("\n".join([(usage or "").strip(), *(["", "Keys:", *keys] if configured else [])]))
             status = 0
         elif "--print-config" in words and configured:
             path, overrides, _ = split_words([word for word in words if word != "--print-config"], own)
@@ -66,6 +66,9 @@ def run_verb(
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1

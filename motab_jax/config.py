@@ -63,7 +63,7 @@ class TeacherConfig(Section):
 
 
 class DataConfig(Section):
-    """Prompts: `arithmetic`, `jsonl`, `parquet`, `hub:<id>` or `reasoning_gym:<task>`."""
+    """Prompts: `arithmetic`, `jsonl`, `parquet`, `hub:<id>` or `reasoning_gym:<task>[,<task>...]`."""
 
     source: str = "arithmetic"
     path: str | None = None

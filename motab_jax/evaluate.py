@@ -69,7 +69,9 @@ class Evaluator:
             kl, count = (float(x) for x in sums)
         host = jax.device_get(trajectory.replace(teacher_hidden=None))
         rows = [Row(host, row) for row in range(len(part))]
-        texts = [(self.session.decode(r.tokens[r.discarded_by == KEPT]), len(r.tokens), r.finish) for r in rows]
+        texts = [
+            (self.session.decode(r.tokens[r.discarded_by == KEPT].tolist()), len(r.tokens), r.finish) for r in rows
+        ]
         return texts, kl, count
 
     def _figures(self, graded, samples: int, kl: float | None) -> dict[str, Any]:
@@ -99,7 +101,8 @@ def make_evaluator(session: Session, prompts: EncodedPrompts) -> Evaluator:
     """An evaluator with its jitted programs; checks that the batch fits the mesh."""
     section = session.config.eval
     check_batch(session.mesh, section.batch_size, "eval.batch_size")
-    config = session.rollout.replace(
+    config = dataclasses.replace(
+        session.rollout,
         monitored=False,
         temperature=section.temperature,
         top_k=0,
@@ -118,7 +121,7 @@ def _divergence(student: Model, teacher: Model, trajectory, real, *, vocab_size:
     """Sum over the real rows' tokens of KL(student || teacher) in nats, and the number of tokens."""
     objective = Objective(student=TokenLoss("reverse_kl"), vocab_size=vocab_size)
     batch = build_targets(trajectory, target="spliced", transition=jnp.zeros((0,), jnp.int32))
-    batch = batch.replace(kinds=jnp.where(real[:, None], batch.kinds, 0))
+    batch = dataclasses.replace(batch, kinds=jnp.where(real[:, None], batch.kinds, 0))
     weight = weights_of(batch.kinds, objective)
     _, sums = batch_loss(student.params, student.config, teacher, batch, weight, objective)
     return jnp.sum(sums), jnp.sum(batch.kinds > 0)

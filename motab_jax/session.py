@@ -66,7 +66,8 @@ class EncodedPrompts:
             ids = self.tokens[index]
             table[row, self.width - len(ids) :] = ids
         lengths = np.array([len(self.tokens[index]) for index in indices], np.int32)
-        return jax.device_put(Prompts(table, lengths, np.asarray(row_ids, np.int32)), batch_sharding(mesh))
+        places = batch_sharding(mesh)
+        return Prompts(*(jax.device_put(part, places) for part in (table, lengths, np.array(row_ids, np.int32))))
 
 
 def layout(mesh, config, name: str):

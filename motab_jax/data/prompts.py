@@ -69,9 +69,9 @@ def load_prompts(data: DataSection, *, split: str, count: int | None, seed: int)
     if has_held_out(source):
         if split not in POOL:
             raise UserError(f"split '{split}': {source} has the splits {' and '.join(POOL)}")
-        return _arithmetic(split, count, seed) if kind == "arithmetic" else _reasoning_gym(name, split, count, seed)
+        return _arithmetic(split, count, seed) if kind == "arithmetic" else _tasks(name, split, count, seed)
     if kind not in ("jsonl", "parquet", "hub") or (kind == "hub") != bool(name):
-        known = "arithmetic, jsonl, parquet, hub:<id> or reasoning_gym:<task>"
+        known = "arithmetic, jsonl, parquet, hub:<id> or reasoning_gym:<task>[,<task>...]"
         raise UserError(f"data.source = '{source}' is not a source; it is {known}")
     if split == "held_out" and data.split == "train":
         raise UserError(f"{source} has no held-out prompts of its own; set eval.source and eval.path")
@@ -164,6 +164,14 @@ class PromptStream:
 def _arithmetic(split: str, count: int | None, seed: int) -> list[Prompt]:
     found = arithmetic.problems(count or POOL[split], seed=seed, split=split)
     return [Prompt(f"arithmetic-{split}-{n}", p.prompt, p.answer, "arithmetic") for n, p in enumerate(found)]
+
+
+def _tasks(names: str, split: str, count: int | None, seed: int) -> list[Prompt]:
+    """Prompts of the comma-separated reasoning-gym tasks in turn, `count` in all."""
+    tasks = names.split(",")
+    share = None if count is None else -(-count // len(tasks))
+    rounds = itertools.zip_longest(*(_reasoning_gym(task.strip(), split, share, seed) for task in tasks))
+    return [prompt for prompt in itertools.chain.from_iterable(rounds) if prompt is not None][:count]
 
 
 def _reasoning_gym(task: str, split: str, count: int | None, seed: int) -> list[Prompt]:

@@ -40,7 +40,10 @@ def jsd(student_logits: jax.Array, teacher_logits: jax.Array, *, reverse_weight:
     if reverse_weight == 1.0:
         return reverse_kl(student_logits, teacher_logits)
     student, teacher = _logprobs(student_logits), _logprobs(teacher_logits)
-    mixture = jnp.logaddexp(student + jnp.log1p(-reverse_weight), teacher + jnp.log(reverse_weight))
+    # A token that both rule out stays out of logaddexp, whose gradient at (-inf, -inf) is not a number.
+    neither = (student == -jnp.inf) & (teacher == -jnp.inf)
+    mine, theirs = (jnp.where(neither, 0.0, x) for x in (student, teacher))
+    mixture = jnp.logaddexp(mine + jnp.log1p(-reverse_weight), theirs + jnp.log(reverse_weight))
     return reverse_weight * _kl(teacher, mixture) + (1.0 - reverse_weight) * _kl(student, mixture)
 
 
@@ -50,4 +53,5 @@ def _logprobs(logits: jax.Array) -> jax.Array:
 
 def _kl(left: jax.Array, right: jax.Array) -> jax.Array:
     """sum_v p (log p - log q); a token of probability zero under p contributes nothing."""
-    return jnp.sum(jnp.where(left > -jnp.inf, jnp.exp(left) * (left - right), 0.0), axis=-1)
+    # The difference is what is masked, not the product: at -inf the product's gradient would be 0 * inf.
+    return jnp.sum(jnp.exp(left) * jnp.where(left > -jnp.inf, left - right, 0.0), axis=-1)

@@ -25,8 +25,9 @@ class TrainState:
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """A fresh state; the optimizer's moments are float32."""
-    zero = jnp.int32(0)
-    return TrainState(zero, params, optimizer.init(widen(params)), zero, jnp.int32(0))
+    # One array a counter: a buffer cannot be donated twice.
+    step, skipped, in_a_row = (jnp.array(0, jnp.int32) for _ in range(3))
+    return TrainState(step, params, optimizer.init(widen(params)), skipped, in_a_row)
 
 
 def head_of(teacher: Model, objective: Objective) -> Model | None:
@@ -54,7 +55,7 @@ def make_update(
             return batch_loss(params, config, teacher, rows, weight, objective)
 
         grads, loss, per_kind = _accumulate(loss_of, state.params, (batch, weight), accumulate)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         params, opt_state = _apply(optimizer, state, grads, finite)
         bad = (~finite).astype(jnp.int32)

@@ -3,8 +3,8 @@
     python -m motab_jax.quickstart.build [--out FOLDER] [--seed N] [--only teacher|student]
 
 Both learn golden chains (data/arithmetic.py) by next-token cross-entropy on the completion, with AdamW in float32,
-short chains first. The teacher trains to the end of its plan. The student stops while it is still poor: training goes
-back to the last measured state, and measures more often, whenever a measurement has overshot the wanted range.
+short chains first. The teacher trains to the end of its plan, in two rounds. The student stops while it is still poor:
+whenever a measurement has overshot the wanted range, training goes back to the last one and measures more often.
 Left out: distillation, which is what the pair is for, and machines with several devices.
 """
 
@@ -55,15 +55,26 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
+class Round:
+    """Stages under one learning-rate schedule; every round starts with a fresh optimizer."""
+
+    stages: tuple[Stage, ...]
+    learning_rate: float
+    schedule: str
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """How one model of the pair is made. With `wanted` it stops as soon as its greedy accuracy lies in that range."""
 
     config: ModelConfig
-    stages: tuple[Stage, ...]
-    learning_rate: float
-    schedule: str
+    rounds: tuple[Round, ...]
     wanted: tuple[float, float] | None = None
-    check_every: int = 100
+    check_every: int = 50
 
 
 def architecture(*, layers: int, width: int, heads: int, head_dim: int, mlp: int) -> ModelConfig:
@@ -87,17 +98,15 @@ def architecture(*, layers: int, width: int, heads: int, head_dim: int, mlp: int
 PLANS = {
     "teacher": Plan(
         architecture(layers=4, width=128, heads=4, head_dim=32, mlp=256),
-        (Stage(60, 2, 3, 32), Stage(300, 2, 6, 64), Stage(440, 5, 11, 112)),
-        learning_rate=3e-3,
-        schedule="cosine",
+        (
+            Round((Stage(60, 2, 3, 32), Stage(300, 2, 6, 64), Stage(440, 5, 11, 112)), 3e-3, "cosine"),
+            Round((Stage(240, 5, 11, 112),), 1e-3, "cosine"),
+        ),
     ),
     "student": Plan(
         architecture(layers=2, width=64, heads=4, head_dim=32, mlp=192),
-        (Stage(100, 2, 3, 32), Stage(300, 2, 6, 64), Stage(2000, 5, 11, 112)),
-        learning_rate=2e-3,
-        schedule="constant",
+        (Round((Stage(100, 2, 3, 32), Stage(300, 2, 6, 64), Stage(2000, 5, 11, 112)), 2e-3, "constant"),),
         wanted=(0.25, 0.40),
-        check_every=50,
     ),
 }
 
@@ -119,7 +128,7 @@ class Accuracy:
 
 
 def batches(stages: tuple[Stage, ...], tokenizer: Any, seed: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Training batches of a plan: tokens i32[B,T] and which of them are trained on, bool[B,T].
+    """Training batches of a round: tokens i32[B,T] and which of them are trained on, bool[B,T].
 
     Problems are drawn anew for every batch; those of the held-out split are thrown away.
     """
@@ -154,16 +163,19 @@ def loss(params: Params, config: ModelConfig, tokens: jax.Array, trained: jax.Ar
 class Learner:
     """A model in training: parameters, optimizer state, and the jitted step. Snapshots are plain references."""
 
-    def __init__(self, plan: Plan, steps: int, seed: int):
-        schedule = make_schedule(plan.schedule, peak=plan.learning_rate, floor=0.0, steps=steps, warmup_ratio=0.05)
+    def __init__(self, config: ModelConfig, seed: int):
+        self.config = config
+        self.params = init(config, jax.random.key(seed), std=0.04)
+
+    def begin(self, plan: Round) -> None:
+        """Start a round: a new schedule and an optimizer that remembers nothing."""
+        schedule = make_schedule(plan.schedule, peak=plan.learning_rate, floor=0.0, steps=plan.steps, warmup_ratio=0.05)
         optimizer = make_optimizer(schedule, weight_decay=0.01, clip=1.0, beta1=0.9, beta2=0.98)
-        self.config = plan.config
-        self.params = init(plan.config, jax.random.key(seed), std=0.04)
         self.optimizer_state = optimizer.init(self.params)
 
         @jax.jit
         def step(params, optimizer_state, tokens, trained):
-            value, gradient = jax.value_and_grad(loss)(params, plan.config, tokens, trained)
+            value, gradient = jax.value_and_grad(loss)(params, self.config, tokens, trained)
             change, optimizer_state = optimizer.update(gradient, optimizer_state, params)
             return optax.apply_updates(params, change), optimizer_state, value
 
@@ -228,13 +240,22 @@ def _greedy(tokenizer: Any) -> RolloutConfig:
 
 def train(name: str, plan: Plan, tokenizer: Any, seed: int) -> Model:
     """Train one model by its plan, with a line of progress now and then; returns it as it is when the plan ends."""
-    steps = sum(stage.steps for stage in plan.stages)
-    learner, began = Learner(plan, steps, seed), time.monotonic()
+    learner = Learner(plan.config, seed)
     print(f"{name}: {sum(w.size for w in jax.tree.leaves(learner.params)):,} parameters, seed {seed}", flush=True)
+    for number, part in enumerate(plan.rounds):
+        learner.begin(part)
+        if train_round(name, plan, part, learner, tokenizer, f"{name}/{seed}" + "/1" * number):
+            break
+    return learner.model
+
+
+def train_round(name: str, plan: Plan, part: Round, learner: Learner, tokenizer: Any, seed: str) -> bool:
+    """Train one round; True if it ended early because the accuracy lies in the wanted range."""
+    began = time.monotonic()
     every, safe, since = plan.check_every, learner.snapshot(), 0
-    for number, (tokens, trained) in enumerate(batches(plan.stages, tokenizer, f"{name}/{seed}"), 1):
+    for number, (tokens, trained) in enumerate(batches(part.stages, tokenizer, seed), 1):
         value, since = learner.learn(tokens, trained), since + 1
-        if number % SAY_EVERY == 0 or number == steps:
+        if number % SAY_EVERY == 0 or number == part.steps:
             print(f"{name}: step {number}, loss {float(value):.4f}, {time.monotonic() - began:.0f} s", flush=True)
         if plan.wanted is None or since < every:
             continue
@@ -244,9 +265,9 @@ def train(name: str, plan: Plan, tokenizer: Any, seed: int) -> Model:
             learner.restore(safe)
             every = max(every // 2, 1)
         elif share >= plan.wanted[0]:
-            break
+            return True
         safe = learner.snapshot()
-    return learner.model
+    return False
 
 
 def build(name: str, folder: Path, seed: int) -> Accuracy:

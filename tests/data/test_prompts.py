@@ -190,3 +190,10 @@ def test_stream_refuses_the_state_of_other_data():
         PromptStream(8, 4, seed=1).set_state(state)
     with pytest.raises(UserError, match="seed"):
         PromptStream(7, 4, seed=2).set_state(state)
+
+
+def test_several_tasks_take_turns():
+    both = load_prompts(Section("reasoning_gym:chain_sum,basic_arithmetic"), split="train", count=5, seed=0)
+    assert [prompt.id.split("-")[0] for prompt in both] == ["chain_sum", "basic_arithmetic"] * 2 + ["chain_sum"]
+    alone = load_prompts(Section("reasoning_gym:chain_sum"), split="train", count=3, seed=0)
+    assert both[::2] == alone

@@ -86,9 +86,16 @@ def rows_with_every_count() -> list[Row]:
     return [random_row(rng, row % (REWINDS + 1)) for row in range(ROWS)]
 
 
-@pytest.mark.parametrize("transition", [TRANSITION, []])
-@pytest.mark.parametrize("target", ["stitched", "spliced"])
-@pytest.mark.parametrize("max_tokens", [None, 9])
+@pytest.mark.parametrize(
+    ("target", "transition", "max_tokens"),
+    [
+        ("stitched", TRANSITION, None),
+        ("stitched", TRANSITION, 9),
+        ("stitched", [], None),
+        ("spliced", TRANSITION, None),
+        ("spliced", [], 9),
+    ],
+)
 def test_equals_a_plain_builder(target, transition, max_tokens):
     rows = rows_with_every_count()
     trajectory = trajectory_of(rows)

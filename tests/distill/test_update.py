@@ -14,7 +14,6 @@ from motab_jax.models.transformer import is_spec, weight_specs
 from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated, shardings
 from tests.distill.batches import (
     LOSSES,
-    ROWS,
     STUDENT,
     VOCAB,
     assert_trees_close,
@@ -34,7 +33,7 @@ STEPS = 3
 @functools.cache
 def adamw():
     """The optimizer of a short run."""
-    schedule = make_schedule("cosine", peak=1e-3, floor=1e-5, steps=8, warmup_ratio=0.25)
+    schedule = make_schedule("cosine", peak=3e-4, floor=1e-5, steps=8, warmup_ratio=0.25)
     return make_optimizer(schedule, weight_decay=0.1, clip=1.0, beta1=0.9, beta2=0.95)
 
 
@@ -76,7 +75,7 @@ def test_metrics_and_gradient_are_those_of_the_naive_loss():
     loss, grads = jax.value_and_grad(lambda p: naive_loss(p, random_batch(), OBJECTIVE))(params_of())
     state, metrics = run(program(), [random_batch()])
     assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-5)
-    assert float(metrics["grad_norm"]) == pytest.approx(float(optax.global_norm(grads)), abs=1e-5)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), abs=1e-5)
     for code, name in enumerate(KINDS[1:], start=1):
         assert metrics[f"tokens/{name}"] == (random_batch().kinds == code).sum()
     assert metrics["loss/flawed"] == 0.0 and metrics["loss/teacher"] > 0.0
@@ -110,7 +109,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted():
 
 
 def test_bfloat16_parameters_keep_float32_moments():
-    state = init_state(params_of(dtype=jnp.bfloat16), adamw())
+    state = init_state(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params_of()), adamw())
     before = jax.device_get(state.params)
     state, metrics = run(program(), [random_batch()] * 2, state)
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("bfloat16")}
@@ -124,15 +123,17 @@ def test_bfloat16_parameters_keep_float32_moments():
 
 
 def test_compiles_once():
-    step = jax.jit(make_update(STUDENT, adamw(), OBJECTIVE), donate_argnums=0)
+    step = program()
+    run(step, [random_batch()])
+    programs = step._cache_size()
     run(step, [random_batch(seed) for seed in range(STEPS)])
-    assert step._cache_size() == 1
+    assert step._cache_size() == programs
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_eight_devices_equal_one(devices, accumulate):
+def test_eight_devices_equal_one(devices):
+    """Micro-batches and all; rows are cut over fsdp, weights over fsdp and tensor."""
     batches = [random_batch(seed) for seed in range(STEPS)]
-    alone, metrics = run(program(accumulate), batches)
+    alone, metrics = run(program(), batches)
     mesh = make_mesh(1, 4, 2)
     specs = weight_specs(STUDENT)
     axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
@@ -140,7 +141,7 @@ def test_eight_devices_equal_one(devices, accumulate):
     state = jax.jit(lambda p: init_state(p, adamw()))(jax.device_put(params_of(), places))
     state = jax.device_put(state, jax.tree.map(lambda x: place_of(x, state.params, places, mesh), state))
     layout = jax.tree.map(lambda x: x.sharding, state)
-    update = make_update(STUDENT, adamw(), OBJECTIVE, accumulate=accumulate)
+    update = make_update(STUDENT, adamw(), OBJECTIVE, accumulate=2)
     step = jax.jit(update, donate_argnums=0, out_shardings=(layout, None))
     teachers = jax.device_put(head(), replicated(mesh))
     for batch in batches:
@@ -149,8 +150,8 @@ def test_eight_devices_equal_one(devices, accumulate):
     q = state.params["layers"]["q"]
     assert q.addressable_shards[0].data.size * len(devices) == q.size
     assert_trees_close(jax.device_get(state.params), alone.params)
+    assert_trees_close(jax.device_get(state.opt_state), alone.opt_state)
     assert_trees_close(jax.device_get(others), metrics)
-    assert ROWS % 4 == 0
 
 
 def place_of(leaf, params, places, mesh):

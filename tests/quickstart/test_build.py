@@ -1,6 +1,5 @@
 """The build: its batches, its accuracy, and the command from start to end on a plan of seconds."""
 
-import dataclasses
 import random
 
 import jax
@@ -43,7 +42,7 @@ def test_the_longest_problem_fits_the_columns_and_the_completion_length(tokenize
     prompt, completion = tokenizer.encode(problem.prompt), arithmetic.solution(problem)
     assert len(prompt) == build.PROMPT_COLUMNS
     assert len(completion) + 1 <= build.MAX_NEW_TOKENS
-    longest = max(stage.columns for plan in build.PLANS.values() for stage in plan.stages)
+    longest = max(stage.columns for plan in build.PLANS.values() for part in plan.rounds for stage in part.stages)
     assert len(prompt) + len(completion) + 1 <= longest
 
 
@@ -79,7 +78,7 @@ def test_training_goes_back_when_a_measurement_overshoots(tokenizer, monkeypatch
     restored = []
     monkeypatch.setattr(build.Learner, "restore", lambda self, snapshot: restored.append(snapshot))
     stages = (build.Stage(20, 2, 3, 32, rows=2),)
-    plan = build.Plan(TINY, stages, 1e-3, "constant", wanted=(0.25, 0.40), check_every=4)
+    plan = build.Plan(TINY, (build.Round(stages, 1e-3, "constant"),), wanted=(0.25, 0.40), check_every=4)
     model = build.train("student", plan, tokenizer, 0)
     assert len(seen) == 4 and model.params is seen[-1].params
     assert len(restored) == 1 and restored[0][0] is seen[0].params
@@ -87,8 +86,9 @@ def test_training_goes_back_when_a_measurement_overshoots(tokenizer, monkeypatch
 
 def test_the_command_writes_a_pair_that_loads(tmp_path, monkeypatch, capsys):
     stages = (build.Stage(2, 2, 3, 32, rows=4),)
-    plan = build.Plan(TINY, stages, 1e-3, "cosine")
-    monkeypatch.setattr(build, "PLANS", {"teacher": plan, "student": dataclasses.replace(plan, schedule="constant")})
+    part = build.Round(stages, 1e-3, "cosine")
+    plans = {"teacher": build.Plan(TINY, (part, part)), "student": build.Plan(TINY, (part,))}
+    monkeypatch.setattr(build, "PLANS", plans)
     monkeypatch.setattr(build, "REPORT_PROMPTS", 4)
     assert build.main(["--out", str(tmp_path), "--seed", "3"]) == 0
     assert "teacher: answers" in capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_the_command_writes_a_pair_that_loads(tmp_path, monkeypatch, capsys):
 
 
 def test_an_output_folder_that_cannot_be_written_is_one_clear_sentence(tmp_path, monkeypatch, capsys):
-    plan = build.Plan(TINY, (build.Stage(1, 2, 3, 32, rows=2),), 1e-3, "cosine")
+    plan = build.Plan(TINY, (build.Round((build.Stage(1, 2, 3, 32, rows=2),), 1e-3, "cosine"),))
     monkeypatch.setattr(build, "PLANS", {"teacher": plan})
     monkeypatch.setattr(build, "REPORT_PROMPTS", 2)
     (tmp_path / "file").write_text("")

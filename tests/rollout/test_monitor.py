@@ -80,7 +80,7 @@ def test_boundary_and_entropy_by_hand():
 
 
 def test_a_step_strays_below_the_boundary_and_not_at_it():
-    # Twice the exponential of the same number: exactly at the boundary.
+    # The exponential of the same number on both sides: exactly at the boundary.
     _, steps, _, breach = judge(".", [LOG_HALF], [0.0], eps0=math.exp(LOG_HALF))
     assert not breach and float(steps.value[0, 0]) == float(steps.boundary[0, 0])
     assert judge(".", [LOG_HALF - 1e-5], [0.0], eps0=0.5)[3]

@@ -11,7 +11,7 @@ from tests.verbs.helpers import spawn, words, write_pair
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory):
     """Where this process and those it starts keep compiled programs."""
-    folder = jax.config.jax_compilation_cache_dir or str(tmp_path_factory.mktemp("compiled"))
+    folder = jax.config.values["jax_compilation_cache_dir"] or str(tmp_path_factory.mktemp("compiled"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", folder))
         yield

@@ -3,12 +3,15 @@
 import json
 import shutil
 
+import jax
 import pytest
 
 from motab_jax import evaluate, export, report, synthesize, train
 from motab_jax.config import UserError
 from motab_jax.data.tokenizer import load_tokenizer
 from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.pretrained import save_pretrained
+from motab_jax.models.transformer import init
 from tests.verbs.helpers import STEPS, spawn, words
 
 GOOD = '{"prompt": "1+2="}\n'
@@ -59,17 +62,17 @@ def check(pair, runs, changes: list[str], *parts: str) -> None:
         ("stray", ["stray"]),
         ("--steps", ["'--steps'", "--help"]),
         ("run.steps", ["run.steps"]),
-        ("=5", ["'=5'"]),
+        ("=5", ["unknown key"]),
         ("rollout=5", ["rollout"]),
         ("student.init_from_teacher.layers=[0]", ["student.path", "student.init_from_teacher"]),
-        ("objective.transition_text=Hélas", ["objective.transition_text"]),
+        ("objective.target=stitched objective.transition_text=Hélas", ["objective.transition_text", "'Hlas'"]),
     ],
 )
 def test_words(change, parts, pair, tmp_path):
-    check(pair, tmp_path, [change], *parts)
+    check(pair, tmp_path, change.split(), *parts)
 
 
-def test_a_corrected_command_may_use_the_folder_of_the_wrong_one(pair, tmp_path, finished):
+def test_a_corrected_command_may_use_the_folder_of_the_wrong_one(pair, tmp_path):
     check(pair, tmp_path, ["student.path=/nowhere/at/all"], "/nowhere/at/all")
     check(pair, tmp_path, ["data.max_prompt_tokens=8"], "data.max_prompt_tokens")
 
@@ -93,7 +96,7 @@ def test_layers_that_the_teacher_does_not_have(pair, tmp_path):
         ("- run\n", ["sections"]),
         ("run: {stepz: 3}\n", ["run.stepz", "'run.steps'"]),
         ("rollout: {top_p: high}\n", ["rollout.top_p", "'high'"]),
-        ("run: {steps: '${missing}'}\n", ["missing"]),
+        ("data: {split: '${missing}'}\n", ["missing"]),
         (b"\xff\xfe\x00", ["YAML"]),
     ],
 )
@@ -113,7 +116,10 @@ def test_configuration_files(text, parts, pair, tmp_path):
         (GOOD + "[1]\n", ["line 2", "object"]),
         (GOOD + '{"prompt": 5}\n', ["line 2", "'prompt'"]),
         (GOOD + '{"prompt": " "}\n', ["line 2", "empty"]),
-        (GOOD + json.dumps({"id": "long", "prompt": "1+" * 40 + "1="}), ["'long'", "82", "data.max_prompt_tokens=48"]),
+        (
+            GOOD + json.dumps({"id": "long", "prompt": "1+" * 40 + "1="}),
+            ["'long'", "83 tokens", "data.max_prompt_tokens=48"],
+        ),
         (b'{"prompt": "\xff"}\n', ["line 1"]),
         ("\n\n", ["empty"]),
         ("", ["empty"]),
@@ -178,8 +184,11 @@ def spoil(name):
 
 @pytest.mark.parametrize(
     "damage",
-    [halve, stretch, rename, *map(drop, ("config.json", "model.safetensors", "tokenizer.json"))]
-    + [*map(spoil, ("config.json", "tokenizer.json", "generation_config.json"))],
+    [
+        *(halve, stretch, rename),
+        *map(drop, ("config.json", "model.safetensors", "tokenizer.json")),
+        *map(spoil, ("config.json", "tokenizer.json", "generation_config.json")),
+    ],
     ids=lambda damage: damage.__name__,
 )
 def test_damaged_models(damage, student, pair, tmp_path):
@@ -195,11 +204,6 @@ def test_different_tokenizers(student, pair, tmp_path):
 
 
 def test_fewer_embeddings_than_tokens(student, pair, tmp_path):
-    import jax
-
-    from motab_jax.models.pretrained import save_pretrained
-    from motab_jax.models.transformer import init
-
     tokenizer = load_tokenizer(student)
     shape = ModelConfig("qwen3", len(tokenizer) - 1, 16, 32, 1, 2, 1, 8, 512, qk_norm=True, tied=True)
     folder = tmp_path / "small"

@@ -55,6 +55,19 @@ def test_neither_batch_nor_segment_changes_a_trajectory(records, pair, tmp_path)
         assert one == other
 
 
+def test_the_stitched_target_keeps_what_was_discarded(records, pair, tmp_path):
+    tokenizer = tokenizer_of(pair / "teacher")
+    stitched = synthesized(pair, tmp_path, "rollout.batch_size=16", "objective.target=stitched")
+    for one, other in zip(records, stitched, strict=True):
+        assert one | {"target_text": ""} == other | {"target_text": ""}
+        if one["rewinds"]:
+            (rewind,) = one["rewinds"]
+            kept = one["tokens"][: rewind["discarded_steps"][0]["start"]]
+            before = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            after = one["text"].removeprefix(before)
+            assert other["target_text"] == f"{before}{rewind['discarded_text']}However,{after}"
+
+
 def test_correct_compares_with_the_answer(records, pair, tmp_path):
     """The same prompts again, read from a file whose answers are what the first two samples said, right or altered."""
     rows = []

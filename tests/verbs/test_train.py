@@ -110,3 +110,20 @@ def test_a_stopped_run_saves_and_goes_on(finished, pair, tmp_path):
 def test_the_written_configuration_is_plain_yaml(finished):
     tree = yaml.safe_load((finished[0] / "config.yaml").read_text())
     assert tree["run"]["steps"] == STEPS and tree["rollout"]["samples_per_prompt"] == 2
+
+
+def test_prompts_of_ones_own_without_evaluation(pair, tmp_path):
+    """A student cut from the teacher, a file of prompts, the stitched target: no held-out figures, all else as ever."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"id": n, "prompt": f"{n}+2-{n % 7}="}) + "\n" for n in range(10)))
+    changes = ["student.path=null", "student.init_from_teacher.layers=[0,2]", "objective.target=stitched"]
+    changes += ["data.source=jsonl", f"data.path={path}", "run.steps=2", "run.sample_every=1"]
+    process = spawn("train", words(pair, tmp_path, *changes))
+    assert process.returncode == 0, process.stderr
+    summary = json.loads((tmp_path / "tiny" / "summary.json").read_text())
+    assert summary["steps"] == 2 and summary["after"] is summary["accuracy_before"] is None
+    assert summary["compiles"] == {"rollout": 1, "update": 1}
+    records = read_lines(tmp_path / "tiny" / "trajectories.jsonl")
+    assert {record["correct"] for record in records} == {None}
+    assert any("However," in record["target_text"] for record in records)
+    assert json.loads((tmp_path / "tiny" / "export" / "config.json").read_text())["num_hidden_layers"] == 2
