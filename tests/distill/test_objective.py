@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motab_jax.distill import Objective, TargetBatch, TokenLoss, head_of, objective as module
+from motab_jax.distill import Objective, TargetBatch, TokenLoss, head_of
+from motab_jax.distill import objective as module
 from motab_jax.distill.objective import batch_loss, weights_of
 from motab_jax.distill.targets import KINDS, NONE
 from motab_jax.models.architecture import ModelConfig
@@ -69,7 +70,8 @@ def test_token_weights():
 
 def test_masked_kinds_get_no_gradient():
     batch = random_batch()
-    objective = Objective(LOSSES["masked"], LOSSES["cross_entropy"], LOSSES["masked"], TokenLoss(weight=0.0), vocab_size=VOCAB)
+    masked = LOSSES["masked"]
+    objective = Objective(masked, LOSSES["cross_entropy"], masked, TokenLoss(weight=0.0), vocab_size=VOCAB)
     only = batch.replace(kinds=jnp.where(batch.kinds == KINDS.index("teacher"), batch.kinds, NONE))
 
     def loss(p, b):

@@ -50,7 +50,7 @@ def test_decay_is_decoupled_and_masked():
     params = params_of()
     optimizer = make_optimizer(optax.constant_schedule(0.1), weight_decay=0.5, clip=1.0, beta1=0.9, beta2=0.95)
     zero = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(zero, jax.jit(optimizer.init)(params), params)
     moved = optax.apply_updates(params, updates)
     np.testing.assert_allclose(moved["layers"]["q"], 0.95 * params["layers"]["q"], rtol=1e-6)
     np.testing.assert_allclose(moved["embed"], 0.95 * params["embed"], rtol=1e-6)

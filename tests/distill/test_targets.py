@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from motab_jax.rollout.trajectory import KEPT, empty_trajectory
 
 ROWS, PROMPT, ENTRIES, REWINDS, WIDTH = 12, 4, 40, 3, 2
 TRANSITION = [90, 91, 92]
+build = jax.jit(build_targets, static_argnames=("target", "max_tokens"))
 
 
 @dataclasses.dataclass
@@ -99,9 +101,7 @@ def rows_with_every_count() -> list[Row]:
 def test_equals_a_plain_builder(target, transition, max_tokens):
     rows = rows_with_every_count()
     trajectory = trajectory_of(rows)
-    batch = build_targets(
-        trajectory, target=target, transition=jnp.array(transition, jnp.int32), max_tokens=max_tokens
-    )
+    batch = build(trajectory, target=target, transition=jnp.array(transition, jnp.int32), max_tokens=max_tokens)
     room = max_tokens or ENTRIES + (REWINDS * len(transition) if target == "stitched" else 0)
     assert batch.tokens.shape == (ROWS, PROMPT + room)
     for row, made in enumerate(rows):
@@ -121,12 +121,12 @@ def test_by_hand():
     """Prompt 5 6; the student writes 10 11 12, 11 12 are dropped, the teacher writes 20 21."""
     log = [(10, STUDENT, KEPT), (11, STUDENT, 0), (12, STUDENT, 0), (20, TEACHER, KEPT), (21, TEACHER, KEPT)]
     trajectory = trajectory_of([Row([5, 6], log, [3])])
-    stitched = build_targets(trajectory, target="stitched", transition=jnp.array([90]))
+    stitched = build(trajectory, target="stitched", transition=jnp.array([90]))
     assert stitched.tokens[0, 2:10].tolist() == [5, 6, 10, 11, 12, 90, 20, 21]
     assert stitched.kinds[0, 4:11].tolist() == [
         STUDENT_KIND, FLAWED_KIND, FLAWED_KIND, TRANSITION_KIND, TEACHER_KIND, TEACHER_KIND, NONE,
     ]  # fmt: skip
-    spliced = build_targets(trajectory, target="spliced", transition=jnp.array([90]))
+    spliced = build(trajectory, target="spliced", transition=jnp.array([90]))
     assert spliced.tokens[0, 2:7].tolist() == [5, 6, 10, 20, 21]
     assert spliced.kinds[0, 4:8].tolist() == [STUDENT_KIND, TEACHER_KIND, TEACHER_KIND, NONE]
     assert spliced.positions[0, 2:8].tolist() == [0, 1, 2, 3, 4, -1]

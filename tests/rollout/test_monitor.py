@@ -1,5 +1,6 @@
 """The monitor by hand: values, entropies, boundaries, what a step is, and where the trouble began (eq. 5-9)."""
 
+import itertools
 import math
 
 import jax
@@ -16,8 +17,8 @@ from tests.rollout.pair import VOCAB, teacher
 LOG_HALF = math.log(0.5)
 
 
-def judge(text: str, logprobs, entropies, *, eps0=0.5, theta=1.0, alive=None, may_stray=True, source=STUDENT, cut=None):
-    """Observe one row written as letters: '.' closes a step, '$' is a stop token, 'x' anything else; cut into pieces."""
+def judge(text: str, logprobs, entropies, *, eps0=0.5, theta=1.0, alive=None, may_stray=True, cut=None, **whose):
+    """Observe one row of letters: '.' closes a step, '$' is a stop token, 'x' anything else; in pieces where cut."""
     count = len(text)
     columns = Columns(
         logprob=jnp.asarray([logprobs], jnp.float32),
@@ -26,12 +27,12 @@ def judge(text: str, logprobs, entropies, *, eps0=0.5, theta=1.0, alive=None, ma
         stop=jnp.asarray([[c == "$" for c in text]]),
         closes=jnp.asarray([[c == "." for c in text]]),
     )
-    open_, steps, place, taken, breach = open_step(1), empty_steps(1, 8), jnp.zeros(1, jnp.int32), [], jnp.array([False])
-    for begin, end in zip([0, *(cut or [])], [*(cut or []), count], strict=True):
+    open_, steps, place, taken = open_step(1), empty_steps(1, 8), jnp.zeros(1, jnp.int32), []
+    for begin, end in itertools.pairwise([0, *(cut or []), count]):
         part = jax.tree.map(lambda x, begin=begin, end=end: x[:, begin:end], columns)
         open_, steps, accepted, breach = observe(
             open_, steps, part, place, jnp.array([may_stray]),
-            eps0=jnp.float32(eps0), theta=jnp.float32(theta), source=source,
+            eps0=jnp.float32(eps0), theta=jnp.float32(theta), **{"source": STUDENT, **whose},
         )  # fmt: skip
         place = place + jnp.sum(accepted, axis=1)
         taken += accepted[0].tolist()
@@ -123,9 +124,10 @@ def test_dead_columns_do_not_count():
     assert taken == [True, False, False] and table(steps) == [] and int(open_.tokens[0]) == 1
 
 
-def test_the_teachers_steps_carry_its_name():
-    _, steps, _, _ = judge("x.", [LOG_HALF] * 2, [1.0] * 2, source=TEACHER)
-    assert table(steps) == [(0, 2, TEACHER, False)]
+def test_steps_that_are_not_judged_have_a_boundary_and_never_stray():
+    _, steps, taken, breach = judge("x..", [-5.0] * 3, [1.0] * 3, source=TEACHER, judged=False)
+    assert table(steps) == [(0, 2, TEACHER, False), (2, 3, TEACHER, False)] and all(taken) and not breach
+    np.testing.assert_allclose(steps.boundary[0, :2], 0.5 * math.exp(-1.0), rtol=1e-6)
 
 
 def root_of(values, boundaries, *, first=0, target="root") -> int:

@@ -10,6 +10,8 @@ from motab_jax.rollout.sampling import _nucleus_threshold, sample, uniforms
 from tests.rollout.pair import VOCAB, teacher
 
 DRAWS = 4096
+draw = jax.jit(sample, static_argnames=("temperature", "top_k", "top_p"))
+threshold_of = jax.jit(_nucleus_threshold)
 LAST = float(np.nextafter(np.float32(1), np.float32(0)) - 2**-24)  # the largest number that jax.random.uniform gives
 FILTERS = [(1.0, 0, 1.0), (0.6, 0, 0.95), (1.3, 17, 1.0), (0.8, 40, 0.7), (1.0, 5, 0.9), (2.0, 0, 0.3)]
 
@@ -31,7 +33,7 @@ def test_frequencies(temperature, top_k, top_p, vocab):
     logits = 2.0 * np.random.default_rng(vocab).normal(size=vocab).astype(np.float32)
     top_k = min(top_k, vocab - 2)
     grid = (jnp.arange(DRAWS) + 0.5) / DRAWS
-    tokens = sample(jnp.tile(logits, (DRAWS, 1)), grid, temperature=temperature, top_k=top_k, top_p=top_p)
+    tokens = draw(jnp.tile(logits, (DRAWS, 1)), grid, temperature=temperature, top_k=top_k, top_p=top_p)
     counts = np.bincount(tokens, minlength=vocab)
     expected = reference(logits, temperature, top_k, top_p)
     # Evenly spread uniforms hit an interval of length p about p * DRAWS times: at most one more or less at each end.
@@ -43,7 +45,8 @@ def test_frequencies_of_random_uniforms_pass_a_chi_square():
     logits = np.random.default_rng(3).normal(size=30).astype(np.float32)
     keys = jax.vmap(jax.random.key)(jnp.arange(DRAWS, dtype=jnp.uint32))
     uniform = uniforms(keys, jnp.zeros(DRAWS, jnp.int32), jnp.full(DRAWS, 5))
-    counts = np.bincount(sample(jnp.tile(logits, (DRAWS, 1)), uniform, temperature=0.9, top_k=12, top_p=0.9), minlength=30)
+    tokens = draw(jnp.tile(logits, (DRAWS, 1)), uniform, temperature=0.9, top_k=12, top_p=0.9)
+    counts = np.bincount(tokens, minlength=30)
     expected = reference(logits, 0.9, 12, 0.9) * DRAWS
     kept = expected > 0
     assert counts[~kept].sum() == 0
@@ -52,12 +55,12 @@ def test_frequencies_of_random_uniforms_pass_a_chi_square():
 
 
 def test_uniforms_depend_on_row_rewinds_and_position():
-    def draw(key, rewinds, position):
+    def number(key, rewinds, position):
         row = jax.random.fold_in(jax.random.key(0), key)
         return float(uniforms(row[None], jnp.array([rewinds]), jnp.array([position]))[0])
 
-    assert len({draw(*numbers) for numbers in np.ndindex(3, 3, 3)}) == 27
-    assert draw(2, 1, 0) == draw(2, 1, 0)
+    assert len({number(*place) for place in np.ndindex(3, 3, 3)}) == 27
+    assert number(2, 1, 0) == number(2, 1, 0)
 
 
 @pytest.mark.parametrize("vocab", [9, 300, 5000])
@@ -66,7 +69,7 @@ def test_nucleus_is_exact(vocab):
     for spread, top_p in [(0.1, 0.5), (3.0, 0.95), (8.0, 0.9), (20.0, 0.999), (1.0, 0.01)]:
         logits = spread * rng.normal(size=(4, vocab)).astype(np.float32)
         weights = np.asarray(jax.nn.softmax(logits, axis=-1), np.float32)
-        threshold = np.asarray(_nucleus_threshold(jnp.asarray(weights), top_p))
+        threshold = np.asarray(threshold_of(jnp.asarray(weights), jnp.float32(top_p)))
         for row in range(4):
             ordered = np.sort(weights[row].astype(np.float64))[::-1]
             share = np.cumsum(ordered) / ordered.sum()
@@ -78,23 +81,23 @@ def test_nucleus_is_exact(vocab):
 
 def test_tokens_tied_at_the_threshold_all_stay():
     weights = jnp.array([[0.25, 0.25, 0.25, 0.25, 0.0]])
-    assert float(_nucleus_threshold(weights, 0.3)[0, 0]) == 0.25
+    assert float(threshold_of(weights, 0.3)[0, 0]) == 0.25
     logits = jnp.log(jnp.array([0.4, 0.2, 0.2, 0.2]))
     grid = (jnp.arange(100) + 0.5) / 100
-    drawn = sample(jnp.tile(logits, (100, 1)), grid, temperature=1.0, top_k=2)
+    drawn = draw(jnp.tile(logits, (100, 1)), grid, temperature=1.0, top_k=2)
     assert np.bincount(drawn).tolist() == [40, 20, 20, 20]
 
 
 def test_greedy_is_the_first_highest_token_and_needs_no_uniform():
     logits = jnp.array([[0.0, 3.0, 1.0, 3.0], [5.0, -1.0, -jnp.inf, 2.0]])
-    assert sample(logits, jnp.array([jnp.nan, 0.99]), temperature=0.0, top_k=1, top_p=0.1).tolist() == [1, 0]
+    assert draw(logits, jnp.array([jnp.nan, 0.99]), temperature=0.0, top_k=1, top_p=0.1).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("uniform", [0.0, 2.0**-23, 0.5, LAST])
 @pytest.mark.parametrize("vocab", [5, 256, 257, 1000])
 def test_the_ends_of_the_uniform_never_leave_the_nucleus(vocab, uniform):
     logits = np.random.default_rng(vocab).normal(size=(64, vocab)).astype(np.float32) * 4
-    drawn = sample(jnp.asarray(logits), jnp.full(64, uniform), temperature=0.7, top_k=min(50, vocab - 1), top_p=0.9)
+    drawn = draw(jnp.asarray(logits), jnp.full(64, uniform), temperature=0.7, top_k=min(50, vocab - 1), top_p=0.9)
     for row, token in enumerate(np.asarray(drawn)):
         assert 0 <= token < vocab
         assert reference(logits[row], 0.7, min(50, vocab - 1), 0.9)[token] > 0
@@ -107,5 +110,5 @@ def test_a_padded_vocabulary_is_never_sampled():
     assert (np.argmax(full, axis=-1) >= VOCAB).any(), "the padding would have been chosen"
     logits = unembed(model.params, model.config, hidden, VOCAB)
     for temperature in (0.0, 1.0, 5.0):
-        drawn = sample(logits, jnp.linspace(0, LAST, 512), temperature=temperature)
+        drawn = draw(logits, jnp.linspace(0, LAST, 512), temperature=temperature)
         assert int(drawn.max()) < VOCAB

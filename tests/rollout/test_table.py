@@ -4,6 +4,7 @@ What was visible when a token was written follows from the rewind table alone; s
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ import pytest
 
 from motab_jax.data.sources import STUDENT, TEACHER
 from motab_jax.models.transformer import forward
-from motab_jax.rollout.trajectory import KEPT, LENGTH, STOP as STOPPED
+from motab_jax.rollout.trajectory import KEPT, LENGTH
+from motab_jax.rollout.trajectory import STOP as STOPPED
 from tests.rollout.pair import DELIMITER, MAX_NEW, PIECES, ROWS, STOP, VOCAB, WIDTH, outcome, random_prompts, teacher
 
 SETTINGS = {
@@ -47,7 +49,7 @@ def logprobs_of(result, row: int) -> np.ndarray:
     prompt = prompts.tokens[row, WIDTH - int(prompts.lengths[row]) :].tolist()
     begins = [0, *result.rewind_at[row, : result.num_rewinds[row]].tolist(), length]
     rows = np.zeros((length, VOCAB))
-    for begin, end in zip(begins[:-1], begins[1:], strict=True):
+    for begin, end in itertools.pairwise(begins):
         before = visible(result, row, begin)
         text = [*prompt, *result.tokens[row, before].tolist(), *result.tokens[row, begin:end].tolist()]
         padded = np.zeros((1, WIDTH + MAX_NEW), np.int32)
@@ -69,7 +71,7 @@ def steps_of(result, row: int) -> list[tuple[int, int, int]]:
             assert start == entry, "a change of writers in the middle of a step"
             pending = b""
         pending += PIECES[token] if token != STOP else b""
-        head, found, tail = pending.rpartition(DELIMITER.encode())
+        _, found, tail = pending.rpartition(DELIMITER.encode())
         if found:
             pending = tail
         last = entry + 1 == length or entry + 1 in rewinds

@@ -1,4 +1,4 @@
-"""The tape: any sequence of appends, rewinds and packings leaves both caches as if the alive text had been read afresh."""
+"""The tape: after any appends, rewinds and packings both caches are as if the alive text had been read afresh."""
 
 import functools
 
