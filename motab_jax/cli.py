@@ -51,6 +51,7 @@ def run_verb(
     own: the verb's key=value words that are not configuration. configured: whether it takes a configuration at all.
     """
     words = sys.argv[1:]
+    sys.unraisablehook = _report_unraisable
     try:
         if "--help" in words or "-h" in words:
             keys = [f"  {key}" for key in valid_keys() if "." in key] if configured else []
@@ -73,6 +74,15 @@ def run_verb(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status)
+
+
+def _report_unraisable(problem: Any) -> None:
+    """Python's report of an error that nobody can catch, less those of a failed restore's threads.
+
+    They go on reading a damaged checkpoint and speak to an event loop that is closed: dozens of tracebacks.
+    """
+    if str(problem.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(problem)
 
 
 class Signals:

@@ -10,6 +10,7 @@ import jax
 from motab_jax.cli import run_verb
 from motab_jax.config import UserError, load_config
 from motab_jax.models.pretrained import load_generation_config, save_pretrained
+from motab_jax.programs import make_programs
 from motab_jax.runtime.checkpoint import Checkpointer
 from motab_jax.session import Session, open_session
 
@@ -30,8 +31,6 @@ def export_student(session: Session, params, folder: Path) -> None:
 
 def work(words: list[str]) -> int:
     """The verb: restore a run's checkpoint, write the folder."""
-    from motab_jax.train import make_programs
-
     own = dict(word.split("=", 1) for word in words if "=" in word)
     folders = [word for word in words if "=" not in word]
     if len(folders) != 2 or set(own) - {"step"} or not own.get("step", "0").isdigit():

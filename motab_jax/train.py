@@ -8,124 +8,37 @@ metrics.jsonl, trajectories.jsonl, checkpoints/, export/ and summary.json. The s
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 
 from motab_jax.cli import STOPPED, Signals, enable_compilation_cache, read_config, run_verb, split_words
-from motab_jax.config import Config, LossConfig, UserError
+from motab_jax.config import Config, UserError
 from motab_jax.data.prompts import PromptStream
-from motab_jax.distill import (
-    Objective,
-    TokenLoss,
-    TrainState,
-    build_targets,
-    head_of,
-    init_state,
-    make_optimizer,
-    make_schedule,
-    make_update,
-)
+from motab_jax.distill import TrainState
 from motab_jax.evaluate import Evaluator, make_evaluator
 from motab_jax.export import export_student
+from motab_jax.programs import Programs, make_programs
 from motab_jax.report import choose, show
-from motab_jax.rollout import rollout
 from motab_jax.rollout.record import statistics
 from motab_jax.run_folder import open_run_folder, write_config, write_summary
 from motab_jax.runtime.checkpoint import Checkpointer
 from motab_jax.runtime.distributed import initialize, is_main
-from motab_jax.runtime.mesh import check_batch, replicated
+from motab_jax.runtime.mesh import check_batch
 from motab_jax.runtime.metrics import MetricsLog, open_trackers, read_log
 from motab_jax.runtime.progress import Progress
 from motab_jax.session import (
     EncodedPrompts,
     Session,
     held_out_prompts,
-    layout,
     open_session,
     training_prompts,
-    transition_ids,
 )
 from motab_jax.synthesize import make_record
 
 SAMPLES = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """The run's jitted programs, each compiled once, and the schedule for the log."""
-
-    rollout: Callable
-    update: Callable
-    schedule: Callable
-    teacher_head: Any
-
-
-def make_objective(config: Config, vocab_size: int) -> Objective:
-    """The objective section as the loss's static numbers."""
-    section = config.objective
-
-    def loss(found: LossConfig) -> TokenLoss:
-        return TokenLoss(found.name, found.weight, found.reverse_weight)
-
-    return Objective(
-        student=loss(section.student_loss),
-        teacher=loss(section.teacher_loss),
-        flawed=loss(section.flawed_loss),
-        transition=loss(section.transition_loss),
-        temperature=section.temperature,
-        normalize=section.normalize,
-        vocab_size=vocab_size,
-    )
-
-
-def make_programs(session: Session) -> tuple[Programs, TrainState]:
-    """The programs, and the state they start from (in the update layout)."""
-    config, section = session.config, session.config.optimizer
-    schedule = make_schedule(
-        section.schedule, peak=section.learning_rate, floor=section.min_learning_rate,
-        steps=config.run.steps, warmup_ratio=section.warmup_ratio,
-    )  # fmt: skip
-    optimizer = make_optimizer(
-        schedule, weight_decay=section.weight_decay, clip=section.clip, beta1=section.beta1, beta2=section.beta2
-    )
-    objective = make_objective(config, session.vocab_size)
-    transition = jnp.asarray(transition_ids(session), jnp.int32)
-    update = make_update(session.student.config, optimizer, objective, accumulate=section.accumulate)
-
-    target = config.objective.target
-    room = config.rollout.max_new_tokens if target == "spliced" else None
-
-    def train_step(state: TrainState, teacher_head, trajectory):
-        batch = build_targets(trajectory, target=target, transition=transition, max_tokens=room)
-        return update(state, teacher_head, batch)
-
-    def generate(*arguments):  # a function of its own: jit counts the compilations of each function
-        return rollout(*arguments)
-
-    state = jax.jit(lambda params: init_state(params, optimizer))(session.student.params)
-    state = _lay_out(session, state)
-    places = jax.tree.map(lambda x: x.sharding, state)
-    program = jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
-    return Programs(jax.jit(generate), program, schedule, head_of(session.teacher, objective)), state
-
-
-def _lay_out(session: Session, state: TrainState) -> TrainState:
-    """Parameters and moments in the update layout; every other number on all devices."""
-    places = layout(session.mesh, session.student.config, "update")
-    structure = jax.tree.structure(places)
-
-    def is_params(node) -> bool:
-        return jax.tree.structure(node) == structure
-
-    def put(node):
-        return jax.device_put(node, places if is_params(node) else replicated(session.mesh))
-
-    return jax.tree.map(put, state, is_leaf=is_params)
 
 
 @dataclasses.dataclass

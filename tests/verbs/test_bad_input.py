@@ -233,8 +233,9 @@ def test_a_damaged_checkpoint(run, pair):
     for path in (run / "checkpoints" / str(STEPS) / "state").rglob("*"):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    text = complaint(train.work, words(pair, run.parent))
-    assert str(run / "checkpoints" / str(STEPS)) in text and "delete the folder" in text
+    process = spawn("train", words(pair, run.parent))
+    assert process.returncode == 2 and process.stderr.count("\n") == 1, process.stderr
+    assert f"error: {run / 'checkpoints' / str(STEPS)}" in process.stderr and "delete the folder" in process.stderr
     assert (run / "metrics.jsonl").read_bytes() == before
 
 

@@ -1,0 +1,97 @@
+"""The run's jitted programs: rollout and update, and the training state they start from."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from motab_jax.config import Config, LossConfig
+from motab_jax.distill import (
+    Objective,
+    TokenLoss,
+    TrainState,
+    build_targets,
+    head_of,
+    init_state,
+    make_optimizer,
+    make_schedule,
+    make_update,
+)
+from motab_jax.rollout import rollout
+from motab_jax.runtime.mesh import replicated
+from motab_jax.session import Session, layout, transition_ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The run's jitted programs, each compiled once, and the schedule for the log."""
+
+    rollout: Callable
+    update: Callable
+    schedule: Callable
+    teacher_head: Any
+
+
+def make_objective(config: Config, vocab_size: int) -> Objective:
+    """The objective section as the loss's static numbers."""
+    section = config.objective
+
+    def loss(found: LossConfig) -> TokenLoss:
+        return TokenLoss(found.name, found.weight, found.reverse_weight)
+
+    return Objective(
+        student=loss(section.student_loss),
+        teacher=loss(section.teacher_loss),
+        flawed=loss(section.flawed_loss),
+        transition=loss(section.transition_loss),
+        temperature=section.temperature,
+        normalize=section.normalize,
+        vocab_size=vocab_size,
+    )
+
+
+def make_programs(session: Session) -> tuple[Programs, TrainState]:
+    """The programs, and the state they start from (in the update layout)."""
+    config, section = session.config, session.config.optimizer
+    schedule = make_schedule(
+        section.schedule, peak=section.learning_rate, floor=section.min_learning_rate,
+        steps=config.run.steps, warmup_ratio=section.warmup_ratio,
+    )  # fmt: skip
+    optimizer = make_optimizer(
+        schedule, weight_decay=section.weight_decay, clip=section.clip, beta1=section.beta1, beta2=section.beta2
+    )
+    objective = make_objective(config, session.vocab_size)
+    transition = jnp.asarray(transition_ids(session), jnp.int32)
+    update = make_update(session.student.config, optimizer, objective, accumulate=section.accumulate)
+
+    target = config.objective.target
+    room = config.rollout.max_new_tokens if target == "spliced" else None
+
+    def train_step(state: TrainState, teacher_head, trajectory):
+        batch = build_targets(trajectory, target=target, transition=transition, max_tokens=room)
+        return update(state, teacher_head, batch)
+
+    def generate(*arguments):  # a function of its own: jit counts the compilations of each function
+        return rollout(*arguments)
+
+    state = jax.jit(lambda params: init_state(params, optimizer))(session.student.params)
+    state = _lay_out(session, state)
+    places = jax.tree.map(lambda x: x.sharding, state)
+    program = jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
+    return Programs(jax.jit(generate), program, schedule, head_of(session.teacher, objective)), state
+
+
+def _lay_out(session: Session, state: TrainState) -> TrainState:
+    """Parameters and moments in the update layout; every other number on all devices."""
+    places = layout(session.mesh, session.student.config, "update")
+    structure = jax.tree.structure(places)
+
+    def is_params(node) -> bool:
+        return jax.tree.structure(node) == structure
+
+    def put(node):
+        return jax.device_put(node, places if is_params(node) else replicated(session.mesh))
+
+    return jax.tree.map(put, state, is_leaf=is_params)
