@@ -76,15 +76,15 @@ class Case:
     entropy_top_k: int = 0
     monitor: bool = True
     padded_teacher: int = 0
-    eps0: float = 0.15
+    eps0: float = 0.2
     theta: float = 0.5
 
 
 CASES = {
-    "root-suffix": Case("qwen3", ".", seed=1, segment_tokens=5, eps0=0.2),
-    "breach-suffix": Case("llama", ".\n", seed=2, segment_tokens=4, target="breach", entropy_top_k=5),
+    "root-suffix": Case("qwen3", ".", seed=6, segment_tokens=5),
+    "breach-suffix": Case("llama", ".\n", seed=3, segment_tokens=4, target="breach", entropy_top_k=5),
     "root-steps": Case(
-        "qwen2", "..", seed=3, segment_tokens=8, intervention="steps", max_interventions=3, padded_teacher=4
+        "qwen2", "..", seed=7, segment_tokens=8, intervention="steps", max_interventions=3, padded_teacher=4
     ),
     "monitor-off": Case("llama", ".\n", seed=4, segment_tokens=16, monitor=False),
 }

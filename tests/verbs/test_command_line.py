@@ -51,9 +51,13 @@ def test_exit_statuses(monkeypatch, capsys):
     def mistaken(_):
         raise UserError("the file\nis gone")
 
+    def interrupted(_):
+        raise KeyboardInterrupt
+
     assert run_here(monkeypatch, capsys, [], mistaken) == (2, "", "error: the file is gone\n")
     assert run_here(monkeypatch, capsys, [], lambda _: cli.STOPPED) == (75, "", "")
     assert run_here(monkeypatch, capsys, [], lambda _: None) == (0, "", "")
+    assert run_here(monkeypatch, capsys, [], interrupted) == (130, "", "interrupted\n")
     assert run_here(monkeypatch, capsys, ["--print-config", "run.steps=x"])[0] == 2
 
 
