@@ -37,14 +37,14 @@ class RunConfig(Section):
     """The run: where it lives, how long it goes on, what it keeps."""
 
     name: str = "quickstart"
-    dir: str = Field("runs", description="folder of runs; the run folder is dir/name")
+    dir: str = Field(default="runs", description="folder of runs; the run folder is dir/name")
     steps: Positive = 100
     seed: Natural = 0
-    eval_every: Natural = Field(0, description="evaluate every n steps (0: before and after only)")
+    eval_every: Natural = Field(default=0, description="evaluate every n steps (0: before and after only)")
     save_every: Positive = 50
-    keep: Positive = Field(2, description="checkpoints kept")
-    sample_every: Natural = Field(10, description="write sample trajectories every n steps (0: never)")
-    max_skipped: Positive = Field(5, description="stop after so many non-finite updates in a row")
+    keep: Positive = Field(default=2, description="checkpoints kept")
+    sample_every: Natural = Field(default=10, description="write sample trajectories every n steps (0: never)")
+    max_skipped: Positive = Field(default=5, description="stop after so many non-finite updates in a row")
 
 
 class StudentConfig(Section):
@@ -69,7 +69,7 @@ class DataConfig(Section):
     path: str | None = None
     fields: dict[str, str] = Field(default_factory=dict, description="prompt/answer/id -> field name")
     split: str = "train"
-    count: Positive | None = Field(None, description="use only the first so many prompts")
+    count: Positive | None = Field(default=None, description="use only the first so many prompts")
     max_prompt_tokens: Positive = 64
     chat_template: bool = False
     thinking: bool | None = None
@@ -79,12 +79,12 @@ class DataConfig(Section):
 class RolloutSection(Section):
     """Generation by both models."""
 
-    batch_size: Positive = Field(32, description="trajectories a step")
+    batch_size: Positive = Field(default=32, description="trajectories a step")
     samples_per_prompt: Positive = 1
     max_new_tokens: Positive = 128
-    segment_tokens: Positive = Field(16, description="columns a segment; changes speed, never the result")
+    segment_tokens: Positive = Field(default=16, description="columns a segment; changes speed, never the result")
     temperature: NonNegative = 0.6
-    top_k: Natural = Field(0, description="0: off")
+    top_k: Natural = Field(default=0, description="0: off")
     top_p: TopP = 0.95
 
 
@@ -96,7 +96,7 @@ class MonitorConfig(Section):
     boundary: Literal["entropy_adaptive", "fixed"] = "entropy_adaptive"
     eps0: NonNegative = 0.2
     theta: NonNegative = 1.0
-    entropy_top_k: Natural = Field(0, description="0: entropy of the full vocabulary; 20: as released")
+    entropy_top_k: Natural = Field(default=0, description="0: entropy of the full vocabulary; 20: as released")
     step_delimiter: Annotated[str, Field(min_length=1)] = ".\n\n"
 
 
@@ -105,7 +105,7 @@ class BacktrackConfig(Section):
 
     target: Literal["root", "breach"] = "root"
     intervention: Literal["suffix", "steps"] = "suffix"
-    steps: Positive = Field(1, description="teacher's steps before it hands back (intervention=steps)")
+    steps: Positive = Field(default=1, description="teacher's steps before it hands back (intervention=steps)")
     max_interventions: Natural = 1
 
     @model_validator(mode="after")
@@ -120,7 +120,7 @@ class LossConfig(Section):
 
     name: Literal["cross_entropy", "forward_kl", "reverse_kl", "jsd", "masked"] = "cross_entropy"
     weight: NonNegative = 1.0
-    reverse_weight: Share = Field(0.5, description="jsd only: 0 leans to forward_kl, 1 to reverse_kl")
+    reverse_weight: Share = Field(default=0.5, description="jsd only: 0 leans to forward_kl, 1 to reverse_kl")
 
 
 def _loss(value: Any) -> Any:
@@ -159,7 +159,7 @@ class OptimizerConfig(Section):
     weight_decay: NonNegative = 0.0
     beta1: Share = 0.9
     beta2: Share = 0.95
-    clip: NonNegative = Field(1.0, description="global gradient norm; 0: off")
+    clip: NonNegative = Field(default=1.0, description="global gradient norm; 0: off")
     accumulate: Positive = 1
 
 
@@ -183,8 +183,8 @@ class EvalConfig(Section):
     batch_size: Positive = 128
     temperature: NonNegative = 0.0
     top_p: TopP = 1.0
-    max_new_tokens: Positive | None = Field(None, description="empty: as rollout.max_new_tokens")
-    reverse_kl: bool = Field(False, description="also report KL(student||teacher) on the student's own held-out text")
+    max_new_tokens: Positive | None = Field(default=None, description="empty: as rollout.max_new_tokens")
+    reverse_kl: bool = Field(default=False, description="also report KL(student||teacher) on the student's own held-out text")
 
 
 class LogConfig(Section):
