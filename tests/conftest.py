@@ -1,5 +1,6 @@
 """Tests run on 8 virtual CPU devices and keep compiled programs between runs. Set before jax is imported."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -11,6 +12,9 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 
 import jax
 import pytest
+
+# The oracles need torch, which only the extra [parity] installs.
+collect_ignore = [] if importlib.util.find_spec("torch") else ["parity"]
 
 
 def _cache_folder() -> Path | None:
