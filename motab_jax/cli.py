@@ -50,6 +50,8 @@ def run_verb(
 
     own: the verb's key=value words that are not configuration. configured: whether it takes a configuration at all.
     """
+    # Models run in JAX: that torch is missing is no news to the user. Read when transformers is imported.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     words = sys.argv[1:]
     sys.unraisablehook = _report_unraisable
     try:

@@ -4,6 +4,7 @@ Green is what the student wrote and kept, red struck through is what was discard
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,11 @@ def show(console: Console, summary: Mapping[str, Any], records: list[dict], deco
         console.print(accuracy_table(summary["before"], summary["after"]))
 
 
+def _without_fonts(svg: str) -> str:
+    """The picture without the web fonts that rich would have the reader's browser fetch; any monospace serves."""
+    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+
+
 def work(words: list[str]) -> int:
     """The verb: read a run folder, print, draw."""
     from motab_jax.data.tokenizer import load_tokenizer
@@ -117,7 +123,7 @@ def work(words: list[str]) -> int:
     )
     if "svg" in own:
         try:
-            console.save_svg(own["svg"], title="motab_jax")
+            Path(own["svg"]).write_text(_without_fonts(console.export_svg(title="motab_jax")), encoding="utf-8")
         except OSError as error:
             raise UserError(f"svg={own['svg']}: can't be written: {error.strerror}") from None
     return 0

@@ -10,13 +10,14 @@ from motab_jax.distill import objective as module
 from motab_jax.distill.objective import batch_loss, weights_of
 from motab_jax.distill.targets import KINDS, NONE
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.transformer import Model, encode, forward, init
+from motab_jax.models.transformer import Model, forward, init
 from tests.distill.batches import (
     LOSSES,
     ROWS,
     STUDENT,
     VOCAB,
     assert_trees_close,
+    jit,
     naive_loss,
     params_of,
     random_batch,
@@ -45,9 +46,9 @@ def chunked(params, batch, objective):
 def test_value_and_gradient_equal_the_naive_loss(name, monkeypatch):
     objective, batch = OBJECTIVES[name], random_batch()
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", ROWS * VOCAB * 4)  # 14 columns: three chunks and a half
-    grad = jax.jit(jax.value_and_grad(lambda p: chunked(p, batch, objective), has_aux=True))
+    grad = jit(jax.value_and_grad(lambda p: chunked(p, batch, objective), has_aux=True))
     (loss, per_kind), grads = grad(params_of())
-    naive, naive_grads = jax.jit(jax.value_and_grad(lambda p: naive_loss(p, batch, objective)))(params_of())
+    naive, naive_grads = jit(jax.value_and_grad(lambda p: naive_loss(p, batch, objective)))(params_of())
     assert float(loss) == pytest.approx(float(naive), abs=1e-5)
     assert_trees_close(grads, naive_grads)
     if objective.normalize == "token":
@@ -74,13 +75,11 @@ def test_masked_kinds_get_no_gradient():
     objective = Objective(masked, LOSSES["cross_entropy"], masked, TokenLoss(weight=0.0), vocab_size=VOCAB)
     only = batch.replace(kinds=jnp.where(batch.kinds == KINDS.index("teacher"), batch.kinds, NONE))
 
-    def loss(p, b):
-        return chunked(p, b, objective)[0]
-
-    grads = jax.jit(jax.grad(loss))(params_of(), batch)
-    assert_trees_close(grads, jax.jit(jax.grad(loss))(params_of(), only), atol=1e-7)
+    grad = jit(jax.grad(lambda p, b: chunked(p, b, objective)[0]))
+    grads = grad(params_of(), batch)
+    assert_trees_close(grads, grad(params_of(), only), atol=1e-7)
     assert any(jnp.abs(x).max() > 1e-4 for x in jax.tree.leaves(grads))
-    nothing = jax.jit(jax.value_and_grad(lambda p: chunked(p, batch, uniform("masked"))[0]))(params_of())
+    nothing = jit(jax.value_and_grad(lambda p: chunked(p, batch, uniform("masked"))[0]))(params_of())
     assert all(not jnp.any(x) for x in jax.tree.leaves(nothing))
 
 
@@ -94,9 +93,8 @@ def test_the_teachers_head_goes_along_only_where_a_divergence_needs_it():
 def test_logits_beyond_the_vocabulary_never_count():
     params = params_of()
     spoilt = params | {"embed": params["embed"].at[VOCAB:].add(3.0)}
-    for name in ("cross_entropy", "forward_kl", "reverse_kl", "jsd"):
-        one, other = (chunked(p, random_batch(), uniform(name))[0] for p in (params, spoilt))
-        assert float(one) == float(other)
+    loss = jit(lambda p: chunked(p, random_batch(), OBJECTIVES["mixed"])[0])
+    assert float(loss(params)) == float(loss(spoilt))
 
 
 def test_full_logits_are_never_held(monkeypatch):
@@ -107,21 +105,20 @@ def test_full_logits_are_never_held(monkeypatch):
     zero = jnp.zeros((rows, columns), jnp.int32)
     batch = TargetBatch(zero, zero + jnp.arange(columns)[None], zero + 1, jnp.zeros((rows, columns, config.width)))
     objective = Objective(student=LOSSES["forward_kl"], vocab_size=vocab)
-    judge = Model(weights, config)
 
-    def chunked(params, batch):
+    def chunked(params, judge, batch):
+        judge = Model(judge, config)
         return batch_loss(params, config, judge, batch, weights_of(batch.kinds, objective), objective)[0]
 
-    def naive(params, batch):
+    def naive(params, judge, batch):
         ours = jax.nn.log_softmax(forward(params, config, batch.tokens, batch.positions))
-        theirs = jax.nn.log_softmax(batch.teacher_hidden @ weights["embed"].T)
+        theirs = jax.nn.log_softmax(batch.teacher_hidden @ judge["embed"].T)
         return jnp.mean(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1))
 
     def memory(loss) -> int:
-        return jax.jit(jax.grad(loss)).lower(weights, batch).compile().memory_analysis().temp_size_in_bytes
+        return jax.jit(jax.grad(loss)).lower(weights, weights, batch).compile().memory_analysis().temp_size_in_bytes
 
     logits = rows * columns * vocab * 4
     assert memory(naive) >= logits
     assert memory(chunked) < logits / 2, "less than half of one array of full logits"
     assert memory(chunked) < memory(naive) / 5
-    assert encode(weights, config, batch.tokens, batch.positions)[0].shape == (rows, columns, config.width)
