@@ -185,7 +185,7 @@ class EvalConfig(Section):
     top_p: TopP = 1.0
     max_new_tokens: Positive | None = Field(default=None, description="empty: as rollout.max_new_tokens")
     reverse_kl: bool = Field(
-        default=False, description="also report KL(student||teacher) on the student's own held-out text"
+        default=False, description="also report KL(student||teacher) on the student's own text"
     )
 
 
