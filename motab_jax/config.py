@@ -184,9 +184,7 @@ class EvalConfig(Section):
     temperature: NonNegative = 0.0
     top_p: TopP = 1.0
     max_new_tokens: Positive | None = Field(default=None, description="empty: as rollout.max_new_tokens")
-    reverse_kl: bool = Field(
-        default=False, description="also report KL(student||teacher) on the student's own text"
-    )
+    reverse_kl: bool = Field(default=False, description="also report KL(student||teacher) on the student's own text")
 
 
 class LogConfig(Section):

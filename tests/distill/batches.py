@@ -34,7 +34,8 @@ def params_of(seed: int = 0, dtype=jnp.float32):
 @functools.cache
 def teacher() -> Model:
     """A teacher of another family, width and padding, with a head of its own."""
-    return Model(init(TEACHER, jax.random.key(7), std=0.4), TEACHER)
+    with jax.ensure_compile_time_eval():  # cached, so it must be real also where a trace asks for it first
+        return Model(init(TEACHER, jax.random.key(7), std=0.4), TEACHER)
 
 
 def uniform(name: str, **numbers) -> Objective:

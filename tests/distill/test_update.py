@@ -78,12 +78,13 @@ def test_micro_batches_add_up():
 
 
 def test_metrics_and_gradient_are_those_of_the_naive_loss():
-    loss, grads = jit(jax.value_and_grad(lambda p: naive_loss(p, random_batch(), OBJECTIVE)))(params_of())
-    state, metrics = run(program(), [random_batch()])
+    batch = random_batch()
+    loss, grads = jit(jax.value_and_grad(lambda p: naive_loss(p, batch, OBJECTIVE)))(params_of())
+    state, metrics = run(program(), [batch])
     assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), abs=1e-5)
     for code, name in enumerate(KINDS[1:], start=1):
-        assert metrics[f"tokens/{name}"] == (random_batch().kinds == code).sum()
+        assert metrics[f"tokens/{name}"] == (batch.kinds == code).sum()
     assert metrics["loss/flawed"] == 0.0 and metrics["loss/teacher"] > 0.0
     updates, opt_state = jit(adamw().update)(grads, jit(adamw().init)(params_of()), params_of())
     assert_trees_close(state.opt_state, opt_state, atol=1e-6)
