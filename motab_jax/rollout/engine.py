@@ -78,7 +78,6 @@ class RolloutState:
     open: monitor.OpenStep
     phase: jax.Array  # i32[B]; STUDENT_WRITES, TEACHER_WRITES, DONE
     rows: Rows
-    compactions: jax.Array  # i32[]
 
 
 def rollout(
@@ -99,13 +98,8 @@ class _Loop:
     """What stays the same through the loop; its methods are the loop's verbs."""
 
     def __init__(self, student: Model, teacher: Model | None, prompts: Prompts, row_keys, config: RolloutConfig):
-        self.student, self.teacher, self.prompts, self.row_keys, self.config = (
-            student,
-            teacher,
-            prompts,
-            row_keys,
-            config,
-        )
+        self.student, self.teacher, self.config = student, teacher, config
+        self.prompts, self.row_keys = prompts, row_keys
         self.how = Writing(
             config.automaton, config.stop_ids, config.vocab_size, config.segment_tokens,
             config.max_new_tokens, config.temperature, config.top_k, config.top_p,
@@ -131,7 +125,6 @@ class _Loop:
             open=monitor.open_step(batch),
             phase=zero + STUDENT_WRITES,
             rows=Rows(zero > 0, zero, zero, zero),
-            compactions=jnp.int32(0),
         )
 
     @staticmethod
@@ -171,9 +164,7 @@ class _Loop:
                 return reader.replace(cache=gather_columns(reader.cache, source))
 
             teacher = None if state.teacher is None else move(state.teacher)
-            return state.replace(
-                tape=tape, student=move(state.student), teacher=teacher, compactions=state.compactions + 1
-            )
+            return state.replace(tape=tape, student=move(state.student), teacher=teacher)
 
         full = state.tape.cursor + self.config.segment_tokens > state.tape.tokens.shape[1]
         return jax.lax.cond(full, pack, lambda s: s, state)
