@@ -22,6 +22,7 @@ from motab_jax.models.rope import rotate
 
 Params = dict[str, Any]
 MASKED = -1e30
+REMAT = {"dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims, "full": None}
 
 
 class WeightSpec(NamedTuple):
@@ -113,16 +114,22 @@ def encode(
     cache: KVCache | None = None,
     key_positions: jax.Array | None = None,
     cursor: jax.Array | int = 0,
+    segments: jax.Array | None = None,
+    remat: str = "none",
 ) -> tuple[jax.Array, KVCache | None]:
     """Final hidden states [B,T,D] (after the last norm, before the head) and the updated cache.
 
     tokens, positions i32[B,T]; position -1 marks a token that nobody may see (padding, dead columns).
+    segments i32[B,T] (without a cache): texts packed into one row see only themselves. remat: what the backward pass
+    recomputes of each layer: none, dots (all but matrix products) or full.
     With a cache, the T tokens are written to columns cursor..cursor+T-1 of all rows and attend to the whole cache;
     key_positions i32[B,S] gives every column's position, those T columns included. Without one, plain self-attention.
     """
     x = params["embed"][jnp.maximum(tokens, 0)]
     seen = positions if key_positions is None else key_positions
     mask = (seen[:, None, :] >= 0) & (seen[:, None, :] <= positions[:, :, None])
+    if segments is not None:
+        mask &= segments[:, :, None] == segments[:, None, :]
 
     def block(carry, layer):
         x, cache, index = carry
@@ -131,6 +138,8 @@ def encode(
         x = x + _mlp(layer, rms_norm(x, layer["mlp_norm"], config.rms_eps))
         return (x, cache, index + 1), None
 
+    if remat != "none":
+        block = jax.checkpoint(block, policy=REMAT[remat], prevent_cse=False)
     (x, cache, _), _ = jax.lax.scan(block, (x, cache, jnp.int32(0)), params["layers"])
     return rms_norm(x, params["final_norm"], config.rms_eps), cache
 
