@@ -32,3 +32,8 @@ def gather_columns(cache: KVCache, source: jax.Array) -> KVCache:
         return jnp.take_along_axis(x, source[None, :, :, None, None], axis=2)
 
     return KVCache(move(cache.k), move(cache.v))
+
+
+def model_cache(model, rows: int, columns: int) -> KVCache:
+    """A cache for a `Model`."""
+    return init_cache(model.config, rows, columns, model.dtype)

@@ -40,6 +40,11 @@ class Model:
     params: Params
     config: ModelConfig = flax.struct.field(pytree_node=False)
 
+    @property
+    def dtype(self):
+        """The dtype of the weights."""
+        return self.params["embed"].dtype
+
 
 def weight_specs(config: ModelConfig) -> dict[str, Any]:
     """Every weight of the architecture, as a nested dict of `WeightSpec`; params have the same structure."""

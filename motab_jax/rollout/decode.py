@@ -1,7 +1,8 @@
-"""Writing and reading segments: the two things a model does to the tape.
+"""Writing and reading segments: the things a model does to the tape.
 
-`write_segment` decodes C columns one by one, `read_segment` scores C columns in one parallel pass. Both keep the
-invariant that a model's cache holds every column of the tape and `hidden` predicts each row's next token.
+`write_segment` decodes up to C columns one by one, `read_segment` reads C columns in one parallel pass. Both keep the
+invariant that a model's cache holds every column of the tape and `hidden` predicts each slot's next token. Known text
+(a prompt, or what stands of a row that comes back) enters as forced columns: read, not sampled.
 """
 
 from typing import NamedTuple
@@ -13,40 +14,58 @@ import jax.numpy as jnp
 from motab_jax.data.steps import StepAutomaton, advance
 from motab_jax.models.cache import KVCache
 from motab_jax.models.transformer import Model, encode, unembed
-from motab_jax.rollout.sampling import sample, uniforms
+from motab_jax.rollout.opinion import Opinion, opinion_of
+from motab_jax.rollout.rows import pick
+from motab_jax.rollout.sampling import sample
 from motab_jax.rollout.tape import DEAD, Tape, append
-from motab_jax.rollout.trajectory import pick
 
 ENDLESS = 1 << 30
 
 
 @flax.struct.dataclass
 class Reader:
-    """One model's view of the tape; B rows, D width."""
+    """One model's view of the tape; B slots, D width."""
 
     cache: KVCache
-    hidden: jax.Array  # [B,D]; final hidden state that predicts each row's next token
+    hidden: jax.Array  # [B,D]; final hidden state that predicts each slot's next token
 
 
 @flax.struct.dataclass
-class Rows:
-    """Where each row's writing stands; B rows."""
+class Pen:
+    """Where each slot's writing stands; B slots."""
 
     active: jax.Array  # bool[B]; the writer goes on
-    length: jax.Array  # i32[B]; tokens of the completion
+    position: jax.Array  # i32[B]; tokens of the row's text on the tape
     automaton: jax.Array  # i32[B]; state of the delimiter scan
     budget: jax.Array  # i32[B]; steps the writer may still end
 
 
 @flax.struct.dataclass
+class Known:
+    """What is settled before a segment is written; B slots, C columns."""
+
+    tokens: jax.Array  # i32[B,C]; the row's text from its position on, as far as it is known
+    length: jax.Array  # i32[B]; tokens of the row's text that are known
+    limit: jax.Array  # i32[B]; tokens its text may have, the prompt included
+    uniforms: jax.Array  # f32[B,C]; what each column samples with
+
+
+@flax.struct.dataclass
 class Segment:
-    """What a segment wrote; B rows, C columns."""
+    """What a turn put on the tape; B slots, C columns, D teacher width."""
 
     tokens: jax.Array  # i32[B,C]
     alive: jax.Array  # bool[B,C]; a prefix of each row
+    forced: jax.Array  # bool[B,C]; known text, a prefix of what is alive
     stop: jax.Array  # bool[B,C]; the token is a stop token
     closes: jax.Array  # bool[B,C]; a step ends here: delimiter complete, or length limit
-    hidden: jax.Array  # [B,C,D]; the writer's state that predicted each token ([B,C,0] where not asked for)
+    hidden: jax.Array  # [B,C,D]; the teacher's state that predicted each token ([B,C,0] without a teacher)
+    opinion: Opinion  # the teacher's, [B,C]
+
+    @property
+    def written(self) -> jax.Array:
+        """bool[B,C]: columns that hold a sampled token."""
+        return self.alive & ~self.forced
 
 
 class Writing(NamedTuple):
@@ -56,65 +75,94 @@ class Writing(NamedTuple):
     stop_ids: jax.Array  # i32[X]
     vocab_size: int
     columns: int
-    max_new_tokens: int
     temperature: float
     top_k: int
     top_p: float
+    entropy_top_k: int
+    targets_k: int
 
 
-def write_segment(
-    model: Model, reader: Reader, tape: Tape, rows: Rows, how: Writing, *, offset, row_keys, rewinds, keep_hidden: bool
-):
-    """Decode up to C tokens in the active rows; other rows' columns are dead.
+def lay_out(tape: Tape, pen: Pen, known: Known, segment: Segment) -> tuple[Tape, Pen, Segment]:
+    """Put the next C known tokens of the active slots on the tape, for both models to read."""
+    places = pen.position[:, None] + jnp.arange(known.tokens.shape[1])[None]
+    alive = pen.active[:, None] & (places < known.length[:, None])
+    count = jnp.sum(alive, axis=1, dtype=jnp.int32)
+    after = append(tape, known.tokens, jnp.where(alive, places, DEAD))
+    return (
+        after.replace(cursor=tape.cursor + jnp.max(count)),
+        pen.replace(position=pen.position + count),
+        segment.replace(tokens=known.tokens, alive=alive, forced=alive),
+    )
 
-    offset i32[B]: prompt lengths. Returns (reader, tape, rows, segment).
+
+def write_segment(model: Model, reader: Reader, tape: Tape, pen: Pen, segment: Segment, known: Known, how: Writing, *,
+                  opine: bool):  # fmt: skip
+    """Decode up to C tokens in the active slots, and stop early where none is left; other slots' columns are dead.
+
+    opine: the writer is the teacher, whose states and opinions of its own tokens are kept. Without an active slot
+    nothing happens. Returns (reader, tape, pen, segment).
     """
 
-    def column(carry, _):
-        reader, tape, rows = carry
+    def unfinished(carry):
+        return (carry[0] < how.columns) & jnp.any(carry[3].active)
+
+    def column(carry):
+        place, reader, tape, pen, segment = carry
         logits = unembed(model.params, model.config, reader.hidden, how.vocab_size)
-        uniform = uniforms(row_keys, rewinds, rows.length)
+        uniform = _column(known.uniforms, place)
         token = sample(logits, uniform, temperature=how.temperature, top_k=how.top_k, top_p=how.top_p)
-        position = jnp.where(rows.active, offset + rows.length, DEAD)[:, None]
+        forced = pen.position < known.length
+        token = jnp.where(forced, _column(known.tokens, place), token)
+        position = jnp.where(pen.active, pen.position, DEAD)[:, None]
         at, tape = tape.cursor, append(tape, token[:, None], position)
         hidden, cache = encode(
             model.params, model.config, token[:, None], position,
             cache=reader.cache, key_positions=tape.positions, cursor=at,
         )  # fmt: skip
-        state = reader.hidden if keep_hidden else reader.hidden[:, :0]
-        reader = Reader(cache, jnp.where(rows.active[:, None], hidden[:, 0], reader.hidden))
-        after, written = _advance_rows(rows, token, how)
-        return (reader, tape, after), (*written, state)
+        after, stop, closes = _advance(pen, token, forced, known, how)
+        new = {"tokens": token, "alive": pen.active, "forced": pen.active & forced, "stop": stop, "closes": closes}
+        if opine:
+            new["hidden"] = reader.hidden
+            new["opinion"] = opinion_of(logits, token, entropy_top_k=how.entropy_top_k, targets_k=how.targets_k)
+        segment = segment.replace(**{k: jax.tree.map(_put(place), getattr(segment, k), new[k]) for k in new})
+        reader = Reader(cache, jnp.where(pen.active[:, None], hidden[:, 0], reader.hidden))
+        return place + 1, reader, tape, after, segment
 
-    (reader, tape, rows), written = jax.lax.scan(column, (reader, tape, rows), length=how.columns)
-    return reader, tape, rows, Segment(*(jnp.swapaxes(x, 0, 1) for x in written))
+    return jax.lax.while_loop(unfinished, column, (jnp.int32(0), reader, tape, pen, segment))[1:]
 
 
-def _advance_rows(rows: Rows, token: jax.Array, how: Writing) -> tuple[Rows, tuple[jax.Array, ...]]:
-    """The rows after one token each, and the token's column of the segment (tokens, alive, stop, closes)."""
+def _column(table: jax.Array, place: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(table, place, axis=1, keepdims=False)
+
+
+def _put(place: jax.Array):
+    return lambda table, new: jax.lax.dynamic_update_index_in_dim(table, new.astype(table.dtype), place, 1)
+
+
+def _advance(pen: Pen, token, forced, known: Known, how: Writing) -> tuple[Pen, jax.Array, jax.Array]:
+    """The pen after one token in each slot, whether it is a stop token, and whether a step ends with it."""
     stop = jnp.any(token[:, None] == how.stop_ids[None], axis=1)
-    state, ended = advance(how.automaton, rows.automaton, token)
-    ended = ended & ~stop
-    length = rows.length + rows.active
-    budget = rows.budget - (rows.active & ended)
-    full = length >= how.max_new_tokens
-    after = Rows(
-        active=rows.active & ~stop & ~full & (budget > 0),
-        length=length,
-        automaton=jnp.where(rows.active, state, rows.automaton),
+    state, ended = advance(how.automaton, pen.automaton, token)
+    ended = ended & ~stop & ~forced
+    position = pen.position + pen.active
+    budget = pen.budget - (pen.active & ended)
+    full = position >= known.limit
+    after = Pen(
+        active=pen.active & (forced | (~stop & ~full & (budget > 0))),
+        position=position,
+        automaton=jnp.where(pen.active & ~forced, state, pen.automaton),
         budget=budget,
     )
-    return after, (token, rows.active, stop, ended | full)
+    return after, stop & ~forced, ended | (full & ~forced)
 
 
-def read_segment(model: Model, reader: Reader, tape: Tape, segment: Segment) -> tuple[Reader, jax.Array]:
-    """Read the last C columns of the tape in one pass; returns the reader and hidden [B,C,D] predicting each token."""
-    columns = segment.tokens.shape[1]
-    at = tape.cursor - columns
-    tokens, positions = (jax.lax.dynamic_slice_in_dim(x, at, columns, axis=1) for x in (tape.tokens, tape.positions))
+def read_segment(model: Model, reader: Reader, tape: Tape, segment: Segment, start) -> tuple[Reader, jax.Array]:
+    """Read the C columns of the tape from `start` in one pass; the reader, and hidden [B,C,D] predicting each token."""
+    positions = jax.lax.dynamic_slice_in_dim(tape.positions, start, segment.tokens.shape[1], axis=1)
     hidden, cache = encode(
-        model.params, model.config, tokens, positions, cache=reader.cache, key_positions=tape.positions, cursor=at
-    )
+        model.params, model.config, segment.tokens, positions,
+        cache=reader.cache, key_positions=tape.positions, cursor=start,
+    )  # fmt: skip
     count = jnp.sum(segment.alive, axis=1)
     last = jnp.where((count > 0)[:, None], pick(hidden, jnp.maximum(count - 1, 0)), reader.hidden)
     return Reader(cache, last), jnp.concatenate([reader.hidden[:, None], hidden[:, :-1]], axis=1)

@@ -1,7 +1,8 @@
 """The rollout: one lax.while_loop. The student writes, the teacher judges, strays are rewound, the teacher writes.
 
-Source: MOTAB (arXiv 2605.19433), eq. 5-11. Segments change the speed and never the result: a token depends on its row's
-own text, its row id, the number of rewinds and its position. Left out: refilling of finished slots.
+Source: MOTAB (arXiv 2605.19433), eq. 5-11. Segments, slots and parking change the speed and never the result: a token
+depends on its row's own text, its row id, the number of rewinds and its position. A turn puts up to C columns on the
+tape: a model writes them, or known text is laid out; then whoever has not seen them reads them in one pass.
 """
 
 import functools
@@ -11,87 +12,70 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.data.sources import STUDENT, TEACHER
-from motab_jax.data.steps import StepAutomaton
-from motab_jax.models.cache import gather_columns, init_cache
-from motab_jax.models.transformer import Model, encode
+from motab_jax.models.cache import gather_columns, model_cache
+from motab_jax.models.transformer import Model
 from motab_jax.rollout import monitor, trajectory
-from motab_jax.rollout.decode import ENDLESS, Reader, Rows, Segment, Writing, read_segment, write_segment
+from motab_jax.rollout.config import Prompts, RolloutConfig
+from motab_jax.rollout.counters import count
+from motab_jax.rollout.decode import (
+    ENDLESS,
+    Known,
+    Pen,
+    Reader,
+    Segment,
+    Writing,
+    lay_out,
+    read_segment,
+    write_segment,
+)
+from motab_jax.rollout.opinion import no_opinion, score
+from motab_jax.rollout.rows import pick, store, store_window, to_front, view, when
+from motab_jax.rollout.sampling import uniforms
+from motab_jax.rollout.slots import (
+    DONE,
+    READ,
+    STUDENT_WRITES,
+    TEACHER_WRITES,
+    Rows,
+    Slots,
+    choose_turn,
+    is_teaching,
+    phases,
+    refill,
+    seat_first,
+    settle,
+)
 from motab_jax.rollout.tape import Tape, packing, rewind, start
 from motab_jax.rollout.trajectory import LENGTH, STOP, Trajectory
 
-STUDENT_WRITES, TEACHER_WRITES, DONE = range(3)
-
-
-@flax.struct.dataclass
-class Prompts:
-    """A batch of prompts; B rows, P columns."""
-
-    tokens: jax.Array  # i32[B,P]; left-padded
-    lengths: jax.Array  # i32[B]
-    row_ids: jax.Array  # i32[B]; what sampling keys fold, so a row's result doesn't depend on its place
-
-
-def _static(default=None):
-    return flax.struct.field(pytree_node=False, default=default)
-
-
-@flax.struct.dataclass
-class RolloutConfig:
-    """The engine's numbers. Array leaves may change from call to call; the rest is compiled in."""
-
-    automaton: StepAutomaton  # of the step delimiter
-    stop_ids: jax.Array  # i32[X]
-    eps0: jax.Array  # f32[]
-    theta: jax.Array  # f32[]
-    vocab_size: int = _static()  # the tokenizer's; logits beyond never count
-    max_new_tokens: int = _static(128)
-    segment_tokens: int = _static(16)
-    temperature: float = _static(0.6)
-    top_k: int = _static(0)
-    top_p: float = _static(0.95)
-    monitored: bool = _static(True)
-    target: str = _static("root")  # or breach
-    intervention: str = _static("suffix")  # or steps
-    steps: int = _static(1)
-    max_interventions: int = _static(1)
-    entropy_top_k: int = _static(0)
-
-    @property
-    def rewinds(self) -> int:
-        """How often one trajectory can be rewound at most."""
-        return self.max_interventions if self.monitored else 0
-
-    @property
-    def hands_back(self) -> bool:
-        """Whether the student may have to go on after the teacher."""
-        return self.rewinds > 0 and self.intervention == "steps"
+PACK_ABOVE = 512  # columns; a shorter tape is packed only when it is full
 
 
 @flax.struct.dataclass
 class RolloutState:
-    """The loop's carry; B rows."""
+    """The loop's carry."""
 
     tape: Tape
     student: Reader
     teacher: Reader | None
     log: Trajectory
-    open: monitor.OpenStep
-    phase: jax.Array  # i32[B]; STUDENT_WRITES, TEACHER_WRITES, DONE
     rows: Rows
+    slots: Slots
+    teaching: jax.Array  # bool[]; the teacher has been called
+    last: jax.Array  # i32[]; the turn before
 
 
 def rollout(
     student: Model, teacher: Model | None, prompts: Prompts, key: jax.Array, config: RolloutConfig
 ) -> Trajectory:
-    """Trajectories of B prompts. Without a teacher the student generates alone and nothing is scored.
+    """Trajectories of N prompts. Without a teacher the student generates alone and nothing is scored.
 
     Pure and jit-able; `key` is a typed PRNG key, folded with each row's id.
     """
     loop = _Loop(
         student, teacher, prompts, jax.vmap(functools.partial(jax.random.fold_in, key))(prompts.row_ids), config
     )
-    final = jax.lax.while_loop(loop.unfinished, loop.body, loop.begin())
-    return final.log
+    return jax.lax.while_loop(loop.unfinished, loop.body, loop.begin()).log
 
 
 class _Loop:
@@ -100,161 +84,270 @@ class _Loop:
     def __init__(self, student: Model, teacher: Model | None, prompts: Prompts, row_keys, config: RolloutConfig):
         self.student, self.teacher, self.config = student, teacher, config
         self.prompts, self.row_keys = prompts, row_keys
+        self.slots = min(config.slots or len(prompts.lengths), len(prompts.lengths))
+        self.queued = self.slots < len(prompts.lengths)
+        self.intervenes = config.rewinds > 0 and teacher is not None
         self.how = Writing(
-            config.automaton, config.stop_ids, config.vocab_size, config.segment_tokens,
-            config.max_new_tokens, config.temperature, config.top_k, config.top_p,
+            config.automaton, config.stop_ids, config.vocab_size, config.segment_tokens, config.temperature,
+            config.top_k, config.top_p, config.entropy_top_k, config.targets_k if config.targets == "topk" else 0,
         )  # fmt: skip
 
+    def row(self, slots: Slots):
+        """The rows' index for rollout/rows.py."""
+        return slots.row if self.queued else None
+
     def begin(self) -> RolloutState:
-        """Prefill both caches with the prompts; the student has the word."""
-        config, (batch, width) = self.config, self.prompts.tokens.shape
-        index = jnp.arange(width, dtype=jnp.int32)[None] - (width - self.prompts.lengths[:, None])
-        positions = jnp.maximum(index, -1)
+        """Nothing on the tape, the first rows in the slots; the student has the word."""
+        config, (rows, width) = self.config, self.prompts.tokens.shape
         slack = max(config.segment_tokens, config.max_new_tokens // 4)
-        tape = start(self.prompts.tokens, positions, width + config.max_new_tokens + slack)
-        entries = config.max_new_tokens * (1 + config.rewinds) + config.segment_tokens
-        size, dtype = (
-            (0, jnp.float32) if self.teacher is None else (self.teacher.config.width, self._dtype(self.teacher))
-        )
-        zero = jnp.zeros((batch,), jnp.int32)
+        nothing = jnp.zeros((self.slots, 0), jnp.int32)
         return RolloutState(
-            tape=tape,
-            student=self._prefill(self.student, tape, positions),
-            teacher=None if self.teacher is None else self._prefill(self.teacher, tape, positions),
-            log=trajectory.empty_trajectory(self.prompts.tokens, positions, entries, config.rewinds, size, dtype),
-            open=monitor.open_step(batch),
-            phase=zero + STUDENT_WRITES,
-            rows=Rows(zero > 0, zero, zero, zero),
+            tape=start(nothing, nothing, width + config.max_new_tokens + slack),
+            student=self._reader(self.student, width + config.max_new_tokens + slack),
+            teacher=self.teacher and self._reader(self.teacher, width + config.max_new_tokens + slack),
+            log=self._log(),
+            rows=self._rows(),
+            slots=seat_first(rows, self.slots),
+            teaching=jnp.array(False),
+            last=jnp.int32(READ),
         )
 
-    @staticmethod
-    def _dtype(model: Model):
-        return model.params["embed"].dtype
+    def _reader(self, model: Model, columns: int) -> Reader:
+        return Reader(model_cache(model, self.slots, columns), jnp.zeros((self.slots, model.config.width), model.dtype))
 
-    def _prefill(self, model: Model, tape: Tape, positions) -> Reader:
-        batch, columns = tape.tokens.shape
-        cache = init_cache(model.config, batch, columns, self._dtype(model))
-        hidden, cache = encode(
-            model.params, model.config, self.prompts.tokens, positions, cache=cache, key_positions=tape.positions
+    def _log(self) -> Trajectory:
+        config, (_, width) = self.config, self.prompts.tokens.shape
+        index = jnp.arange(width, dtype=jnp.int32)[None] - (width - self.prompts.lengths[:, None])
+        entries = config.max_new_tokens * (1 + config.rewinds) + config.segment_tokens
+        kept = self.teacher is not None and config.targets == "hidden"
+        dtype = jnp.float32 if self.teacher is None else config.targets_dtype or self.teacher.dtype
+        return trajectory.empty_trajectory(
+            self.prompts.tokens, jnp.maximum(index, -1), entries, config.rewinds,
+            self.teacher.config.width if kept else 0, dtype, top_k=self.how.targets_k if self.teacher else 0,
+        )  # fmt: skip
+
+    def _rows(self) -> Rows:
+        prompts, most = self.prompts, self.config.max_new_tokens
+        rows, width = prompts.tokens.shape
+        place = jnp.arange(width, dtype=jnp.int32)[None] + (width - prompts.lengths[:, None])
+        text = jnp.take_along_axis(prompts.tokens, jnp.minimum(place, width - 1), axis=1)
+        limits = jnp.full_like(prompts.lengths, most) if prompts.limits is None else prompts.limits
+        return Rows(
+            text=jnp.pad(text, ((0, 0), (0, most + self.config.segment_tokens))),
+            known=prompts.lengths,
+            offset=prompts.lengths,
+            limit=prompts.lengths + jnp.minimum(limits, most),
+            phase=jnp.where(limits > 0, STUDENT_WRITES, DONE),
+            seated=jnp.arange(rows) < self.slots,
         )
-        return Reader(cache, hidden[:, -1])
 
     def unfinished(self, state: RolloutState) -> jax.Array:
         """Whether any row still has a writer."""
-        return jnp.any(state.phase != DONE)
+        return jnp.any(state.rows.phase != DONE)
 
     def body(self, state: RolloutState) -> RolloutState:
-        """One round: the student writes and is judged, then the teacher writes where it has the word."""
-        state = self.when(state.phase == STUDENT_WRITES, self.student_turn, state)
-        if self.config.rewinds > 0 and self.teacher is not None:
-            state = self.when(state.phase == TEACHER_WRITES, self.teacher_turn, state)
-        return state
+        """One turn: seat who waits, put columns on the tape, have them read, judge, go on."""
+        state = self.make_room(self.call(state))
+        turn, part = choose_turn(state.rows, state.slots, self.row(state.slots), state.teaching, state.last)
+        begin = state.tape.cursor
+        state, segment, pen = self.write(state, turn, part)
+        state, segment = self.read(state, segment, turn, begin)
+        state = self.tally(state.replace(last=turn), segment, turn, begin)
+        return self.judge(state, segment, pen, turn, part)
 
-    def when(self, rows, turn, state: RolloutState) -> RolloutState:
-        """Take the turn if any row needs it, on a tape that has room for it."""
-        return jax.lax.cond(jnp.any(rows), lambda s: turn(self.make_room(s)), lambda s: s, state)
+    def call(self, state: RolloutState) -> RolloutState:
+        """Seat waiting rows, and call the teacher if enough rows wait for it."""
+        if self.intervenes:
+            threshold = self.config.teacher_batch or self.slots
+            state = state.replace(teaching=is_teaching(state.rows, state.teaching, threshold))
+        if not self.queued:
+            return state
+
+        def seat(carry):
+            rows, slots, tape = carry
+            rows, slots, new = refill(rows, slots, state.teaching, self.config.teacher_budget)
+            return rows, slots, rewind(tape, jnp.where(new, 0, ENDLESS))
+
+        waiting = jnp.any(~state.rows.seated & (state.rows.phase != DONE))
+        rows, slots, tape = when(waiting, seat, (state.rows, state.slots, state.tape))
+        return state.replace(rows=rows, slots=slots, tape=tape)
 
     def make_room(self, state: RolloutState) -> RolloutState:
-        """Pack the tape when a segment would not fit."""
+        """Pack the tape when a segment would not fit, or when most of a long tape is dead."""
+        done = phases(state.rows, state.slots, self.row(state.slots)) == DONE
+        longest = jnp.max(jnp.where(done, 0, state.slots.position))
 
-        def pack(state: RolloutState) -> RolloutState:
-            tape, source = packing(state.tape)
-
-            def move(reader: Reader) -> Reader:
-                return reader.replace(cache=gather_columns(reader.cache, source))
-
-            teacher = None if state.teacher is None else move(state.teacher)
-            return state.replace(tape=tape, student=move(state.student), teacher=teacher)
+        def pack(carry):
+            tape, readers = carry
+            tape, source = packing(rewind(tape, jnp.where(done, 0, ENDLESS)))
+            return tape, [reader.replace(cache=gather_columns(reader.cache, source)) for reader in readers]
 
         full = state.tape.cursor + self.config.segment_tokens > state.tape.tokens.shape[1]
-        return jax.lax.cond(full, pack, lambda s: s, state)
-
-    def write(self, model: Model, reader: Reader, state: RolloutState, phase: int, budget, keep_hidden: bool):
-        """Let a model write a segment in the rows of one phase; budget i32[B] is theirs, the others keep their own."""
-        turn = state.phase == phase
-        rows = state.rows.replace(active=turn, budget=jnp.where(turn, budget, state.rows.budget))
-        return write_segment(
-            model, reader, state.tape, rows, self.how, offset=self.prompts.lengths,
-            row_keys=self.row_keys, rewinds=state.log.num_rewinds, keep_hidden=keep_hidden,
-        )  # fmt: skip
-
-    def student_turn(self, state: RolloutState) -> RolloutState:
-        """The student writes a segment, the teacher reads it, the monitor judges, strays are rewound."""
-        endless = jnp.full_like(state.phase, ENDLESS)
-        reader, tape, rows, segment = self.write(self.student, state.student, state, STUDENT_WRITES, endless, False)
-        state = state.replace(student=reader, tape=tape, rows=rows)
-        hidden = segment.hidden
-        if self.teacher is not None:
-            teacher, hidden = read_segment(self.teacher, state.teacher, tape, segment)
-            state = state.replace(teacher=teacher)
-        state, accepted, breach = self.judge(state, segment, hidden, STUDENT)
-        state = self.finish(state, segment, accepted, breach)
-        return self.backtrack(state, breach) if self.config.rewinds > 0 and self.teacher is not None else state
-
-    def teacher_turn(self, state: RolloutState) -> RolloutState:
-        """The teacher writes a segment; where its steps are used up, the student reads it and has the word again."""
-        reader, tape, rows, segment = self.write(
-            self.teacher, state.teacher, state, TEACHER_WRITES, state.rows.budget, True
-        )
-        wrote = state.phase == TEACHER_WRITES
-        state = state.replace(teacher=reader, tape=tape, rows=rows)
-        if self.config.hands_back:
-            state = state.replace(student=read_segment(self.student, state.student, tape, segment)[0])
-        state, accepted, _ = self.judge(state, segment, segment.hidden, TEACHER)
-        state = self.finish(state, segment, accepted, jnp.zeros_like(wrote))
-        back = wrote & (state.phase == TEACHER_WRITES) & (rows.budget <= 0)
+        wasteful = state.tape.cursor > 2 * longest + PACK_ABOVE
+        readers = [state.student] if state.teacher is None else [state.student, state.teacher]
+        tape, readers = when(full | wasteful, pack, (state.tape, readers))
+        log = state.log.replace(counters=count(state.log.counters, packings=full | wasteful))
         return state.replace(
-            phase=jnp.where(back, STUDENT_WRITES, state.phase),
-            rows=rows.replace(automaton=jnp.where(back, 0, rows.automaton)),
-            open=state.open.replace(first=jnp.where(back, state.log.steps.count, state.open.first)),
+            tape=tape, student=readers[0], teacher=None if state.teacher is None else readers[1], log=log
         )
 
-    def judge(self, state: RolloutState, segment: Segment, hidden, source: int):
-        """Score the segment, judge its steps and enter it in the log; returns (state, accepted [B,C], breach [B])."""
-        config = self.config
-        if self.teacher is None:
-            logprob = entropy = jnp.zeros(segment.tokens.shape, jnp.float32)
-        else:
-            logprob, entropy = monitor.score(
-                self.teacher, hidden, segment.tokens, vocab_size=config.vocab_size, entropy_top_k=config.entropy_top_k
+    def write(self, state: RolloutState, turn, part) -> tuple[RolloutState, Segment, Pen]:
+        """Put a segment on the tape: known text, or what the student or the teacher writes."""
+        slots, known = state.slots, self._known(state)
+        tape, segment = state.tape, self._blank()
+        taught = turn == TEACHER_WRITES
+        pen = Pen(part, slots.position, slots.automaton, jnp.where(taught, slots.budget, ENDLESS))
+        tape, pen, segment = lay_out(tape, pen.replace(active=part & (turn == READ)), known, segment)
+        pen = pen.replace(active=part & (turn == STUDENT_WRITES))
+        student, tape, pen, segment = write_segment(
+            self.student, state.student, tape, pen, segment, known, self.how, opine=False
+        )
+        state = state.replace(student=student)
+        if self.intervenes:
+            pen = pen.replace(active=part & taught)
+            teacher, tape, pen, segment = write_segment(
+                self.teacher, state.teacher, tape, pen, segment, known, self.how, opine=True
             )
-        judged = config.monitored and source == STUDENT
-        columns = monitor.Columns(logprob, entropy, segment.alive, segment.stop, segment.closes)
+            state = state.replace(teacher=teacher)
+        return state.replace(tape=tape), segment, pen
+
+    def _known(self, state: RolloutState) -> Known:
+        slots, row = state.slots, self.row(state.slots)
+        rows = view(state.rows, row)
+        place = slots.position[:, None] + jnp.arange(self.config.segment_tokens, dtype=jnp.int32)[None]
+        draw = jax.vmap(uniforms, in_axes=(None, None, 1), out_axes=1)
+        return Known(
+            tokens=jnp.take_along_axis(rows.text, jnp.minimum(place, rows.text.shape[1] - 1), axis=1),
+            length=rows.known,
+            limit=rows.limit,
+            uniforms=draw(view(self.row_keys, row), view(state.log.num_rewinds, row), place - rows.offset[:, None]),
+        )
+
+    def _blank(self) -> Segment:
+        shape = (self.slots, self.config.segment_tokens)
+        no, width = jnp.zeros(shape, bool), 0 if self.teacher is None else self.teacher.config.width
+        hidden = jnp.zeros((*shape, width), jnp.float32 if self.teacher is None else self.teacher.dtype)
+        opinion = no_opinion(shape, self.how.targets_k if self.teacher else 0)
+        return Segment(jnp.zeros(shape, jnp.int32), no, no, no, no, hidden, opinion)
+
+    def read(self, state: RolloutState, segment: Segment, turn, begin) -> tuple[RolloutState, Segment]:
+        """Have the segment read by the models that did not write it; the teacher gives its opinion of the student's."""
+        phase = phases(state.rows, state.slots, self.row(state.slots))
+        for_student = (turn == READ) & (jnp.any(phase == STUDENT_WRITES) | self.config.hands_back)
+        if self.config.hands_back:
+            for_student |= turn == TEACHER_WRITES
+
+        def student_reads(reader: Reader) -> Reader:
+            return read_segment(self.student, reader, state.tape, segment, begin)[0]
+
+        def teacher_reads(carry):
+            return read_segment(self.teacher, carry[0], state.tape, segment, begin)
+
+        def opine(_):
+            return score(
+                self.teacher, hidden, segment.tokens, vocab_size=self.config.vocab_size,
+                entropy_top_k=self.config.entropy_top_k, targets_k=self.how.targets_k,
+            )  # fmt: skip
+
+        state = state.replace(student=when(for_student, student_reads, state.student))
+        if self.teacher is None:
+            return state, segment
+        teacher, hidden = when(turn != TEACHER_WRITES, teacher_reads, (state.teacher, segment.hidden))
+        opinion = when(turn == STUDENT_WRITES, opine, segment.opinion)
+        return state.replace(teacher=teacher), segment.replace(hidden=hidden, opinion=opinion)
+
+    def tally(self, state: RolloutState, segment: Segment, turn, begin) -> RolloutState:
+        """Count what the turn did."""
+        row = self.row(state.slots)
+        decoded = (state.tape.cursor - begin) * self.slots
+        reread = segment.forced & (phases(state.rows, state.slots, row) == TEACHER_WRITES)[:, None]
+        wrote = turn != READ
+        counters = count(
+            state.log.counters,
+            student_turns=turn == STUDENT_WRITES,
+            teacher_turns=turn == TEACHER_WRITES,
+            reading_turns=turn == READ,
+            student_columns=decoded * (turn == STUDENT_WRITES),
+            teacher_columns=decoded * (turn == TEACHER_WRITES),
+            busy_columns=jnp.sum(segment.alive) * wrote,
+            tape_columns=state.tape.cursor * self.slots,
+            live_columns=jnp.sum(state.tape.positions >= 0),
+            teacher_scored=jnp.sum(segment.written) * (self.teacher is not None),
+            teacher_reread=jnp.sum(reread) * (self.teacher is not None),
+        )
+        return state.replace(log=state.log.replace(counters=counters))
+
+    def judge(self, state: RolloutState, segment: Segment, pen: Pen, turn, part) -> RolloutState:
+        """Enter what was written in the log, judge the student's steps, and say who goes on."""
+        config, row = self.config, self.row(state.slots)
+        judged = config.monitored & (turn == STUDENT_WRITES)
+        source = jnp.where(turn == TEACHER_WRITES, TEACHER, STUDENT)
+        columns = monitor.Columns(
+            segment.opinion.logprob, segment.opinion.entropy, segment.written, segment.stop, segment.closes
+        )
         open_, steps, accepted, breach = monitor.observe(
-            state.open, state.log.steps, columns, state.log.length,
-            (state.log.num_rewinds < config.rewinds) & judged,
-            eps0=config.eps0, theta=config.theta, source=source, judged=judged,
+            state.slots.open, state.log.steps, columns, view(state.log.length, row),
+            (view(state.log.num_rewinds, row) < config.rewinds) & judged,
+            eps0=config.eps0, theta=config.theta, source=source, judged=judged, row=row,
         )  # fmt: skip
-        log = trajectory.extend(state.log.replace(steps=steps), segment.tokens, logprob, hidden, accepted, source)
-        return state.replace(open=open_, log=log), accepted, breach
+        log = trajectory.extend(
+            state.log.replace(steps=steps), segment.tokens, segment.opinion, segment.hidden, accepted, source, row
+        )
+        known = view(state.rows.known, row)
+        text = store_window(state.rows.text, row, known, to_front(accepted, segment.tokens))
+        known = known + jnp.sum(accepted, axis=1, dtype=jnp.int32)
+        budget = jnp.where(turn == TEACHER_WRITES, pen.budget, state.slots.budget)
+        state = state.replace(
+            log=log,
+            rows=state.rows.replace(text=text, known=store(state.rows.known, row, known)),
+            slots=state.slots.replace(position=pen.position, automaton=pen.automaton, budget=budget, open=open_),
+        )
+        state = self.finish(state, segment, accepted, breach)
+        if not self.intervenes:
+            return state
+        state = when(jnp.any(breach), lambda s: self.backtrack(s, breach), state)
+        return self.hand_back(state, part & (turn == TEACHER_WRITES)) if config.hands_back else state
 
     def finish(self, state: RolloutState, segment: Segment, accepted, breach) -> RolloutState:
         """Rows whose writer came to a stop token or to the length limit are done."""
-        wrote, stopped = jnp.any(accepted, axis=1), jnp.any(accepted & segment.stop, axis=1)
-        done = wrote & ~breach & (stopped | (state.rows.length >= self.config.max_new_tokens))
-        reason = jnp.where(stopped, STOP, LENGTH)
+        row = self.row(state.slots)
+        stopped = jnp.any(accepted & segment.stop, axis=1)
+        full = view(state.rows.known, row) >= view(state.rows.limit, row)
+        done = jnp.any(accepted, axis=1) & ~breach & (stopped | full)
+        reason = jnp.where(done, jnp.where(stopped, STOP, LENGTH), view(state.log.finish, row))
         return state.replace(
-            phase=jnp.where(done, DONE, state.phase),
-            log=state.log.replace(finish=jnp.where(done, reason, state.log.finish)),
+            rows=settle(state.rows, row, done, phase=DONE),
+            log=state.log.replace(finish=store(state.log.finish, row, reason)),
         )
 
     def backtrack(self, state: RolloutState, breach) -> RolloutState:
-        """Rewind the rows that strayed to their last safe state, where the teacher gets the word (eq. 8-10)."""
-        root = monitor.find_root(state.log.steps, state.open.first, self.config.target)
-        first = trajectory.pick(state.log.steps.start, root)
-        state_before = trajectory.pick(state.log.teacher_hidden, first)
-        dropped = jnp.where(breach, state.log.length - first, 0)
-        # Columns behind the breaching step were written but never accepted; the row's length forgets them as well.
-        kept = jnp.sum(state.log.kept, axis=1, dtype=jnp.int32) - dropped
-        length = jnp.where(breach, kept, state.rows.length)
-        budget = self.config.steps if self.config.intervention == "steps" else ENDLESS
+        """Rewind the rows that strayed to their last safe state, where the teacher gets the word (eq. 8-10).
+
+        The last token that stands leaves the tape as well: reading it once more, the teacher knows what comes next.
+        """
+        row, slots = self.row(state.slots), state.slots
+        steps = view(state.log.steps, row)
+        root = monitor.find_root(steps, slots.open.first, self.config.target)
+        first = pick(steps.start, root)
+        known = view(state.rows.known, row) - (view(state.log.length, row) - first)
         return state.replace(
-            tape=rewind(state.tape, jnp.where(breach, self.prompts.lengths + length, ENDLESS)),
-            teacher=state.teacher.replace(hidden=jnp.where(breach[:, None], state_before, state.teacher.hidden)),
-            log=trajectory.discard(state.log, breach, root),
-            phase=jnp.where(breach, TEACHER_WRITES, state.phase),
-            rows=Rows(
-                state.rows.active, length, jnp.where(breach, 0, state.rows.automaton),
-                jnp.where(breach, budget, state.rows.budget),
+            tape=rewind(state.tape, jnp.where(breach, known - 1, ENDLESS)),
+            log=trajectory.discard(state.log, breach, root, row),
+            rows=settle(state.rows, row, breach, known=known, phase=TEACHER_WRITES),
+            slots=slots.replace(
+                position=jnp.where(breach, known - 1, slots.position),
+                automaton=jnp.where(breach, 0, slots.automaton),
+                budget=jnp.where(breach, self.config.teacher_budget, slots.budget),
             ),
-        )  # fmt: skip
+        )
+
+    def hand_back(self, state: RolloutState, wrote) -> RolloutState:
+        """Where the teacher's steps are used up, the student has the word again."""
+        row, slots = self.row(state.slots), state.slots
+        waits = view(state.rows.phase, row) == TEACHER_WRITES
+        back = wrote & waits & (slots.budget <= 0)
+        first = jnp.where(back, view(state.log.steps.count, row), slots.open.first)
+        return state.replace(
+            rows=settle(state.rows, row, back, phase=STUDENT_WRITES),
+            slots=slots.replace(automaton=jnp.where(back, 0, slots.automaton), open=slots.open.replace(first=first)),
+        )

@@ -1,17 +1,17 @@
 """The safety monitor: step values, the adaptive boundary, and the root step (MOTAB, eq. 5-9).
 
-`score` reads the teacher's opinion of C columns, `observe` walks over them token by token and judges every step that
-ends, `find_root` says where the trouble began. Numbers are natural logarithms (nats), at temperature 1.
+`observe` walks token by token over C columns with the teacher's opinion of them and judges every step that ends,
+`find_root` says where the trouble began. Numbers are natural logarithms (nats), at temperature 1.
 """
+
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from motab_jax.models.transformer import Model, unembed
+from motab_jax.rollout.rows import store, store_window, to_front, view
 from motab_jax.rollout.trajectory import StepTable
-
-SCORE_ELEMENTS = 1 << 24
 
 
 @flax.struct.dataclass
@@ -35,34 +35,6 @@ def boundary(entropy: jax.Array, eps0: jax.Array, theta: jax.Array) -> jax.Array
     return eps0 * jnp.exp(-theta * entropy)
 
 
-def entropy_of(logits: jax.Array, top_k: int = 0) -> jax.Array:
-    """Entropy [...] in nats of logits [...,V]; top_k > 0: of the renormalised k likeliest tokens (eq. 6)."""
-    if 0 < top_k < logits.shape[-1]:
-        logits = jax.lax.top_k(logits, top_k)[0]
-    logprobs = jax.nn.log_softmax(logits, axis=-1)
-    return -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
-
-
-def score(teacher: Model, hidden, tokens, *, vocab_size: int, entropy_top_k: int) -> tuple[jax.Array, jax.Array]:
-    """log p_T(token) and the entropy of the distribution it came from, both f32[B,C].
-
-    hidden [B,C,D] are the teacher's final states that predict tokens i32[B,C]. Columns are taken a few at a time, so
-    that logits [B,C,V] are never held whole.
-    """
-
-    def column(args):
-        state, token = args
-        logits = unembed(teacher.params, teacher.config, state, vocab_size)
-        logprobs = jax.nn.log_softmax(logits, axis=-1)
-        # A token that the teacher's tokenizer lacks cannot occur: both models sample below vocab_size.
-        return jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0], entropy_of(logits, entropy_top_k)
-
-    rows, columns = tokens.shape
-    batch = max(1, min(columns, SCORE_ELEMENTS // (rows * vocab_size)))
-    logprob, entropy = jax.lax.map(column, (jnp.swapaxes(hidden, 0, 1), tokens.T), batch_size=batch)
-    return logprob.T, entropy.T
-
-
 @flax.struct.dataclass
 class Columns:
     """C columns to be judged; all [B,C]."""
@@ -74,18 +46,31 @@ class Columns:
     closes: jax.Array  # bool; a step ends with this token
 
 
-def observe(
-    open_: OpenStep, steps: StepTable, columns: Columns, log_length, may_stray, *, eps0, theta, source: int, judged=True
-):
-    """Walk over the columns of rows whose log holds log_length i32[B] entries; judge every step that ends.
+class Ended(NamedTuple):
+    """The steps that ended with each column; all [B,C]."""
 
-    may_stray bool[B]: rows in which a stray step is a breach; the walk of a row ends there, and a stop token behind
-    the breaching step is not accepted. Without `judged`, steps are entered and none strays.
-    Returns (open step, step table, accepted bool[B,C], breach bool[B]).
+    close: jax.Array  # bool; a step ended here
+    start: jax.Array  # i32; places in the log
+    end: jax.Array  # i32
+    value: jax.Array  # f32
+    entropy: jax.Array  # f32
+    boundary: jax.Array  # f32
+    stray: jax.Array  # bool
+
+
+def observe(
+    open_: OpenStep, steps: StepTable, columns: Columns, log_length, may_stray, *, eps0, theta, source, judged=True,
+    row=None,
+):  # fmt: skip
+    """Walk over the columns of slots whose logs hold log_length i32[B] entries; judge every step that ends.
+
+    may_stray bool[B]: slots in which a stray step is a breach; the walk of a slot ends there, and a stop token behind
+    the breaching step is not accepted. Without `judged` (bool), steps are entered and none strays. The step table is
+    the rows' (see rollout/rows.py). Returns (open step, step table, accepted bool[B,C], breach bool[B]).
     """
 
     def walk(carry, column):
-        open_, steps, place, breach = carry
+        open_, place, breach = carry
         alive = column.alive & ~breach
         counts = alive & ~column.stop
         fresh = counts & (open_.tokens == 0)
@@ -95,44 +80,37 @@ def observe(
             entropy=jnp.where(fresh, column.entropy, open_.entropy),
         )
         close = alive & (column.closes | column.stop) & (open_.tokens > 0)
-        bar = boundary(open_.entropy, eps0, theta)
-        steps, stray = _close(steps, open_, close, place + counts, bar, source, judged)
-        breach = breach | (stray & may_stray)
+        ended = _end(open_, close, place + counts, boundary(open_.entropy, eps0, theta), judged)
+        breach = breach | (ended.stray & may_stray)
         accepted = alive & ~(column.stop & breach)
-        zero = jnp.where(close, 0, 1)
-        open_ = open_.replace(log_likelihood=open_.log_likelihood * zero, tokens=open_.tokens * zero)
-        return (open_, steps, place + accepted, breach), accepted
+        still = jnp.where(close, 0, 1)
+        open_ = open_.replace(log_likelihood=open_.log_likelihood * still, tokens=open_.tokens * still)
+        return (open_, place + accepted, breach), (accepted, ended)
 
-    start = (open_, steps, log_length, jnp.zeros_like(may_stray))
-    (open_, steps, _, breach), accepted = jax.lax.scan(walk, start, jax.tree.map(jnp.transpose, columns))
-    return open_, steps, accepted.T, breach
+    start = (open_, log_length, jnp.zeros_like(may_stray))
+    (open_, _, breach), (accepted, ended) = jax.lax.scan(walk, start, jax.tree.map(jnp.transpose, columns))
+    return open_, _enter(steps, Ended(*(x.T for x in ended)), source, row), accepted.T, breach
 
 
-def _close(
-    steps: StepTable, open_: OpenStep, close, end, bar, source: int, judged: bool
-) -> tuple[StepTable, jax.Array]:
-    """Enter the steps that close, of rows close bool[B], ending before log place end i32[B]; say which strayed.
-
-    bar f32[B]: the boundary that their values are held against.
-    """
+def _end(open_: OpenStep, close, end, bar, judged) -> Ended:
+    """The open step held against its boundary bar f32[B], in the slots where it closes before log place end i32[B]."""
     value = jnp.exp(open_.log_likelihood / jnp.maximum(open_.tokens, 1))
-    stray = close & (value < bar) & judged
-    here = close[:, None] & (jnp.arange(steps.start.shape[1])[None] == steps.count[:, None])
+    return Ended(close, end - open_.tokens, end, value, open_.entropy, bar, close & (value < bar) & judged)
 
-    def put(table, new):
-        return jnp.where(here, new[:, None], table)
 
-    steps = steps.replace(
-        start=put(steps.start, end - open_.tokens),
-        end=put(steps.end, end),
-        source=jnp.where(here, source, steps.source),
-        value=put(steps.value, value),
-        entropy=put(steps.entropy, open_.entropy),
-        boundary=put(steps.boundary, bar),
-        stray=put(steps.stray, stray),
-        count=steps.count + close,
+def _enter(steps: StepTable, ended: Ended, source, row) -> StepTable:
+    """The step table with the ended steps appended to the slots' rows; it needs C spare entries."""
+    count = view(steps.count, row)
+
+    def put(table, block):
+        return store_window(table, row, count, to_front(ended.close, block))
+
+    names = ("start", "end", "value", "entropy", "boundary", "stray")
+    return steps.replace(
+        **{name: put(getattr(steps, name), getattr(ended, name)) for name in names},
+        source=store_window(steps.source, row, count, jnp.full_like(ended.start, source)),
+        count=store(steps.count, row, count + jnp.sum(ended.close, axis=1, dtype=jnp.int32)),
     )
-    return steps, stray
 
 
 def find_root(steps: StepTable, first: jax.Array, target: str) -> jax.Array:

@@ -8,6 +8,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from motab_jax.models.topk import TopK
+from motab_jax.rollout.counters import Counters, no_counts
+from motab_jax.rollout.opinion import Opinion
+from motab_jax.rollout.rows import pick, store, store_window, to_front, view
+
 RUNNING, STOP, LENGTH = range(3)
 FINISH_WORDS = ("running", "stop", "length")
 KEPT = -1
@@ -30,14 +35,19 @@ class StepTable:
 
 @flax.struct.dataclass
 class Trajectory:
-    """The result of a rollout; B rows, P prompt columns, E log entries, R rewinds at most, D teacher width."""
+    """The result of a rollout; B rows, P prompt columns, E log entries, R rewinds at most.
+
+    What is kept of the teacher's distributions is a choice: its states (D teacher width), its K likeliest tokens, or
+    neither.
+    """
 
     prompt_tokens: jax.Array  # i32[B,P]; left-padded
     prompt_positions: jax.Array  # i32[B,P]; -1: padding
     tokens: jax.Array  # i32[B,E]
     sources: jax.Array  # i32[B,E]; STUDENT or TEACHER
     teacher_logprob: jax.Array  # f32[B,E]; log p_T(token | its context at the time), temperature 1
-    teacher_hidden: jax.Array  # [B,E,D]; the teacher's final hidden state that predicts the token
+    teacher_hidden: jax.Array  # [B,E,D]; the teacher's final hidden state that predicts the token (D = 0: not kept)
+    teacher_topk: TopK | None  # [B,E,K]; the K likeliest tokens in its place
     discarded_by: jax.Array  # i32[B,E]; number of the rewind that dropped the token, KEPT where none
     length: jax.Array  # i32[B]; log entries in use
     steps: StepTable
@@ -46,6 +56,17 @@ class Trajectory:
     breach_step: jax.Array  # i32[B,R]; the breaching step's entry in the step table
     root_step: jax.Array  # i32[B,R]; the root step's entry in the step table
     finish: jax.Array  # i32[B]; STOP or LENGTH
+    counters: Counters
+
+    @property
+    def target_bytes(self) -> int:
+        """Bytes that a token's teacher target takes."""
+        stores = jax.tree.leaves((self.teacher_hidden, self.teacher_topk))
+        return sum(x.dtype.itemsize * x.shape[-1] for x in stores)
+
+    def slim(self) -> "Trajectory":
+        """The trajectory without the teacher's distributions: what is worth fetching to the host."""
+        return self.replace(teacher_hidden=None, teacher_topk=None)
 
     @property
     def used(self) -> jax.Array:
@@ -66,12 +87,13 @@ def empty_steps(rows: int, entries: int) -> StepTable:
 
 
 def empty_trajectory(
-    prompts: jax.Array, positions: jax.Array, entries: int, rewinds: int, width: int, dtype
+    prompts: jax.Array, positions: jax.Array, entries: int, rewinds: int, width: int, dtype, *, top_k: int = 0
 ) -> Trajectory:
-    """A trajectory with nothing written after the prompts i32[B,P]."""
+    """A trajectory with nothing written after the prompts i32[B,P]; `dtype` is that of the teacher's distributions."""
     rows = prompts.shape[0]
     whole, each = jnp.zeros((rows, entries), jnp.int32), jnp.zeros((rows,), jnp.int32)
     table = jnp.zeros((rows, max(rewinds, 1)), jnp.int32)
+    likeliest = (rows, entries, top_k)
     return Trajectory(
         prompt_tokens=prompts,
         prompt_positions=positions,
@@ -79,6 +101,7 @@ def empty_trajectory(
         sources=whole,
         teacher_logprob=jnp.zeros((rows, entries), jnp.float32),
         teacher_hidden=jnp.zeros((rows, entries, width), dtype),
+        teacher_topk=TopK(jnp.zeros(likeliest, jnp.int32), jnp.zeros(likeliest, dtype)) if top_k else None,
         discarded_by=jnp.full((rows, entries), KEPT, jnp.int32),
         length=each,
         steps=empty_steps(rows, entries),
@@ -87,48 +110,52 @@ def empty_trajectory(
         breach_step=table,
         root_step=table,
         finish=each,
+        counters=no_counts(),
     )
 
 
-def extend(log: Trajectory, tokens, logprob, hidden, accepted: jax.Array, source: int) -> Trajectory:
-    """Append each row's accepted columns (a prefix of the C columns; bool[B,C]) to its log.
+def extend(log: Trajectory, tokens, opinion: Opinion, hidden, accepted: jax.Array, source, row=None) -> Trajectory:
+    """Append the accepted columns (bool[B,C]) of the slots' rows to their logs.
 
-    Whole blocks are written at each row's own length and what lies beyond the accepted prefix is overwritten later,
-    so the log needs C spare entries.
+    Whole blocks of C are written at each row's own length and what lies beyond the accepted ones is overwritten later,
+    so the log needs C spare entries. source i32[]: whose tokens they are; hidden [B,C,D] is kept if the log has room.
     """
+    length = view(log.length, row)
 
-    def put(store, block):
-        return jax.vmap(lambda s, b, at: jax.lax.dynamic_update_slice_in_dim(s, b, at, axis=0))(
-            store, block, log.length
-        )
+    def put(table, block):
+        return store_window(table, row, length, to_front(accepted, block))
 
+    keep_hidden = log.teacher_hidden.shape[-1] > 0
     return log.replace(
         tokens=put(log.tokens, tokens),
-        sources=put(log.sources, jnp.full_like(tokens, source)),
-        teacher_logprob=put(log.teacher_logprob, logprob),
-        teacher_hidden=put(log.teacher_hidden, hidden.astype(log.teacher_hidden.dtype)),
-        length=log.length + jnp.sum(accepted, axis=1, dtype=jnp.int32),
+        sources=store_window(log.sources, row, length, jnp.full_like(tokens, source)),
+        teacher_logprob=put(log.teacher_logprob, opinion.logprob),
+        teacher_hidden=put(log.teacher_hidden, hidden) if keep_hidden else log.teacher_hidden,
+        teacher_topk=jax.tree.map(put, log.teacher_topk, opinion.topk),
+        length=store(log.length, row, length + jnp.sum(accepted, axis=1, dtype=jnp.int32)),
     )
 
 
-def discard(log: Trajectory, rows: jax.Array, root: jax.Array) -> Trajectory:
-    """Mark, in `rows` bool[B], everything from step entry root i32[B] on as dropped by the rewind that begins now."""
-    first = pick(log.steps.start, root)
-    number = log.num_rewinds[:, None]
-    entries, table = jnp.arange(log.tokens.shape[1])[None], jnp.arange(log.steps.start.shape[1])[None]
-    drop = rows[:, None] & (entries >= first[:, None]) & (entries < log.length[:, None])
-    steps_drop = rows[:, None] & (table >= root[:, None]) & (table < log.steps.count[:, None])
-    here = rows[:, None] & (jnp.arange(log.rewind_at.shape[1])[None] == number)
+def discard(log: Trajectory, breach: jax.Array, root: jax.Array, row=None) -> Trajectory:
+    """Drop everything from step entry root i32[B] on, in the slots breach bool[B], by the rewind that begins now."""
+    steps, length = view(log.steps, row), view(log.length, row)
+    rewinds, dropped = view((log.num_rewinds, log.discarded_by), row)
+    number, first = rewinds[:, None], pick(steps.start, root)
+    entries, table = jnp.arange(dropped.shape[1])[None], jnp.arange(steps.start.shape[1])[None]
+    drop = breach[:, None] & (entries >= first[:, None]) & (entries < length[:, None])
+    steps_drop = breach[:, None] & (table >= root[:, None]) & (table < steps.count[:, None])
+    here = breach[:, None] & (jnp.arange(log.rewind_at.shape[1])[None] == number)
+
+    def note(table, value):
+        return store(table, row, jnp.where(here, value[:, None], view(table, row)))
+
     return log.replace(
-        discarded_by=jnp.where(drop, number, log.discarded_by),
-        steps=log.steps.replace(discarded_by=jnp.where(steps_drop, number, log.steps.discarded_by)),
-        rewind_at=jnp.where(here, log.length[:, None], log.rewind_at),
-        breach_step=jnp.where(here, log.steps.count[:, None] - 1, log.breach_step),
-        root_step=jnp.where(here, root[:, None], log.root_step),
-        num_rewinds=log.num_rewinds + rows,
+        discarded_by=store(log.discarded_by, row, jnp.where(drop, number, dropped)),
+        steps=log.steps.replace(
+            discarded_by=store(log.steps.discarded_by, row, jnp.where(steps_drop, number, steps.discarded_by))
+        ),
+        rewind_at=note(log.rewind_at, length),
+        breach_step=note(log.breach_step, steps.count - 1),
+        root_step=note(log.root_step, root),
+        num_rewinds=store(log.num_rewinds, row, rewinds + breach),
     )
-
-
-def pick(table: jax.Array, index: jax.Array) -> jax.Array:
-    """table[b, index[b]] of each row; table [B,X,...], index i32[B]."""
-    return jax.vmap(lambda row, i: jax.lax.dynamic_index_in_dim(row, i, keepdims=False))(table, index)

@@ -10,7 +10,8 @@ import pytest
 
 from motab_jax.data.sources import STUDENT, TEACHER
 from motab_jax.models.transformer import unembed
-from motab_jax.rollout.monitor import Columns, boundary, entropy_of, find_root, observe, open_step, score
+from motab_jax.rollout.monitor import Columns, boundary, find_root, observe, open_step
+from motab_jax.rollout.opinion import entropy_of, score
 from motab_jax.rollout.trajectory import KEPT, empty_steps
 from tests.rollout.pair import VOCAB, teacher
 
@@ -168,7 +169,8 @@ def test_scores_equal_numpy(top_k):
     model = teacher()
     hidden = jax.random.normal(jax.random.key(5), (3, 4, model.config.width))
     tokens = jax.random.randint(jax.random.key(6), (3, 4), 0, VOCAB)
-    logprob, entropy = score(model, hidden, tokens, vocab_size=VOCAB, entropy_top_k=top_k)
+    opinion = score(model, hidden, tokens, vocab_size=VOCAB, entropy_top_k=top_k)
+    logprob, entropy = opinion.logprob, opinion.entropy
     logits = np.asarray(unembed(model.params, model.config, hidden), np.float64)[..., :VOCAB]
     whole = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     np.testing.assert_allclose(logprob, np.take_along_axis(whole, np.asarray(tokens)[..., None], -1)[..., 0], atol=1e-5)
