@@ -61,3 +61,8 @@ class RolloutConfig:
     def teacher_budget(self) -> int:
         """Steps the teacher writes at an intervention."""
         return self.steps if self.intervention == "steps" else ENDLESS
+
+    @property
+    def kept_k(self) -> int:
+        """How many of the teacher's likeliest tokens are kept."""
+        return min(self.targets_k, self.vocab_size) if self.targets == "topk" else 0

@@ -1,4 +1,4 @@
-"""What a rollout did, counted on the device: the figures behind occupancy, dead columns and the split of the seconds."""
+"""What a rollout did, counted on the device: behind occupancy, dead columns and the split of the seconds."""
 
 import flax.struct
 import jax

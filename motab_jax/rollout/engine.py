@@ -7,12 +7,11 @@ tape: a model writes them, or known text is laid out; then whoever has not seen 
 
 import functools
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from motab_jax.data.sources import STUDENT, TEACHER
-from motab_jax.models.cache import gather_columns, model_cache
+from motab_jax.models.cache import gather_columns
 from motab_jax.models.transformer import Model
 from motab_jax.rollout import monitor, trajectory
 from motab_jax.rollout.config import Prompts, RolloutConfig
@@ -28,7 +27,7 @@ from motab_jax.rollout.decode import (
     read_segment,
     write_segment,
 )
-from motab_jax.rollout.opinion import no_opinion, score
+from motab_jax.rollout.opinion import score
 from motab_jax.rollout.rows import pick, store, store_window, to_front, view, when
 from motab_jax.rollout.sampling import uniforms
 from motab_jax.rollout.slots import (
@@ -36,33 +35,17 @@ from motab_jax.rollout.slots import (
     READ,
     STUDENT_WRITES,
     TEACHER_WRITES,
-    Rows,
     Slots,
     choose_turn,
     is_teaching,
     phases,
     refill,
-    seat_first,
     settle,
 )
-from motab_jax.rollout.tape import Tape, packing, rewind, start
+from motab_jax.rollout.tape import packing, rewind
 from motab_jax.rollout.trajectory import LENGTH, STOP, Trajectory
 
 PACK_ABOVE = 512  # columns; a shorter tape is packed only when it is full
-
-
-@flax.struct.dataclass
-class RolloutState:
-    """The loop's carry."""
-
-    tape: Tape
-    student: Reader
-    teacher: Reader | None
-    log: Trajectory
-    rows: Rows
-    slots: Slots
-    teaching: jax.Array  # bool[]; the teacher has been called
-    last: jax.Array  # i32[]; the turn before
 
 
 def rollout(
@@ -75,7 +58,7 @@ def rollout(
     loop = _Loop(
         student, teacher, prompts, jax.vmap(functools.partial(jax.random.fold_in, key))(prompts.row_ids), config
     )
-    return jax.lax.while_loop(loop.unfinished, loop.body, loop.begin()).log
+    return jax.lax.while_loop(loop.unfinished, loop.body, begin(student, teacher, prompts, config, loop.slots)).log
 
 
 class _Loop:
@@ -89,57 +72,12 @@ class _Loop:
         self.intervenes = config.rewinds > 0 and teacher is not None
         self.how = Writing(
             config.automaton, config.stop_ids, config.vocab_size, config.segment_tokens, config.temperature,
-            config.top_k, config.top_p, config.entropy_top_k, config.targets_k if config.targets == "topk" else 0,
+            config.top_k, config.top_p, config.entropy_top_k, 0 if teacher is None else config.kept_k,
         )  # fmt: skip
 
     def row(self, slots: Slots):
         """The rows' index for rollout/rows.py."""
         return slots.row if self.queued else None
-
-    def begin(self) -> RolloutState:
-        """Nothing on the tape, the first rows in the slots; the student has the word."""
-        config, (rows, width) = self.config, self.prompts.tokens.shape
-        slack = max(config.segment_tokens, config.max_new_tokens // 4)
-        nothing = jnp.zeros((self.slots, 0), jnp.int32)
-        return RolloutState(
-            tape=start(nothing, nothing, width + config.max_new_tokens + slack),
-            student=self._reader(self.student, width + config.max_new_tokens + slack),
-            teacher=self.teacher and self._reader(self.teacher, width + config.max_new_tokens + slack),
-            log=self._log(),
-            rows=self._rows(),
-            slots=seat_first(rows, self.slots),
-            teaching=jnp.array(False),
-            last=jnp.int32(READ),
-        )
-
-    def _reader(self, model: Model, columns: int) -> Reader:
-        return Reader(model_cache(model, self.slots, columns), jnp.zeros((self.slots, model.config.width), model.dtype))
-
-    def _log(self) -> Trajectory:
-        config, (_, width) = self.config, self.prompts.tokens.shape
-        index = jnp.arange(width, dtype=jnp.int32)[None] - (width - self.prompts.lengths[:, None])
-        entries = config.max_new_tokens * (1 + config.rewinds) + config.segment_tokens
-        kept = self.teacher is not None and config.targets == "hidden"
-        dtype = jnp.float32 if self.teacher is None else config.targets_dtype or self.teacher.dtype
-        return trajectory.empty_trajectory(
-            self.prompts.tokens, jnp.maximum(index, -1), entries, config.rewinds,
-            self.teacher.config.width if kept else 0, dtype, top_k=self.how.targets_k if self.teacher else 0,
-        )  # fmt: skip
-
-    def _rows(self) -> Rows:
-        prompts, most = self.prompts, self.config.max_new_tokens
-        rows, width = prompts.tokens.shape
-        place = jnp.arange(width, dtype=jnp.int32)[None] + (width - prompts.lengths[:, None])
-        text = jnp.take_along_axis(prompts.tokens, jnp.minimum(place, width - 1), axis=1)
-        limits = jnp.full_like(prompts.lengths, most) if prompts.limits is None else prompts.limits
-        return Rows(
-            text=jnp.pad(text, ((0, 0), (0, most + self.config.segment_tokens))),
-            known=prompts.lengths,
-            offset=prompts.lengths,
-            limit=prompts.lengths + jnp.minimum(limits, most),
-            phase=jnp.where(limits > 0, STUDENT_WRITES, DONE),
-            seated=jnp.arange(rows) < self.slots,
-        )
 
     def unfinished(self, state: RolloutState) -> jax.Array:
         """Whether any row still has a writer."""
@@ -194,7 +132,7 @@ class _Loop:
     def write(self, state: RolloutState, turn, part) -> tuple[RolloutState, Segment, Pen]:
         """Put a segment on the tape: known text, or what the student or the teacher writes."""
         slots, known = state.slots, self._known(state)
-        tape, segment = state.tape, self._blank()
+        tape, segment = state.tape, blank_segment(self.teacher, self.config, self.slots)
         taught = turn == TEACHER_WRITES
         pen = Pen(part, slots.position, slots.automaton, jnp.where(taught, slots.budget, ENDLESS))
         tape, pen, segment = lay_out(tape, pen.replace(active=part & (turn == READ)), known, segment)
@@ -222,13 +160,6 @@ class _Loop:
             limit=rows.limit,
             uniforms=draw(view(self.row_keys, row), view(state.log.num_rewinds, row), place - rows.offset[:, None]),
         )
-
-    def _blank(self) -> Segment:
-        shape = (self.slots, self.config.segment_tokens)
-        no, width = jnp.zeros(shape, bool), 0 if self.teacher is None else self.teacher.config.width
-        hidden = jnp.zeros((*shape, width), jnp.float32 if self.teacher is None else self.teacher.dtype)
-        opinion = no_opinion(shape, self.how.targets_k if self.teacher else 0)
-        return Segment(jnp.zeros(shape, jnp.int32), no, no, no, no, hidden, opinion)
 
     def read(self, state: RolloutState, segment: Segment, turn, begin) -> tuple[RolloutState, Segment]:
         """Have the segment read by the models that did not write it; the teacher gives its opinion of the student's."""

@@ -1,0 +1,86 @@
+"""The state that a rollout's loop carries, and what it is in the beginning."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from motab_jax.models.cache import model_cache
+from motab_jax.models.transformer import Model
+from motab_jax.rollout.config import Prompts, RolloutConfig
+from motab_jax.rollout.decode import Reader, Segment
+from motab_jax.rollout.opinion import no_opinion
+from motab_jax.rollout.slots import DONE, READ, STUDENT_WRITES, Rows, Slots, seat_first
+from motab_jax.rollout.tape import Tape, start
+from motab_jax.rollout.trajectory import Trajectory, empty_trajectory
+
+
+@flax.struct.dataclass
+class RolloutState:
+    """The loop's carry."""
+
+    tape: Tape
+    student: Reader
+    teacher: Reader | None
+    log: Trajectory
+    rows: Rows
+    slots: Slots
+    teaching: jax.Array  # bool[]; the teacher has been called
+    last: jax.Array  # i32[]; the turn before
+
+
+def begin(student: Model, teacher: Model | None, prompts: Prompts, config: RolloutConfig, slots: int) -> RolloutState:
+    """Nothing on the tape, the first rows in the slots; the student has the word."""
+    rows, width = prompts.tokens.shape
+    columns = width + config.max_new_tokens + max(config.segment_tokens, config.max_new_tokens // 4)
+    nothing = jnp.zeros((slots, 0), jnp.int32)
+    return RolloutState(
+        tape=start(nothing, nothing, columns),
+        student=_reader(student, slots, columns),
+        teacher=None if teacher is None else _reader(teacher, slots, columns),
+        log=_log(teacher, prompts, config),
+        rows=_rows(prompts, config, slots),
+        slots=seat_first(rows, slots),
+        teaching=jnp.array(False),
+        last=jnp.int32(READ),
+    )
+
+
+def _reader(model: Model, slots: int, columns: int) -> Reader:
+    return Reader(model_cache(model, slots, columns), jnp.zeros((slots, model.config.width), model.dtype))
+
+
+def _log(teacher: Model | None, prompts: Prompts, config: RolloutConfig) -> Trajectory:
+    width = prompts.tokens.shape[1]
+    index = jnp.arange(width, dtype=jnp.int32)[None] - (width - prompts.lengths[:, None])
+    entries = config.max_new_tokens * (1 + config.rewinds) + config.segment_tokens
+    kept = teacher is not None and config.targets == "hidden"
+    return empty_trajectory(
+        prompts.tokens, jnp.maximum(index, -1), entries, config.rewinds, teacher.config.width if kept else 0,
+        jnp.float32 if teacher is None else config.targets_dtype or teacher.dtype,
+        top_k=0 if teacher is None else config.kept_k,
+    )  # fmt: skip
+
+
+def _rows(prompts: Prompts, config: RolloutConfig, slots: int) -> Rows:
+    rows, width = prompts.tokens.shape
+    place = jnp.arange(width, dtype=jnp.int32)[None] + (width - prompts.lengths[:, None])
+    text = jnp.take_along_axis(prompts.tokens, jnp.minimum(place, width - 1), axis=1)
+    most = jnp.full_like(prompts.lengths, config.max_new_tokens)
+    limits = most if prompts.limits is None else jnp.minimum(prompts.limits, most)
+    return Rows(
+        text=jnp.pad(text, ((0, 0), (0, config.max_new_tokens + config.segment_tokens))),
+        known=prompts.lengths,
+        offset=prompts.lengths,
+        limit=prompts.lengths + limits,
+        phase=jnp.where(limits > 0, STUDENT_WRITES, DONE),
+        seated=jnp.arange(rows) < slots,
+    )
+
+
+def blank_segment(teacher: Model | None, config: RolloutConfig, slots: int) -> Segment:
+    """A segment with nothing in it."""
+    shape = (slots, config.segment_tokens)
+    no, width = jnp.zeros(shape, bool), 0 if teacher is None else teacher.config.width
+    hidden = jnp.zeros((*shape, width), jnp.float32 if teacher is None else teacher.dtype)
+    opinion = no_opinion(shape, 0 if teacher is None else config.kept_k)
+    return Segment(jnp.zeros(shape, jnp.int32), no, no, no, no, hidden, opinion)
