@@ -42,6 +42,7 @@ from motab_jax.rollout.slots import (
     refill,
     settle,
 )
+from motab_jax.rollout.state import RolloutState, begin, blank_segment
 from motab_jax.rollout.tape import packing, rewind
 from motab_jax.rollout.trajectory import LENGTH, STOP, Trajectory
 

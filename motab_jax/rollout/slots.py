@@ -106,9 +106,9 @@ def choose_turn(rows: Rows, slots: Slots, row, teaching, last) -> tuple[jax.Arra
 
 def settle(rows: Rows, row, change: jax.Array, **values) -> Rows:
     """The rows with the named fields set to values [B] in the slots `change` bool[B]."""
-    return rows.replace(
-        **{
-            k: store(getattr(rows, k), row, jnp.where(change, v, view(getattr(rows, k), row)))
-            for k, v in values.items()
-        }
-    )
+
+    def put(name: str) -> jax.Array:
+        table = getattr(rows, name)
+        return store(table, row, jnp.where(change, values[name], view(table, row)))
+
+    return rows.replace(**{name: put(name) for name in values})

@@ -52,7 +52,9 @@ def test_a_limit_of_its_own_cuts_a_row_and_zero_leaves_it_out():
         size = min(int(limits[row]), int(whole.length[row]))
         for result in results:
             assert result.tokens[row, : result.length[row]].tolist() == whole.tokens[row, :size].tolist()
-            assert result.finish[row] == (0 if limits[row] == 0 else LENGTH if size < whole.length[row] else whole.finish[row])
+            assert result.finish[row] == (
+                0 if limits[row] == 0 else LENGTH if size < whole.length[row] else whole.finish[row]
+            )
 
 
 def test_counters_add_up():
