@@ -60,6 +60,7 @@ class TeacherConfig(Section):
 
     path: str | None = None
     dtype: Dtype = "float32"
+    quantize: Literal["int8"] | None = Field(default=None, description="int8: weights only, a scale a channel")
 
 
 class DataConfig(Section):
@@ -83,6 +84,14 @@ class RolloutSection(Section):
     samples_per_prompt: Positive = 1
     max_new_tokens: Positive = 128
     segment_tokens: Positive = Field(default=16, description="columns a segment; changes speed, never the result")
+    slots: Natural = Field(default=0, description="trajectories decoded at a time; 0: the whole batch")
+    serve_dtype: Dtype | None = Field(default=None, description="the student's weights and cache in rollouts")
+    scan_layers: bool | None = Field(default=None, description="empty: unrolled on CPUs, scanned elsewhere")
+    targets: Literal["hidden", "topk", "sampled"] = Field(
+        default="hidden", description="what is kept of the teacher's distributions for the loss"
+    )
+    targets_k: Positive = Field(default=64, description="likeliest tokens kept (targets=topk)")
+    targets_dtype: Dtype | None = Field(default=None, description="empty: the teacher's")
     temperature: NonNegative = 0.6
     top_k: Natural = Field(default=0, description="0: off")
     top_p: TopP = 0.95
@@ -107,6 +116,7 @@ class BacktrackConfig(Section):
     intervention: Literal["suffix", "steps"] = "suffix"
     steps: Positive = Field(default=1, description="teacher's steps before it hands back (intervention=steps)")
     max_interventions: Natural = 1
+    teacher_batch: Natural = Field(default=0, description="waiting rows that call the teacher; 0: as many as slots")
 
     @model_validator(mode="after")
     def _suffix_happens_once(self):
@@ -161,6 +171,7 @@ class OptimizerConfig(Section):
     beta2: Share = 0.95
     clip: NonNegative = Field(default=1.0, description="global gradient norm; 0: off")
     accumulate: Positive = 1
+    remat: Literal["none", "dots", "full"] = Field(default="none", description="what the backward pass recomputes")
 
 
 class MeshConfig(Section):

@@ -67,7 +67,7 @@ class Evaluator:
             real = jnp.arange(size) < len(part)
             sums = self.measure(student, judge, trajectory, real, vocab_size=self.session.vocab_size)
             kl, count = (float(x) for x in sums)
-        host = jax.device_get(trajectory.replace(teacher_hidden=None))
+        host = jax.device_get(trajectory.slim())
         rows = [Row(host, row) for row in range(len(part))]
         texts = [
             (self.session.decode(r.tokens[r.discarded_by == KEPT].tolist()), len(r.tokens), r.finish) for r in rows
@@ -104,6 +104,9 @@ def make_evaluator(session: Session, prompts: EncodedPrompts) -> Evaluator:
     config = dataclasses.replace(
         session.rollout,
         monitored=False,
+        read_after=True,
+        targets="hidden",
+        targets_dtype=None,
         temperature=section.temperature,
         top_k=0,
         top_p=section.top_p,

@@ -169,6 +169,7 @@ def rollout_config(config: Config, tokenizer, stops: Sequence[int], size: int) -
         vocab_size=size,
         max_new_tokens=rollout.max_new_tokens,
         segment_tokens=rollout.segment_tokens,
+        slots=rollout.slots,
         temperature=rollout.temperature,
         top_k=rollout.top_k,
         top_p=rollout.top_p,
@@ -177,7 +178,13 @@ def rollout_config(config: Config, tokenizer, stops: Sequence[int], size: int) -
         intervention=backtrack.intervention,
         steps=backtrack.steps,
         max_interventions=backtrack.max_interventions,
+        teacher_batch=backtrack.teacher_batch,
         entropy_top_k=monitor.entropy_top_k,
+        targets=rollout.targets,
+        targets_k=rollout.targets_k,
+        targets_dtype=rollout.targets_dtype,
+        # Unwatched, the student writes alone; the teacher reads what was written, for the loss, in one pass.
+        read_after=not monitor.enabled,
     )
 
 

@@ -4,6 +4,7 @@ rollout.samples_per_prompt trajectories of each training prompt, by the configur
 A trajectory depends on its prompt, its sample number and run.seed, not on the batch it ran in.
 """
 
+import dataclasses
 import json
 from typing import Any
 
@@ -49,14 +50,16 @@ def work(words: list[str]) -> int:
     encoded = training_prompts(session)
     samples, size = config.rollout.samples_per_prompt, config.rollout.batch_size
     jobs = [(i, s) for i in range(len(encoded.prompts)) for s in range(samples)]
+    # Records want the teacher's values and none of its distributions.
+    numbers = dataclasses.replace(session.rollout, targets="sampled", read_after=False)
     program, key, student = jax.jit(rollout), jax.random.key(config.run.seed), session.serve(session.student.params)
     with open_output(own["output"]) as output, Progress(len(jobs), "synthesize") as progress:
         for start in range(0, len(jobs), size):
             part = jobs[start : start + size]
             padded = part + [part[-1]] * (size - len(part))
             batch = encoded.batch([i for i, _ in padded], [i * samples + s for i, s in padded], session.mesh)
-            found = program(student, session.teacher, batch, key, session.rollout)
-            host = jax.device_get(found.replace(teacher_hidden=None))
+            found = program(student, session.teacher, batch, key, numbers)
+            host = jax.device_get(found.slim())
             for row, (i, sample) in enumerate(part):
                 record = make_record(session, encoded.prompts[i], encoded.tokens[i], sample, host, row)
                 output.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -28,6 +28,7 @@ from motab_jax.rollout.decode import (
     write_segment,
 )
 from motab_jax.rollout.opinion import score
+from motab_jax.rollout.reading import read_finished
 from motab_jax.rollout.rows import pick, store, store_window, to_front, view, when
 from motab_jax.rollout.sampling import uniforms
 from motab_jax.rollout.slots import (
@@ -54,12 +55,14 @@ def rollout(
 ) -> Trajectory:
     """Trajectories of N prompts. Without a teacher the student generates alone and nothing is scored.
 
-    Pure and jit-able; `key` is a typed PRNG key, folded with each row's id.
+    Pure and jit-able; `key` is a typed PRNG key, folded with each row's id. With config.read_after (and no monitor) the
+    teacher is not in the loop and reads the finished rows; the step table then holds no values.
     """
-    loop = _Loop(
-        student, teacher, prompts, jax.vmap(functools.partial(jax.random.fold_in, key))(prompts.row_ids), config
-    )
-    return jax.lax.while_loop(loop.unfinished, loop.body, begin(student, teacher, prompts, config, loop.slots)).log
+    after = config.read_after and not config.monitored
+    judge = None if after else teacher
+    loop = _Loop(student, judge, prompts, jax.vmap(functools.partial(jax.random.fold_in, key))(prompts.row_ids), config)
+    log = jax.lax.while_loop(loop.unfinished, loop.body, begin(student, judge, prompts, config, loop.slots)).log
+    return read_finished(teacher, log, config) if after and teacher is not None else log
 
 
 class _Loop:

@@ -103,7 +103,13 @@ def statistics(trajectory: Trajectory) -> dict[str, Any]:
     def mean(values, where) -> float | None:
         return float(np.asarray(values)[where].mean()) if where.any() else None
 
+    counts = {name: float(value) for name, value in vars(trajectory.counters).items()}
+    emitted = max(int(used.sum()), 1)
     return {
+        "occupancy": counts["busy_columns"] / max(counts["student_columns"] + counts["teacher_columns"], 1.0),
+        "dead_columns": 1.0 - counts["live_columns"] / max(counts["tape_columns"], 1.0),
+        "teacher_scored_per_token": counts["teacher_scored"] / emitted,
+        "teacher_reread_per_token": counts["teacher_reread"] / emitted,
         "tokens_student": int((used & (np.asarray(trajectory.sources) == WORDS.index("student"))).sum()),
         "tokens_teacher": int((used & (np.asarray(trajectory.sources) == WORDS.index("teacher"))).sum()),
         "tokens_discarded": int((used & ~kept).sum()),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from motab_jax.rollout import Prompts
-from motab_jax.rollout.trajectory import LENGTH
+from motab_jax.rollout.trajectory import LENGTH, RUNNING
 from tests.rollout.pair import MAX_NEW, ROWS, assert_same_row, outcome, random_prompts, row_of, student
 
 SETTINGS = {
@@ -52,9 +52,8 @@ def test_a_limit_of_its_own_cuts_a_row_and_zero_leaves_it_out():
         size = min(int(limits[row]), int(whole.length[row]))
         for result in results:
             assert result.tokens[row, : result.length[row]].tolist() == whole.tokens[row, :size].tolist()
-            assert result.finish[row] == (
-                0 if limits[row] == 0 else LENGTH if size < whole.length[row] else whole.finish[row]
-            )
+            end = LENGTH if size < whole.length[row] else whole.finish[row]
+            assert result.finish[row] == (RUNNING if limits[row] == 0 else end)
 
 
 def test_counters_add_up():
