@@ -29,6 +29,7 @@ class RolloutConfig:
     stop_ids: jax.Array  # i32[X]
     eps0: jax.Array  # f32[]
     theta: jax.Array  # f32[]
+    muted: jax.Array | None = None  # bool[]; the teacher reads nothing: only to time the rest (motab_jax/phases.py)
     vocab_size: int = _static()  # the tokenizer's; logits beyond never count
     max_new_tokens: int = _static(128)
     segment_tokens: int = _static(16)

@@ -43,7 +43,7 @@ from motab_jax.rollout.slots import (
     refill,
     settle,
 )
-from motab_jax.rollout.state import RolloutState, begin, blank_segment
+from motab_jax.rollout.state import RolloutState, begin, blank_segment, empty_log
 from motab_jax.rollout.tape import packing, rewind
 from motab_jax.rollout.trajectory import LENGTH, STOP, Trajectory
 
@@ -61,8 +61,14 @@ def rollout(
     after = config.read_after and not config.monitored
     judge = None if after else teacher
     loop = _Loop(student, judge, prompts, jax.vmap(functools.partial(jax.random.fold_in, key))(prompts.row_ids), config)
-    log = jax.lax.while_loop(loop.unfinished, loop.body, begin(student, judge, prompts, config, loop.slots)).log
-    return read_finished(teacher, log, config) if after and teacher is not None else log
+    log = jax.lax.while_loop(
+        loop.unfinished,
+        loop.body,
+        begin(student, judge, empty_log(teacher, prompts, config), prompts, config, loop.slots),
+    ).log
+    if teacher is None or not after:
+        return log
+    return when(loop.listens, lambda finished: read_finished(teacher, finished, config), log)
 
 
 class _Loop:
@@ -73,6 +79,7 @@ class _Loop:
         self.prompts, self.row_keys = prompts, row_keys
         self.slots = min(config.slots or len(prompts.lengths), len(prompts.lengths))
         self.queued = self.slots < len(prompts.lengths)
+        self.listens = jnp.array(True) if config.muted is None else ~config.muted
         self.intervenes = config.rewinds > 0 and teacher is not None
         self.how = Writing(
             config.automaton, config.stop_ids, config.vocab_size, config.segment_tokens, config.temperature,
@@ -187,8 +194,8 @@ class _Loop:
         state = state.replace(student=when(for_student, student_reads, state.student))
         if self.teacher is None:
             return state, segment
-        teacher, hidden = when(turn != TEACHER_WRITES, teacher_reads, (state.teacher, segment.hidden))
-        opinion = when(turn == STUDENT_WRITES, opine, segment.opinion)
+        teacher, hidden = when(self.listens & (turn != TEACHER_WRITES), teacher_reads, (state.teacher, segment.hidden))
+        opinion = when(self.listens & (turn == STUDENT_WRITES), opine, segment.opinion)
         return state.replace(teacher=teacher), segment.replace(hidden=hidden, opinion=opinion)
 
     def tally(self, state: RolloutState, segment: Segment, turn, begin) -> RolloutState:

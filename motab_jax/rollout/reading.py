@@ -27,12 +27,12 @@ def read_finished(teacher: Model, log: Trajectory, config: RolloutConfig) -> Tra
     steps = log.steps.replace(value=nobody, entropy=nobody, boundary=nobody)
     log = log.replace(steps=steps, teacher_logprob=jnp.full_like(log.teacher_logprob, jnp.nan))
     if config.targets == "hidden":
-        return log.replace(teacher_hidden=hidden.astype(config.targets_dtype or hidden.dtype))
+        return log.replace(teacher_hidden=hidden.astype(log.teacher_hidden.dtype))
     opinion = score(
         teacher, hidden, log.tokens, vocab_size=config.vocab_size, entropy_top_k=config.entropy_top_k,
         targets_k=config.kept_k,
     )  # fmt: skip
     topk = opinion.topk
     if topk is not None:
-        topk = topk.replace(logprobs=topk.logprobs.astype(config.targets_dtype or teacher.dtype))
+        topk = topk.replace(logprobs=topk.logprobs.astype(log.teacher_topk.logprobs.dtype))
     return log.replace(teacher_logprob=opinion.logprob, teacher_topk=topk)

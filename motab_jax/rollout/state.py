@@ -28,7 +28,9 @@ class RolloutState:
     last: jax.Array  # i32[]; the turn before
 
 
-def begin(student: Model, teacher: Model | None, prompts: Prompts, config: RolloutConfig, slots: int) -> RolloutState:
+def begin(
+    student: Model, teacher: Model | None, log: Trajectory, prompts: Prompts, config: RolloutConfig, slots: int
+) -> RolloutState:
     """Nothing on the tape, the first rows in the slots; the student has the word."""
     rows, width = prompts.tokens.shape
     columns = width + config.max_new_tokens + max(config.segment_tokens, config.max_new_tokens // 4)
@@ -37,7 +39,7 @@ def begin(student: Model, teacher: Model | None, prompts: Prompts, config: Rollo
         tape=start(nothing, nothing, columns),
         student=_reader(student, slots, columns),
         teacher=None if teacher is None else _reader(teacher, slots, columns),
-        log=_log(teacher, prompts, config),
+        log=log,
         rows=_rows(prompts, config, slots),
         slots=seat_first(rows, slots),
         teaching=jnp.array(False),
@@ -49,7 +51,8 @@ def _reader(model: Model, slots: int, columns: int) -> Reader:
     return Reader(model_cache(model, slots, columns), jnp.zeros((slots, model.config.width), model.dtype))
 
 
-def _log(teacher: Model | None, prompts: Prompts, config: RolloutConfig) -> Trajectory:
+def empty_log(teacher: Model | None, prompts: Prompts, config: RolloutConfig) -> Trajectory:
+    """Trajectories with nothing written, with room for the targets that config names."""
     width = prompts.tokens.shape[1]
     index = jnp.arange(width, dtype=jnp.int32)[None] - (width - prompts.lengths[:, None])
     entries = config.max_new_tokens * (1 + config.rewinds) + config.segment_tokens

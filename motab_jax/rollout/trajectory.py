@@ -125,13 +125,13 @@ def extend(log: Trajectory, tokens, opinion: Opinion, hidden, accepted: jax.Arra
     def put(table, block):
         return store_window(table, row, length, to_front(accepted, block))
 
-    keep_hidden = log.teacher_hidden.shape[-1] > 0
+    seen, topk = log.teacher_hidden.shape[-1] > 0 and hidden.shape[-1] > 0, opinion.topk
     return log.replace(
         tokens=put(log.tokens, tokens),
         sources=store_window(log.sources, row, length, jnp.full_like(tokens, source)),
         teacher_logprob=put(log.teacher_logprob, opinion.logprob),
-        teacher_hidden=put(log.teacher_hidden, hidden) if keep_hidden else log.teacher_hidden,
-        teacher_topk=jax.tree.map(put, log.teacher_topk, opinion.topk),
+        teacher_hidden=put(log.teacher_hidden, hidden) if seen else log.teacher_hidden,
+        teacher_topk=log.teacher_topk if topk is None else jax.tree.map(put, log.teacher_topk, topk),
         length=store(log.length, row, length + jnp.sum(accepted, axis=1, dtype=jnp.int32)),
     )
 
