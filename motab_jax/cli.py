@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from motab_jax.config import Config, UserError, dump_config, load_config, valid_keys
+from motab_jax.runtime.compilation import enable_compilation_cache as enable_compilation_cache
 from motab_jax.runtime.paths import recipe_path
 
 STOPPED = 75
@@ -24,7 +25,7 @@ def split_words(words: Sequence[str], own: Sequence[str] = ()) -> tuple[str | No
     overrides = [word for word in words if "=" in word and word.split("=", 1)[0] not in own]
     for word in paths:
         if word.startswith("-"):
-            raise UserError(f"unknown option '{word}'; options are --help and --print-config, all else is key=value")
+            raise UserError(f"unknown option '{word}'; --help lists the options, all else is key=value")
     if len(paths) > 1:
         raise UserError(f"one configuration file at most, but got {', '.join(paths)}")
     return (paths[0] if paths else None), overrides, named
@@ -44,11 +45,17 @@ def open_output(path: str) -> TextIO:
 
 
 def run_verb(
-    usage: str | None, work: Callable[[list[str]], int | None], *, own: Sequence[str] = (), configured: bool = True
+    usage: str | None,
+    work: Callable[[list[str]], int | None],
+    *,
+    own: Sequence[str] = (),
+    flags: Sequence[str] = (),
+    configured: bool = True,
 ) -> None:
     """Run a verb and leave with its exit status; a UserError becomes one line on standard error.
 
-    own: the verb's key=value words that are not configuration. configured: whether it takes a configuration at all.
+    own, flags: the verb's key=value words and its --words that are not configuration. configured: whether it takes a
+    configuration at all.
     """
     # Models run in JAX: that torch is missing is no news to the user. Read when transformers is imported.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -56,11 +63,12 @@ def run_verb(
     sys.unraisablehook = _report_unraisable
     try:
         if "--help" in words or "-h" in words:
-            keys = [f"  {key}" for key in valid_keys() if "." in key] if configured else []
-            print("\n".join([(usage or "").strip(), *(["", "Keys:", *keys] if configured else [])]))
+            options = ["", f"Options: {' '.join(('--help', '--print-config', *flags))}"]
+            keys = ["", "Keys:", *(f"  {key}" for key in valid_keys() if "." in key)]
+            print("\n".join([(usage or "").strip(), *(options + keys if configured else [])]))
             status = 0
         elif "--print-config" in words and configured:
-            path, overrides, _ = split_words([word for word in words if word != "--print-config"], own)
+            path, overrides, _ = split_words([word for word in words if word not in ("--print-config", *flags)], own)
             print(dump_config(read_config(path, overrides)), end="")
             status = 0
         else:
@@ -109,19 +117,3 @@ class Signals:
     def _note(self, number: int, _: object) -> None:
         self.came = True
         signal.signal(number, signal.SIG_DFL)
-
-
-def enable_compilation_cache() -> None:
-    """Keep compiled programs in a private folder (mode 0700), so that a second start compiles less."""
-    import jax
-
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if folder is None:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = str(Path(base) / "motab_jax" / "xla")
-    try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-    except OSError:
-        return  # a read-only home: compile anew each time
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

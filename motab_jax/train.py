@@ -1,17 +1,19 @@
-"""`python -m motab_jax.train [CONFIG.yaml] [key=value ...]`: distil the student, step by step.
+"""`python -m motab_jax.train [CONFIG.yaml] [key=value ...] [--profile]`: distil the student, step by step.
 
 Without a file it runs the quickstart recipe on the shipped pair. The run folder (run.dir/run.name) gets config.yaml,
 metrics.jsonl, trajectories.jsonl, checkpoints/, export/ and summary.json. The same command again resumes. A signal
-(SIGTERM, SIGINT) saves and leaves with status 75.
+(SIGTERM, SIGINT) saves and leaves with status 75. --profile writes a JAX profiler trace of one step (this process's
+third, or its last one) to the run folder's profile/.
 """
 
 import contextlib
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 
 from motab_jax.cli import STOPPED, Signals, enable_compilation_cache, read_config, run_verb, split_words
@@ -22,9 +24,12 @@ from motab_jax.evaluate import Evaluator, make_evaluator
 from motab_jax.export import export_student
 from motab_jax.programs import Programs, make_programs
 from motab_jax.report import choose, show
+from motab_jax.rollout import Trajectory
 from motab_jax.rollout.record import statistics
 from motab_jax.run_folder import open_run_folder, write_config, write_summary
 from motab_jax.runtime.checkpoint import Checkpointer
+from motab_jax.runtime.clocks import StepClock, now
+from motab_jax.runtime.compilation import CompileClock
 from motab_jax.runtime.distributed import initialize, is_main
 from motab_jax.runtime.mesh import check_batch
 from motab_jax.runtime.metrics import MetricsLog, open_trackers, read_log
@@ -39,6 +44,7 @@ from motab_jax.session import (
 from motab_jax.synthesize import make_record
 
 SAMPLES = 3
+PROFILE = "--profile"
 
 
 @dataclasses.dataclass
@@ -67,16 +73,55 @@ class Run:
     stream: PromptStream
     evaluator: Evaluator | None
     programs: Programs
+    rates: np.ndarray  # f32[run.steps]; learning rates, so that a log line asks nothing of a busy device
+    folder: Path
     console: Console
+    clock: CompileClock
 
 
-def train(config: Config) -> int:
+@dataclasses.dataclass
+class Asked:
+    """A step that the device was asked for, and what the host will write of it once it is done."""
+
+    step: int
+    epoch: int
+    indices: list[int]  # of its prompts
+    trajectory: Trajectory  # on the device, less what only the update reads
+    figures: dict[str, jax.Array]  # on the device
+    evaluation: dict[str, Any] | None = None
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    elapsed: float = 0.0
+
+
+def train(config: Config, *, profile: bool = False) -> int:
     """The whole run; returns the exit status."""
     initialize()
     enable_compilation_cache()
-    console = Console(quiet=not is_main())
+    with CompileClock() as clock:
+        run, state = _prepare(config, clock)
+        with contextlib.ExitStack() as opened:
+            signals = opened.enter_context(Signals())
+            checkpoints = opened.enter_context(Checkpointer(run.folder / "checkpoints", config.run.keep))
+            state, done = _resume(checkpoints, state, run.stream, run.console)
+            logs = _open_logs(opened, config, run.folder, int(state.step))
+            write_config(run.folder, config)
+            if done.before is None:
+                done.before = _evaluate(run, state, "before")
+            state, stopped = _loop(run, state, done, checkpoints, logs, signals, profile)
+        if stopped:
+            at = int(state.step)
+            run.console.out(f"stopped by a signal at step {at}, saved; the same command goes on from there")
+            return STOPPED
 
-    # The run folder, the models, the prompts: whatever is wrong with them is said now.
+        after = _evaluate(run, state, "after")
+        export_student(run.session, state.params, run.folder / "export")
+        _finish(run, _summary(run, state, done, after))
+    return 0
+
+
+def _prepare(config: Config, clock: CompileClock) -> tuple[Run, TrainState]:
+    """The run folder, the models, the prompts, the programs: whatever is wrong with them is said now."""
+    console = Console(quiet=not is_main())
     folder = open_run_folder(config)
     session = open_session(config)
     check_batch(session.mesh, config.rollout.batch_size // config.optimizer.accumulate, "rollout.batch_size")
@@ -85,75 +130,95 @@ def train(config: Config) -> int:
     stream = PromptStream(len(prompts.prompts), fresh, config.data.shuffle_seed)
     evaluator = None if held_out is None else make_evaluator(session, held_out)
     programs, state = make_programs(session)
-    run = Run(session, prompts, stream, evaluator, programs, console)
-
-    with contextlib.ExitStack() as opened:
-        signals = opened.enter_context(Signals())
-        checkpoints = opened.enter_context(Checkpointer(folder / "checkpoints", config.run.keep))
-        state, done = _resume(checkpoints, state, stream, console)
-        logs = _open_logs(opened, config, folder, int(state.step))
-        write_config(folder, config)
-        if done.before is None:
-            done.before = _evaluate(run, state, "before")
-        state, stopped = _loop(run, state, done, checkpoints, logs, signals)
-    if stopped:
-        console.out(f"stopped by a signal at step {int(state.step)}, saved; the same command goes on from there")
-        return STOPPED
-
-    after = _evaluate(run, state, "after")
-    export_student(session, state.params, folder / "export")
-    _finish(run, folder, _summary(run, state, done, after))
-    return 0
+    rates = np.asarray(jax.jit(jax.vmap(programs.schedule))(jnp.arange(config.run.steps)))
+    return Run(session, prompts, stream, evaluator, programs, rates, folder, console, clock), state
 
 
-def _loop(run: Run, state: TrainState, done: Progressed, checkpoints: Checkpointer, logs: Logs, signals: Signals):
-    """Steps until run.steps or a signal; returns (state, whether a signal stopped it)."""
-    config, stopped = run.session.config, False
-    with Progress(config.run.steps, "train", console=run.console) as progress:
-        while (step := int(state.step) + 1) <= config.run.steps and not stopped:
-            started = time.perf_counter()
-            indices = next(run.stream)
-            state, metrics, host = train_one(run, state, indices)
-            if config.run.sample_every and (step % config.run.sample_every == 0 or step == 1):
-                _write_samples(run, logs.trajectories, step, indices, host)
-            if config.run.eval_every and step % config.run.eval_every == 0:
-                metrics["eval"] = _evaluate(run, state, f"step {step}")
-            elapsed = time.perf_counter() - started
-            metrics["seconds"]["host"] = elapsed - sum(metrics["seconds"].values())
-            done.tokens += metrics["tokens_student"] + metrics["tokens_teacher"]
-            done.seconds += elapsed
-            logs.metrics.append(step, {**metrics, "epoch": run.stream.epoch})
-            progress.update(step, {k: metrics[k] for k in ("loss", "strayed", "length_mean", "tokens_per_second")})
-            _check_finite(config, metrics, step)
-            stopped = signals.came
-            if step % config.run.save_every == 0 or step == config.run.steps or stopped:
+def _loop(run: Run, state: TrainState, done: Progressed, checkpoints: Checkpointer, logs: Logs, signals, profile: bool):
+    """Steps until run.steps or a signal; returns (state, whether a signal stopped it).
+
+    The host writes about a step while the device is at the next one; before a checkpoint it catches up.
+    """
+    config, first, unwritten = run.session.config.run, int(state.step) + 1, None
+    profiled = min(first + 2, config.steps) if profile else None
+    with Progress(config.steps, "train", console=run.console) as progress, StepClock(run.clock) as clock:
+        for step in range(first, config.steps + 1):
+            with _profile(run, step) if step == profiled else contextlib.nullcontext():
+                state, asked = _ask(run, state, step, clock)
+                if unwritten is not None:
+                    _write(run, logs, done, progress, unwritten)
+                jax.block_until_ready(asked.figures)
+            if config.eval_every and step % config.eval_every == 0:
+                began = now()
+                asked.evaluation = _evaluate(run, state, f"step {step}")
+                clock.asked("evaluation", at=began)
+            asked.seconds, asked.elapsed = clock.read()
+            if step == first:
+                run.console.out(str(run.clock.read()))
+            unwritten, stopped = asked, signals.came
+            if step % config.save_every == 0 or step == config.steps or stopped:
+                _write(run, logs, done, progress, asked)
+                unwritten = None
                 checkpoints.save(step, state, {"stream": run.stream.get_state(), **dataclasses.asdict(done)})
-    return state, stopped
+            if stopped:
+                return state, True
+    return state, False
 
 
-def train_one(run: Run, state: TrainState, indices: list[int]):
-    """One step: rollout, then update. Returns (state, metrics, host trajectory)."""
-    session, programs, step = run.session, run.programs, int(state.step)
+def _ask(run: Run, state: TrainState, step: int, clock: StepClock) -> tuple[TrainState, Asked]:
+    """Ask the device for one step: student laid out for serving, rollout, update. Waits for nothing."""
+    session, programs, indices = run.session, run.programs, next(run.stream)
     rows = [index for index in indices for _ in range(session.config.rollout.samples_per_prompt)]
-    key = jax.random.fold_in(jax.random.key(session.config.run.seed), step)
-    started = time.perf_counter()
+    key = jax.random.fold_in(jax.random.key(session.config.run.seed), step - 1)
     batch = run.prompts.batch(rows, range(len(rows)), session.mesh)
-    trajectory = programs.rollout(session.serve(state.params), session.teacher, batch, key, session.rollout)
-    jax.block_until_ready(trajectory.length)
-    rolled = time.perf_counter()
+    began = now()
+    student = session.serve(state.params)
+    clock.asked("relayout", _copied(state.params, student.params), at=began)
+    trajectory = programs.rollout(student, session.teacher, batch, key, session.rollout)
+    clock.asked("rollout", trajectory.length)
     state, figures = programs.update(state, programs.teacher_head, trajectory)
-    host, figures = jax.device_get((trajectory.replace(teacher_hidden=None), figures))
-    updated = time.perf_counter()
-    stats = statistics(host)
+    clock.asked("update", figures)
+    return state, Asked(step, run.stream.epoch, indices, trajectory.replace(teacher_hidden=None), figures)
+
+
+def _copied(params, served) -> list[jax.Array]:
+    """The served weights that are no mere views of the state's, which the update is about to consume."""
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(served), strict=True)
+    return [
+        new for old, new in pairs
+        if new.dtype != old.dtype or not new.sharding.is_equivalent_to(old.sharding, new.ndim)
+    ]  # fmt: skip
+
+
+def _write(run: Run, logs: Logs, done: Progressed, progress: Progress, asked: Asked) -> None:
+    """What the host has to say of a finished step: figures, samples, progress. One fetch from the device."""
+    config, began, step = run.session.config.run, now(), asked.step
+    host, figures = jax.device_get((asked.trajectory, asked.figures))
+    stats, seconds = statistics(host), asked.seconds
     written = stats["tokens_student"] + stats["tokens_teacher"]
+    if config.sample_every and (step % config.sample_every == 0 or step == 1):
+        _write_samples(run, logs.trajectories, step, asked.indices, host)
     metrics = {
         **{name: value.item() for name, value in figures.items()},
         **stats,
-        "learning_rate": float(programs.schedule(step)),
-        "tokens_per_second": written / (updated - started),
-        "seconds": {"rollout": rolled - started, "update": updated - rolled},
+        "learning_rate": float(run.rates[step - 1]),
+        "tokens_per_second": written / (seconds["relayout"] + seconds["rollout"] + seconds["update"]),
+        "seconds": {**seconds, "host": now() - began},
+        "epoch": asked.epoch,
     }
-    return state, metrics, host
+    if asked.evaluation is not None:
+        metrics["eval"] = asked.evaluation
+    done.tokens += written
+    done.seconds += asked.elapsed
+    logs.metrics.append(step, metrics)
+    progress.update(step, {k: metrics[k] for k in ("loss", "strayed", "length_mean", "tokens_per_second")})
+    _check_finite(run.session.config, metrics, step)
+
+
+def _profile(run: Run, step: int):
+    """The profiler, for as long as the context lasts."""
+    run.console.out(f"profiling step {step}: the trace goes to {run.folder / 'profile'}")
+    return jax.profiler.trace(run.folder / "profile")
 
 
 def _check_finite(config: Config, metrics: dict, step: int) -> None:
@@ -208,7 +273,7 @@ def _write_samples(run: Run, log: MetricsLog, step: int, indices: list[int], hos
 
 
 def _summary(run: Run, state: TrainState, done: Progressed, after: dict[str, Any] | None) -> dict[str, Any]:
-    before = done.before
+    before, compiled = done.before, run.clock.read()
     programs = {"rollout": run.programs.rollout, "update": run.programs.update}
     if run.evaluator is not None:
         programs["generate"] = run.evaluator.generate
@@ -221,6 +286,8 @@ def _summary(run: Run, state: TrainState, done: Progressed, after: dict[str, Any
         "skipped": int(state.skipped),
         "seconds": done.seconds,
         "tokens": done.tokens,
+        "compile_seconds": compiled.seconds,
+        "compile_cached": compiled.cached,
         "compiles": {name: compilations(program) for name, program in programs.items()},
         "before": before,
         "after": after,
@@ -232,21 +299,21 @@ def compilations(program: Any) -> int:
     return program._cache_size()
 
 
-def _finish(run: Run, folder: Path, summary: dict[str, Any]) -> None:
+def _finish(run: Run, summary: dict[str, Any]) -> None:
     """Write the summary; show trajectories and the table."""
     if not is_main():
         return
-    write_summary(folder, summary)
-    show(run.console, summary, choose(read_log(folder / "trajectories.jsonl"), SAMPLES), run.session.decode)
+    write_summary(run.folder, summary)
+    show(run.console, summary, choose(read_log(run.folder / "trajectories.jsonl"), SAMPLES), run.session.decode)
     figures = f"{summary['steps']} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s"
-    run.console.out(f"{figures}; the student is in {folder / 'export'}")
+    run.console.out(f"{figures}; the student is in {run.folder / 'export'}")
 
 
 def work(words: list[str]) -> int:
     """The verb."""
-    path, overrides, _ = split_words(words)
-    return train(read_config(path, overrides))
+    path, overrides, _ = split_words([word for word in words if word != PROFILE])
+    return train(read_config(path, overrides), profile=PROFILE in words)
 
 
 if __name__ == "__main__":
-    run_verb(__doc__, work)
+    run_verb(__doc__, work, flags=(PROFILE,))

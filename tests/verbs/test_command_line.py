@@ -26,11 +26,13 @@ def test_help_names_every_key():
     process = spawn("train", ["--help"])
     assert process.returncode == 0 and process.stderr == ""
     assert train.__doc__ is not None and process.stdout.startswith(train.__doc__.strip())
+    assert "Options: --help --print-config --profile\n" in process.stdout
     assert all(f"  {key}\n" in process.stdout for key in valid_keys() if "." in key)
 
 
 def test_the_printed_configuration_loads_back(tmp_path, pair):
     changes = words(pair, tmp_path, "objective.teacher_loss=jsd", "rollout.top_p=0.5", "data.fields.prompt=question")
+    assert spawn("train", ["--print-config", "--profile", *changes]).returncode == 0
     process = spawn("synthesize", ["--print-config", *changes, "output=out.jsonl"])
     assert process.returncode == 0 and process.stderr == ""
     (tmp_path / "printed.yaml").write_text(process.stdout)

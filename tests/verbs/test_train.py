@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 
 import yaml
@@ -26,6 +27,7 @@ METRICS = {
     *("length_mean", "length_max", "truncated", "learning_rate", "grad_norm", "skipped"),
     *("tokens_per_second", "seconds"),
 }
+SECONDS = {"rollout", "update", "relayout", "host", "idle", "compile"}
 
 
 def test_the_run_folder_is_complete(finished, pair):
@@ -36,7 +38,8 @@ def test_the_run_folder_is_complete(finished, pair):
     assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
     for line in metrics:
         assert set(line) >= METRICS
-        assert set(line["seconds"]) == {"rollout", "update", "host"} and min(line["seconds"].values()) >= 0
+        evaluated = {"evaluation"} if "eval" in line else set()
+        assert set(line["seconds"]) == SECONDS | evaluated and min(line["seconds"].values()) >= 0
         assert line["tokens_per_second"] > 0
     assert [line["step"] for line in metrics if "eval" in line] == [10, 20]
     assert metrics[-1]["epoch"] == STEPS * 4 // 30
@@ -61,6 +64,33 @@ def test_the_summary_says_what_happened(finished):
 def test_each_program_compiles_once(finished):
     summary = json.loads((finished[0] / "summary.json").read_text())
     assert summary["compiles"] == {"rollout": 1, "update": 1, "generate": 1}
+    compiling = [line["seconds"]["compile"] for line in read_lines(finished[0] / "metrics.jsonl")]
+    assert 0 < compiling[0] == max(compiling)
+    assert not any(compiling[1:5]), "a checkpoint's digests come later"
+    assert re.search(r"^compiled \d+ programs in \d+\.\d s \(\d+ from the cache\)$", finished[1].stdout, re.MULTILINE)
+
+
+def test_the_second_start_compiles_little(pair, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    command = [*words(pair, tmp_path, "run.steps=1"), *prompts_alone(tmp_path)]
+    first, second = (start_and_summarise(command, tmp_path, name) for name in ("one", "two"))
+    assert first["compile_cached"] == 0 and second["compile_cached"] >= 2
+    assert second["compile_seconds"] <= first["compile_seconds"] / 4
+
+
+def start_and_summarise(command, runs, name):
+    process = spawn("train", [*command, f"run.name={name}"])
+    assert process.returncode == 0, process.stderr
+    return json.loads((runs / name / "summary.json").read_text())
+
+
+def test_a_profile_of_one_step(finished, pair, tmp_path):
+    process = spawn("train", [*words(pair, tmp_path), "--profile"])
+    assert process.returncode == 0, process.stderr
+    assert f"profiling step 3: the trace goes to {tmp_path / 'tiny' / 'profile'}" in process.stdout
+    traces = list((tmp_path / "tiny" / "profile").rglob("*.xplane.pb"))
+    assert len(traces) == 1 and traces[0].stat().st_size > 1000
+    assert_same_run(tmp_path / "tiny", finished[0])
 
 
 def test_trajectories_have_the_records_of_synthesize(finished, pair):
@@ -112,12 +142,17 @@ def test_the_written_configuration_is_plain_yaml(finished):
     assert tree["run"]["steps"] == STEPS and tree["rollout"]["samples_per_prompt"] == 2
 
 
+def prompts_alone(folder):
+    """The words for a file of prompts, with nothing held out."""
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"id": n, "prompt": f"{n}+2-{n % 7}="}) + "\n" for n in range(10)))
+    return ["data.source=jsonl", f"data.path={path}"]
+
+
 def test_prompts_of_ones_own_without_evaluation(pair, tmp_path):
     """A student cut from the teacher, a file of prompts, the stitched target: no held-out figures, all else as ever."""
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"id": n, "prompt": f"{n}+2-{n % 7}="}) + "\n" for n in range(10)))
     changes = ["student.path=null", "student.init_from_teacher.layers=[0,2]", "objective.target=stitched"]
-    changes += ["data.source=jsonl", f"data.path={path}", "run.steps=2", "run.sample_every=1"]
+    changes += [*prompts_alone(tmp_path), "run.steps=2", "run.sample_every=1"]
     process = spawn("train", words(pair, tmp_path, *changes))
     assert process.returncode == 0, process.stderr
     summary = json.loads((tmp_path / "tiny" / "summary.json").read_text())
