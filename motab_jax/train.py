@@ -178,7 +178,7 @@ def _ask(run: Run, state: TrainState, step: int, clock: StepClock) -> tuple[Trai
     clock.asked("rollout", trajectory.length)
     state, figures = programs.update(state, programs.teacher_head, trajectory)
     clock.asked("update", figures)
-    return state, Asked(step, run.stream.epoch, indices, trajectory.replace(teacher_hidden=None), figures)
+    return state, Asked(step, run.stream.epoch, indices, trajectory.slim(), figures)
 
 
 def _copied(params, served) -> list[jax.Array]:
