@@ -25,14 +25,23 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
     return base, 1.0
 
 
-def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
-    """Rotate [B,T,heads,H] by positions i32[B,T]; halves are paired as Hugging Face does (i with i + H/2)."""
-    inverse, scale = frequencies(rope, x.shape[-1])
+def angles(positions: jax.Array, rope: Rope, head_dim: int) -> tuple[jax.Array, jax.Array]:
+    """cos and sin f32[B,T,1,H/2] of positions i32[B,T], for `turn`; the same for all layers."""
+    inverse, scale = frequencies(rope, head_dim)
     places = jnp.maximum(positions, 0).astype(jnp.float32)
-    angles = places[:, :, None] * jnp.asarray(inverse, jnp.float32)[None, None, :]
-    cos, sin = (jnp.cos(angles) * scale)[:, :, None, :], (jnp.sin(angles) * scale)[:, :, None, :]
+    turns = places[:, :, None] * jnp.asarray(inverse, jnp.float32)[None, None, :]
+    return (jnp.cos(turns) * scale)[:, :, None, :], (jnp.sin(turns) * scale)[:, :, None, :]
+
+
+def turn(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate [B,T,heads,H]; halves are paired as Hugging Face does (i with i + H/2)."""
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+
+
+def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
+    """Rotate [B,T,heads,H] by positions i32[B,T]."""
+    return turn(x, *angles(positions, rope, x.shape[-1]))
 
 
 def _llama3(base: np.ndarray, rope: Rope) -> np.ndarray:

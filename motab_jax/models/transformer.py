@@ -2,13 +2,13 @@
 
 Llama, Qwen2 and Qwen3 differ only in biases, qk-norm and rope, which `ModelConfig` names. Attention is masked by
 positions: a query at position p sees the columns whose position is in 0..p, so left padding, the rewind tape and
-plain causal attention are one rule. Layers are scanned with the cache in the scan's carry.
+plain causal attention are one rule. Layers are scanned with the cache in the scan's carry, or unrolled, as the
+params come: stacked, or one dict a layer (serving.py makes that form, with projections fused).
 Einsum letters: b batch, t query time, s key time, d width, n query heads, k kv heads, g queries a kv head,
 h head dim, f mlp, v vocabulary.
 Left out: dropout, sliding windows, mixtures of experts.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.cache import KVCache
-from motab_jax.models.rope import rotate
+from motab_jax.models.attention import attend_live, attend_long, sees
+from motab_jax.models.cache import KVCache, init_cache, read, write
+from motab_jax.models.quantize import lookup, product
+from motab_jax.models.rope import angles, turn
 
 Params = dict[str, Any]
-MASKED = -1e30
 REMAT = {"dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims, "full": None}
 
 
@@ -42,8 +43,13 @@ class Model:
 
     @property
     def dtype(self):
-        """The dtype of the weights."""
-        return self.params["embed"].dtype
+        """The dtype of activations and cache."""
+        return self.params["final_norm"].dtype
+
+    def cache(self, rows: int, columns: int) -> KVCache:
+        """An empty cache of the form that the layers want."""
+        stacked = isinstance(self.params["layers"], dict)
+        return init_cache(self.config, rows, columns, self.dtype, stacked=stacked)
 
 
 def weight_specs(config: ModelConfig) -> dict[str, Any]:
@@ -130,31 +136,51 @@ def encode(
     With a cache, the T tokens are written to columns cursor..cursor+T-1 of all rows and attend to the whole cache;
     key_positions i32[B,S] gives every column's position, those T columns included. Without one, plain self-attention.
     """
-    x = params["embed"][jnp.maximum(tokens, 0)]
-    seen = positions if key_positions is None else key_positions
-    mask = (seen[:, None, :] >= 0) & (seen[:, None, :] <= positions[:, :, None])
-    if segments is not None:
-        mask &= segments[:, :, None] == segments[:, None, :]
+    layers = params["layers"]
+    x = lookup(params["embed"], jnp.maximum(tokens, 0)).astype(params["final_norm"].dtype)
+    # Behind a barrier, lest every layer computes the angles anew.
+    turns = jax.lax.optimization_barrier(angles(positions, config.rope, config.head_dim))
+    if cache is None:
+        mask = sees(positions, positions)
+        if segments is not None:
+            mask &= segments[:, :, None] == segments[:, None, :]
+        place = Place(turns, mask)
+    else:
+        place = Place(turns, None, positions, key_positions, cursor)
 
     def block(carry, layer):
         x, cache, index = carry
-        attended, cache = _attention(layer, config, x, positions, mask, cache, index, cursor)
+        attended, cache = _attention(layer, config, x, place, cache, index)
         x = x + attended
         x = x + _mlp(layer, rms_norm(x, layer["mlp_norm"], config.rms_eps))
         return (x, cache, index + 1), None
 
     if remat != "none":
         block = jax.checkpoint(block, policy=REMAT[remat], prevent_cse=False)
-    (x, cache, _), _ = jax.lax.scan(block, (x, cache, jnp.int32(0)), params["layers"])
+    if isinstance(layers, dict):
+        (x, cache, _), _ = jax.lax.scan(block, (x, cache, jnp.int32(0)), layers)
+    else:
+        for index, layer in enumerate(layers):
+            (x, cache, _), _ = block((x, cache, index), layer)
     return rms_norm(x, params["final_norm"], config.rms_eps), cache
+
+
+class Place(NamedTuple):
+    """Where a pass stands: what all layers share."""
+
+    turns: tuple[jax.Array, jax.Array]  # cos and sin
+    mask: jax.Array | None  # bool[B,T,T], without a cache
+    positions: jax.Array | None = None  # i32[B,T]; with one
+    seen: jax.Array | None = None  # i32[B,S]; its columns' positions
+    cursor: jax.Array | int = 0
 
 
 def unembed(params: Params, config: ModelConfig, hidden: jax.Array, vocab_size: int | None = None) -> jax.Array:
     """Logits f32[..., vocab_size] of hidden [..., D]; a padded vocabulary's rows beyond vocab_size are cut off."""
-    if config.tied:
-        logits = jnp.einsum("...d,vd->...v", hidden, params["embed"], preferred_element_type=jnp.float32)
+    if "head" in params:
+        logits = product("...d,dv->...v", hidden, params["head"], jnp.float32)
     else:
-        logits = jnp.einsum("...d,dv->...v", hidden, params["head"], preferred_element_type=jnp.float32)
+        logits = product("...d,vd->...v", hidden, params["embed"], jnp.float32)
     return logits if vocab_size is None else logits[..., :vocab_size]
 
 
@@ -166,38 +192,46 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 
 
 def _mlp(layer: Params, x: jax.Array) -> jax.Array:
-    gate = jnp.einsum("btd,df->btf", x, layer["gate"])
-    up = jnp.einsum("btd,df->btf", x, layer["up"])
-    return jnp.einsum("btf,fd->btd", jax.nn.silu(gate) * up, layer["down"])
+    if "gate_up" in layer:
+        both = product("btd,dcf->btcf", x, layer["gate_up"])
+        gate, up = both[:, :, 0], both[:, :, 1]
+    else:
+        gate, up = product("btd,df->btf", x, layer["gate"]), product("btd,df->btf", x, layer["up"])
+    return product("btf,fd->btd", jax.nn.silu(gate) * up, layer["down"])
 
 
-def _project(layer: Params, config: ModelConfig, x: jax.Array, name: str) -> jax.Array:
-    y = jnp.einsum("btd,dnh->btnh", x, layer[name])
-    if config.qkv_bias:
-        y = y + jnp.broadcast_to(layer[f"{name}_bias"], y.shape)
-    if config.qk_norm and name != "v":
-        y = rms_norm(y, layer[f"{name}_norm"], config.rms_eps)
-    return y
+def _project(layer: Params, config: ModelConfig, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries [B,T,N,H], keys and values [B,T,K,H], before rotation."""
+    if "qkv" in layer:
+        fused = product("btd,dkgh->btkgh", x, layer["qkv"])
+        queries = fused[..., :-2, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
+        found = {"q": queries, "k": fused[..., -2, :], "v": fused[..., -1, :]}
+    else:
+        found = {name: product("btd,dnh->btnh", x, layer[name]) for name in "qkv"}
+    for name, y in found.items():
+        if config.qkv_bias:
+            y = y + jnp.broadcast_to(layer[f"{name}_bias"], y.shape)
+        if config.qk_norm and name != "v":
+            y = rms_norm(y, layer[f"{name}_norm"], config.rms_eps)
+        found[name] = y
+    return found["q"], found["k"], found["v"]
 
 
-def _attention(layer, config: ModelConfig, x, positions, mask, cache: KVCache | None, index, cursor):
+def _attention(layer, config: ModelConfig, x, place: Place, cache: KVCache | None, index):
     """Grouped-query attention of one layer: output [B,T,D] and the cache with this layer's new columns."""
-    x = rms_norm(x, layer["attn_norm"], config.rms_eps)
-    q = rotate(_project(layer, config, x, "q"), positions, config.rope)
-    k = rotate(_project(layer, config, x, "k"), positions, config.rope)
-    v = _project(layer, config, x, "v")
-    if cache is not None:
-        cache = KVCache(_write(cache.k, k, index, cursor), _write(cache.v, v, index, cursor))
-        k, v = (jax.lax.dynamic_index_in_dim(c, index, keepdims=False) for c in (cache.k, cache.v))
+    q, k, v = _project(layer, config, rms_norm(x, layer["attn_norm"], config.rms_eps))
+    q, k = turn(q, *place.turns), turn(k, *place.turns)
     batch, time = q.shape[:2]
-    q = q.reshape(batch, time, config.num_kv_heads, -1, config.head_dim)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) / math.sqrt(config.head_dim)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
-    mixed = jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(batch, time, config.num_heads, config.head_dim)
-    out = jnp.einsum("btnh,nhd->btd", mixed.astype(x.dtype), layer["o"])
+    grouped = q.reshape(batch, time, config.num_kv_heads, -1, config.head_dim)
+    if cache is None:
+        mixed = attend_long(grouped, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), place.mask)
+    else:
+        stores = write(cache.k, k, index, place.cursor), write(cache.v, v, index, place.cursor)
+        cache = KVCache(*stores)
+
+        def columns(start, size):
+            return tuple(read(store, index, start, size) for store in stores)
+
+        mixed = attend_live(grouped, columns, place.positions, place.seen, place.cursor + time)
+    out = product("btnh,nhd->btd", mixed.reshape(q.shape).astype(x.dtype), layer["o"])
     return (out + jnp.broadcast_to(layer["o_bias"], out.shape) if config.o_bias else out), cache
-
-
-def _write(store: jax.Array, new: jax.Array, index: jax.Array, cursor: jax.Array | int) -> jax.Array:
-    start = (index, 0, cursor, 0, 0)
-    return jax.lax.dynamic_update_slice(store, new[None].astype(store.dtype), start)

@@ -4,7 +4,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from motab_jax.models.cache import model_cache
 from motab_jax.models.transformer import Model
 from motab_jax.rollout.config import Prompts, RolloutConfig
 from motab_jax.rollout.decode import Reader, Segment
@@ -48,7 +47,7 @@ def begin(
 
 
 def _reader(model: Model, slots: int, columns: int) -> Reader:
-    return Reader(model_cache(model, slots, columns), jnp.zeros((slots, model.config.width), model.dtype))
+    return Reader(model.cache(slots, columns), jnp.zeros((slots, model.config.width), model.dtype))
 
 
 def empty_log(teacher: Model | None, prompts: Prompts, config: RolloutConfig) -> Trajectory:

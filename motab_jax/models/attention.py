@@ -1,0 +1,76 @@
+"""Attention: plain, over the live part of a cache, and over blocks of queries where a text is long.
+
+Masked by positions: a query at position p sees the columns whose position is in 0..p. Grouped queries: G queries share
+a kv head. Letters: b batch, t query time, s key time, k kv heads, g queries a kv head, h head dim.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30
+BLOCK = 512  # columns of a cache that are attended to at a time
+QUERIES = 512  # queries at a time in a long text without a cache
+
+
+def sees(positions: jax.Array, seen: jax.Array) -> jax.Array:
+    """bool[B,T,S]: whether the query at positions i32[B,T] sees the column at seen i32[B,S]; -1: nobody does."""
+    return (seen[:, None, :] >= 0) & (seen[:, None, :] <= positions[:, :, None])
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B,T,K,G,H] of queries [B,T,K,G,H] to keys and values [B,K,S,H] under mask bool[B,T,S]."""
+    scores = _scores(q, k, mask)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bksh->btkgh", weights, v)
+
+
+def attend_long(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """`attend`, a block of queries at a time, computed anew for its gradient: never all scores at once."""
+    batch, time = q.shape[:2]
+    if time <= 2 * QUERIES:
+        return attend(q, k, v, mask)
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, -time % QUERIES)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, -1, QUERIES, *x.shape[2:]), 1, 0)
+
+    block = jax.checkpoint(lambda part: attend(part[0], k, v, part[1]))
+    out = jnp.moveaxis(jax.lax.map(block, (cut(q), cut(mask))), 0, 1)
+    return out.reshape(batch, -1, *q.shape[2:])[:, :time]
+
+
+def attend_live(q: jax.Array, read, positions: jax.Array, seen: jax.Array, live: jax.Array) -> jax.Array:
+    """[B,T,K,G,H] of queries to the first `live` i32[] of S cached columns: blocks behind them cost nothing.
+
+    read(start, size) gives keys and values [B,K,size,H]; positions i32[B,T] are the queries', seen i32[B,S] the
+    columns'. Softmax over blocks as in arXiv 2205.14135, section 3.1.
+    """
+    columns = seen.shape[1]
+    if columns <= BLOCK:
+        return attend(q, *read(0, columns), sees(positions, seen))
+    batch, time, heads, group, size = q.shape
+    shape = (batch, heads, group, time)
+
+    def block(number, carry):
+        top, total, mixed = carry
+        # The last block begins early enough to be whole; what it repeats is masked.
+        start = jnp.minimum(number * BLOCK, columns - BLOCK)
+        k, v = read(start, BLOCK)
+        mask = sees(positions, jax.lax.dynamic_slice_in_dim(seen, start, BLOCK, axis=1))
+        scores = _scores(q, k, mask & (start + jnp.arange(BLOCK)[None, None] >= number * BLOCK))
+        higher = jnp.maximum(top, jnp.max(scores, axis=-1))
+        weights, shrink = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
+        new = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return higher, total * shrink + jnp.sum(weights, axis=-1), mixed * shrink[..., None] + new
+
+    zero = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, size)))
+    _, total, mixed = jax.lax.fori_loop(0, (live + BLOCK - 1) // BLOCK, block, zero)
+    return jnp.moveaxis(mixed / total[..., None], 3, 1).astype(q.dtype)
+
+
+def _scores(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
+    """Masked scores f32[B,K,G,T,S]."""
+    scores = jnp.einsum("btkgh,bksh->bkgts", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    return jnp.where(mask[:, None, None], scores, MASKED)

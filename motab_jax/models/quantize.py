@@ -1,0 +1,44 @@
+"""Weights in 8 bits: int8 with one scale for each output channel, computed with in the activations' dtype.
+
+Weight-only: half the bytes of bfloat16 for every decoded token. Left out: 8-bit activations and matrix products.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Int8:
+    """A weight; `scale` has the weight's shape with the summed dimensions of size 1."""
+
+    values: jax.Array  # int8
+    scale: jax.Array  # f32
+
+
+Weight = jax.Array | Int8
+
+
+def quantize(weight: jax.Array, summed: tuple[int, ...]) -> Int8:
+    """Round to the nearest of 255 levels, symmetric around zero; `summed`: the dimensions a product sums over."""
+    wide = weight.astype(jnp.float32)
+    scale = jnp.maximum(jnp.max(jnp.abs(wide), axis=summed, keepdims=True), 1e-30) / 127.0
+    return Int8(jnp.round(wide / scale).astype(jnp.int8), scale)
+
+
+def product(letters: str, x: jax.Array, weight: Weight, dtype=None) -> jax.Array:
+    """jnp.einsum of activations and a weight; `dtype`: what is accumulated in and returned (None: as x)."""
+    if not isinstance(weight, Int8):
+        return jnp.einsum(letters, x, weight, preferred_element_type=dtype)
+    out = jnp.einsum(letters, x, weight.values.astype(x.dtype), preferred_element_type=jnp.float32)
+    names = letters.split(",")[1].split("->")
+    kept = [weight.scale.shape[names[0].index(name)] for name in names[1].removeprefix("...") if name in names[0]]
+    scale = weight.scale.reshape((1,) * (out.ndim - len(kept)) + tuple(kept))
+    return (out * scale).astype(dtype or x.dtype)
+
+
+def lookup(table: Weight, tokens: jax.Array) -> jax.Array:
+    """Rows of an embedding table [V,D]; [...,D]."""
+    if not isinstance(table, Int8):
+        return table[tokens]
+    return table.values[tokens] * jnp.broadcast_to(table.scale[tokens], (*tokens.shape, table.values.shape[1]))

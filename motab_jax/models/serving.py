@@ -1,0 +1,82 @@
+"""The form of the weights that decodes fastest: fused projections, a head of its own, layers stacked or one by one.
+
+`serve_params` is pure: jitted, it lays the student out for serving once a step. What the forms compute is the same.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.quantize import Int8, quantize
+from motab_jax.models.transformer import Params, WeightSpec, is_spec, weight_specs
+
+FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+SUMMED = {"qkv": (0,), "o": (0, 1), "gate_up": (0,), "down": (0,), "head": (0,), "embed": (1,)}  # of one layer
+
+
+def serve_params(
+    params: Params, config: ModelConfig, *, scan_layers: bool, dtype=None, int8: bool = False, head: bool = True
+) -> Params:
+    """Params in serving form. dtype: None keeps theirs; head: a tied table also gets a transposed copy for decoding."""
+    params = jax.tree.map(lambda x: x.astype(dtype or x.dtype), params)
+    layers = _fuse(params["layers"], config)
+    found = {"embed": params["embed"], "final_norm": params["final_norm"]}
+    if "head" in params or head:
+        found["head"] = params["head"] if "head" in params else params["embed"].T
+    if int8:
+        layers = {name: _shrink(name, weight, stacked=True) for name, weight in layers.items()}
+        found = {name: _shrink(name, weight, stacked=False) for name, weight in found.items()}
+    if not scan_layers:
+        layers = tuple(jax.tree.map(lambda x, n=n: x[n], layers) for n in range(config.num_layers))
+    return {**found, "layers": layers}
+
+
+def _fuse(layers: Params, config: ModelConfig) -> Params:
+    """Queries, keys and values of a kv head side by side [L,D,K,G+2,H]; gate and up [L,D,2,F]."""
+    count, width = layers["q"].shape[:2]
+    heads, size = config.num_kv_heads, config.head_dim
+    parts = [layers[name].reshape(count, width, heads, -1, size) for name in "qkv"]
+    fused = {name: weight for name, weight in layers.items() if name not in FUSED}
+    return fused | {
+        "qkv": jnp.concatenate(parts, axis=3),
+        "gate_up": jnp.stack([layers["gate"], layers["up"]], axis=2),
+    }
+
+
+def _shrink(name: str, weight: jax.Array, *, stacked: bool) -> Any:
+    if name not in SUMMED:
+        return weight
+    return quantize(weight, tuple(axis + stacked for axis in SUMMED[name]))
+
+
+def serve_specs(config: ModelConfig, *, scan_layers: bool, int8: bool = False, head: bool = True) -> dict[str, Any]:
+    """Every weight of the serving form as a `WeightSpec`, in the structure that `serve_params` gives."""
+    specs = weight_specs(config)
+    layers, d, f, h = config.num_layers, config.width, config.mlp_width, config.head_dim
+    group = config.num_heads // config.num_kv_heads + 2
+    block = {name: spec for name, spec in specs["layers"].items() if name not in FUSED}
+    block["qkv"] = WeightSpec(
+        (layers, d, config.num_kv_heads, group, h), ("layer", "embed", "kv_heads", None, "head"), "normal"
+    )
+    block["gate_up"] = WeightSpec((layers, d, 2, f), ("layer", "embed", None, "mlp"), "normal")
+    found = {name: spec for name, spec in specs.items() if name != "layers"}
+    if head:
+        found["head"] = WeightSpec((d, config.vocab_size), ("embed", "vocab"), "normal")
+    if int8:
+        block = {name: _shrink_spec(name, spec, stacked=True) for name, spec in block.items()}
+        found = {name: _shrink_spec(name, spec, stacked=False) for name, spec in found.items()}
+    if not scan_layers:
+        one = jax.tree.map(lambda spec: WeightSpec(spec.shape[1:], spec.axes[1:], spec.init), block, is_leaf=is_spec)
+        return {**found, "layers": (one,) * layers}
+    return {**found, "layers": block}
+
+
+def _shrink_spec(name: str, spec: WeightSpec, *, stacked: bool) -> Any:
+    if name not in SUMMED:
+        return spec
+    summed = [axis + stacked for axis in SUMMED[name]]
+    shape = tuple(1 if axis in summed else size for axis, size in enumerate(spec.shape))
+    axes = tuple(None if axis in summed else name for axis, name in enumerate(spec.axes))
+    return Int8(spec, WeightSpec(shape, axes, spec.init))
