@@ -4,7 +4,7 @@ Everything that can be wrong about models and data is found here, before any wor
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from motab_jax.config import Config, UserError
 from motab_jax.data.prompts import Prompt, encode_all, has_held_out, load_prompts
 from motab_jax.data.steps import compile_delimiter
 from motab_jax.data.tokenizer import check_same_tokenizer, load_tokenizer, stop_ids, token_bytes, vocab_size
+from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.pretrained import load_pretrained
 from motab_jax.models.prune import init_from_teacher
-from motab_jax.models.transformer import Model, is_spec, weight_specs
+from motab_jax.models.serving import serve_params, serve_specs
+from motab_jax.models.transformer import Model, Params, is_spec, weight_specs
 from motab_jax.rollout import Prompts, RolloutConfig
 from motab_jax.runtime.mesh import batch_sharding, make_mesh, shardings
 
@@ -37,14 +39,15 @@ class Session:
     source: str  # folder or hub id that the student's other files come from
     vocab_size: int
     rollout: RolloutConfig
+    serving: Callable[[Params], Model]  # jitted
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def serve(self, params) -> Model:
-        """The student laid out for generation."""
-        return Model(jax.device_put(params, layout(self.mesh, self.student.config, "serve")), self.student.config)
+        """The student in serving form, laid out for generation: new arrays, once a step."""
+        return self.serving(params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +73,9 @@ class EncodedPrompts:
         return Prompts(*(jax.device_put(part, places) for part in (table, lengths, np.array(row_ids, np.int32))))
 
 
-def layout(mesh, config, name: str):
-    """Shardings of a model's parameters in the layout `update` or `serve`."""
-    specs = weight_specs(config)
+def layout(mesh, config, name: str, specs=None):
+    """Shardings of a model's parameters, or of what `specs` describe, in the layout `update` or `serve`."""
+    specs = weight_specs(config) if specs is None else specs
     axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
     shapes = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs, is_leaf=is_spec)
     return shardings(mesh, axes, name, shapes)
@@ -92,7 +95,7 @@ def open_session(config: Config) -> Session:
     student = _load_student(config, student_path, teacher)
     for role, model, path in (("student", student, student_path), ("teacher", teacher, teacher_path)):
         _check_model(config, role, model, str(path), size)
-    teacher = Model(jax.device_put(teacher.params, layout(mesh, teacher.config, "serve")), teacher.config)
+    teacher = serving(mesh, teacher.config, config, int8=config.teacher.quantize == "int8")(teacher.params)
     student = Model(jax.device_put(student.params, layout(mesh, student.config, "update")), student.config)
     return Session(
         config=config,
@@ -103,7 +106,21 @@ def open_session(config: Config) -> Session:
         source=str(student_path),
         vocab_size=size,
         rollout=rollout_config(config, tokenizer, stops, size),
+        serving=serving(mesh, student.config, config, dtype=config.rollout.serve_dtype),
     )
+
+
+def serving(mesh, shape: ModelConfig, config: Config, *, dtype: str | None = None, int8: bool = False):
+    """The jitted function from params to a `Model` in serving form and layout."""
+    scan = config.rollout.scan_layers
+    scan = jax.default_backend() != "cpu" if scan is None else scan
+    form = {"scan_layers": scan, "int8": int8, "head": not scan}
+    specs = serve_specs(shape, **form)
+
+    def relay(params: Params) -> Model:
+        return Model(serve_params(params, shape, dtype=dtype, **form), shape)
+
+    return jax.jit(relay, out_shardings=Model(layout(mesh, shape, "serve", specs), shape))
 
 
 def model_paths(config: Config) -> tuple[str | Path, str | Path]:

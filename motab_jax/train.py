@@ -173,21 +173,12 @@ def _ask(run: Run, state: TrainState, step: int, clock: StepClock) -> tuple[Trai
     batch = run.prompts.batch(rows, range(len(rows)), session.mesh)
     began = now()
     student = session.serve(state.params)
-    clock.asked("relayout", _copied(state.params, student.params), at=began)
+    clock.asked("relayout", student.fused, at=began)
     trajectory = programs.rollout(student, session.teacher, batch, key, session.rollout)
     clock.asked("rollout", trajectory.length)
     state, figures = programs.update(state, programs.teacher_head, trajectory)
     clock.asked("update", figures)
     return state, Asked(step, run.stream.epoch, indices, trajectory.slim(), figures)
-
-
-def _copied(params, served) -> list[jax.Array]:
-    """The served weights that are no mere views of the state's, which the update is about to consume."""
-    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(served), strict=True)
-    return [
-        new for old, new in pairs
-        if new.dtype != old.dtype or not new.sharding.is_equivalent_to(old.sharding, new.ndim)
-    ]  # fmt: skip
 
 
 def _write(run: Run, logs: Logs, done: Progressed, progress: Progress, asked: Asked) -> None:

@@ -34,7 +34,7 @@ def head_of(teacher: Model, objective: Objective) -> Model | None:
     """The part of the teacher that the loss needs: its output head, or nothing at all."""
     if not any(loss.name in NEEDS_TEACHER for loss in objective.losses().values()):
         return None
-    name = "embed" if teacher.config.tied else "head"
+    name = "head" if "head" in teacher.params else "embed"
     return Model({name: teacher.params[name]}, teacher.config)
 
 

@@ -46,6 +46,12 @@ class Model:
         """The dtype of activations and cache."""
         return self.params["final_norm"].dtype
 
+    @property
+    def fused(self) -> jax.Array:
+        """A weight that only the serving form has: new with every relayout, where norms may be the training form's."""
+        layers = self.params["layers"]
+        return (layers if isinstance(layers, dict) else layers[-1])["gate_up"]
+
     def cache(self, rows: int, columns: int) -> KVCache:
         """An empty cache of the form that the layers want."""
         stacked = isinstance(self.params["layers"], dict)
