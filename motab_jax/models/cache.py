@@ -8,6 +8,7 @@ one each.
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from motab_jax.models.architecture import ModelConfig
 
@@ -56,6 +57,8 @@ def gather_columns(cache: KVCache, source: jax.Array) -> KVCache:
 
     def layer(number, store):
         one = move(jax.lax.dynamic_index_in_dim(store, number, keepdims=False))
+        # The layout that a gather likes best would spread to the whole cache, and every turn would copy it to and fro.
+        one = with_layout_constraint(one, Layout(tuple(range(one.ndim))))
         return jax.lax.dynamic_update_index_in_dim(store, one, number, 0)
 
     def each(store: Store) -> Store:
