@@ -12,8 +12,8 @@ from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.quantize import Int8, quantize
 from motab_jax.models.transformer import Params, WeightSpec, is_spec, weight_specs
 
-FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
-SUMMED = {"qkv": (0,), "o": (0, 1), "gate_up": (0,), "down": (0,), "head": (0,), "embed": (1,)}  # of one layer
+FUSED = ("q", "k", "v", "o")
+SUMMED = {"qkv": 0, "o": 0, "gate": 0, "up": 0, "gate_up": 0, "down": 0, "head": 0, "embed": 1}  # of one layer
 
 
 def serve_params(
@@ -21,7 +21,7 @@ def serve_params(
 ) -> Params:
     """Params in serving form. dtype: None keeps theirs; head: a tied table also gets a transposed copy for decoding."""
     params = jax.tree.map(lambda x: x.astype(dtype or x.dtype), params)
-    layers = _fuse(params["layers"], config)
+    layers = _fuse(params["layers"], config, mlp=not scan_layers)
     found = {"embed": params["embed"], "final_norm": params["final_norm"]}
     if "head" in params or head:
         found["head"] = params["head"] if "head" in params else params["embed"].T
@@ -33,34 +33,38 @@ def serve_params(
     return {**found, "layers": layers}
 
 
-def _fuse(layers: Params, config: ModelConfig) -> Params:
-    """Queries, keys and values of a kv head side by side [L,D,K,G+2,H]; gate and up [L,D,2,F]."""
+def _fuse(layers: Params, config: ModelConfig, *, mlp: bool) -> Params:
+    """Queries, keys and values of a kv head side by side, [L,D,K*(G+2)*H], and the output projection [L,N*H,D].
+
+    Two dimensions a weight, as chips store and multiply them. mlp: also gate and up, [L,D,2,F], which suits a CPU; on
+    a TPU the dimension of size 2 would be padded.
+    """
     count, width = layers["q"].shape[:2]
-    heads, size = config.num_kv_heads, config.head_dim
-    parts = [layers[name].reshape(count, width, heads, -1, size) for name in "qkv"]
+    parts = [layers[name].reshape(count, width, config.num_kv_heads, -1, config.head_dim) for name in "qkv"]
     fused = {name: weight for name, weight in layers.items() if name not in FUSED}
-    return fused | {
-        "qkv": jnp.concatenate(parts, axis=3),
-        "gate_up": jnp.stack([layers["gate"], layers["up"]], axis=2),
-    }
+    fused["qkv"] = jnp.concatenate(parts, axis=3).reshape(count, width, -1)
+    fused["o"] = layers["o"].reshape(count, -1, width)
+    if mlp:
+        fused["gate_up"] = jnp.stack([fused.pop("gate"), fused.pop("up")], axis=2)
+    return fused
 
 
 def _shrink(name: str, weight: jax.Array, *, stacked: bool) -> Any:
-    if name not in SUMMED:
-        return weight
-    return quantize(weight, tuple(axis + stacked for axis in SUMMED[name]))
+    return quantize(weight, (SUMMED[name] + stacked,)) if name in SUMMED else weight
 
 
 def serve_specs(config: ModelConfig, *, scan_layers: bool, int8: bool = False, head: bool = True) -> dict[str, Any]:
     """Every weight of the serving form as a `WeightSpec`, in the structure that `serve_params` gives."""
     specs = weight_specs(config)
-    layers, d, f, h = config.num_layers, config.width, config.mlp_width, config.head_dim
-    group = config.num_heads // config.num_kv_heads + 2
+    layers, d, f = config.num_layers, config.width, config.mlp_width
+    heads = config.num_heads * config.head_dim
+    fused = heads + 2 * config.num_kv_heads * config.head_dim
     block = {name: spec for name, spec in specs["layers"].items() if name not in FUSED}
-    block["qkv"] = WeightSpec(
-        (layers, d, config.num_kv_heads, group, h), ("layer", "embed", "kv_heads", None, "head"), "normal"
-    )
-    block["gate_up"] = WeightSpec((layers, d, 2, f), ("layer", "embed", None, "mlp"), "normal")
+    block["qkv"] = WeightSpec((layers, d, fused), ("layer", "embed", "kv_heads"), "normal")
+    block["o"] = WeightSpec((layers, heads, d), ("layer", "heads", "embed"), "normal")
+    if not scan_layers:
+        del block["gate"], block["up"]
+        block["gate_up"] = WeightSpec((layers, d, 2, f), ("layer", "embed", None, "mlp"), "normal")
     found = {name: spec for name, spec in specs.items() if name != "layers"}
     if head:
         found["head"] = WeightSpec((d, config.vocab_size), ("embed", "vocab"), "normal")
@@ -76,7 +80,7 @@ def serve_specs(config: ModelConfig, *, scan_layers: bool, int8: bool = False, h
 def _shrink_spec(name: str, spec: WeightSpec, *, stacked: bool) -> Any:
     if name not in SUMMED:
         return spec
-    summed = [axis + stacked for axis in SUMMED[name]]
-    shape = tuple(1 if axis in summed else size for axis, size in enumerate(spec.shape))
-    axes = tuple(None if axis in summed else name for axis, name in enumerate(spec.axes))
+    summed = SUMMED[name] + stacked
+    shape = tuple(1 if axis == summed else size for axis, size in enumerate(spec.shape))
+    axes = tuple(None if axis == summed else label for axis, label in enumerate(spec.axes))
     return Int8(spec, WeightSpec(shape, axes, spec.init))

@@ -50,7 +50,7 @@ class Model:
     def fused(self) -> jax.Array:
         """A weight that only the serving form has: new with every relayout, where norms may be the training form's."""
         layers = self.params["layers"]
-        return (layers if isinstance(layers, dict) else layers[-1])["gate_up"]
+        return (layers if isinstance(layers, dict) else layers[-1])["qkv"]
 
     def cache(self, rows: int, columns: int) -> KVCache:
         """An empty cache of the form that the layers want."""
@@ -209,7 +209,8 @@ def _mlp(layer: Params, x: jax.Array) -> jax.Array:
 def _project(layer: Params, config: ModelConfig, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries [B,T,N,H], keys and values [B,T,K,H], before rotation."""
     if "qkv" in layer:
-        fused = product("btd,dkgh->btkgh", x, layer["qkv"])
+        fused = product("btd,dx->btx", x, layer["qkv"])
+        fused = fused.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
         queries = fused[..., :-2, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
         found = {"q": queries, "k": fused[..., -2, :], "v": fused[..., -1, :]}
     else:
@@ -239,5 +240,9 @@ def _attention(layer, config: ModelConfig, x, place: Place, cache: KVCache | Non
             return tuple(read(store, index, start, size) for store in stores)
 
         mixed = attend_live(grouped, columns, place.positions, place.seen, place.cursor + time)
-    out = product("btnh,nhd->btd", mixed.reshape(q.shape).astype(x.dtype), layer["o"])
+    mixed = mixed.astype(x.dtype)
+    if "qkv" in layer:
+        out = product("btx,xd->btd", mixed.reshape(batch, time, -1), layer["o"])
+    else:
+        out = product("btnh,nhd->btd", mixed.reshape(q.shape), layer["o"])
     return (out + jnp.broadcast_to(layer["o_bias"], out.shape) if config.o_bias else out), cache

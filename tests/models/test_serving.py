@@ -1,0 +1,156 @@
+"""Every serving form computes what the training form does; int8 nearly so, and cut over devices all the same."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.attention import BLOCK
+from motab_jax.models.cache import gather_columns
+from motab_jax.models.quantize import Int8, lookup, product, quantize
+from motab_jax.models.serving import serve_params, serve_specs
+from motab_jax.models.transformer import Model, default_positions, encode, forward, init, is_spec, unembed
+from motab_jax.runtime.mesh import make_mesh, shardings
+
+SHAPES = {
+    "qwen3-tied": ModelConfig("qwen3", 50, 32, 48, 3, 4, 2, 8, 4096, qk_norm=True, tied=True),
+    "qwen2-bias": ModelConfig("qwen2", 50, 32, 48, 2, 4, 4, 8, 4096, qkv_bias=True),
+    "llama-bias": ModelConfig("llama", 50, 32, 48, 2, 8, 2, 8, 4096, qkv_bias=True, o_bias=True),
+}
+FORMS = {
+    "scanned": {"scan_layers": True},
+    "scanned-bare": {"scan_layers": True, "head": False},
+    "unrolled": {"scan_layers": False},
+}
+
+
+def trained(shape: ModelConfig) -> Model:
+    """Random weights, biases and norms included."""
+    params = init(shape, jax.random.key(0), std=0.3)
+    flat, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(flat))
+    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(flat, keys, strict=True)]
+    return Model(jax.tree.unflatten(tree, noisy), shape)
+
+
+def served(model: Model, **form) -> Model:
+    return Model(serve_params(model.params, model.config, **form), model.config)
+
+
+def texts(columns: int = 12) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).integers(0, 50, (3, columns)), jnp.int32)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_serving_forms_equal_the_training_form(name, form):
+    model = trained(SHAPES[name])
+    other = served(model, **FORMS[form])
+    expected = forward(model.params, model.config, texts())
+    np.testing.assert_allclose(forward(other.params, other.config, texts()), expected, atol=1e-5)
+    specs = jax.tree.map(lambda spec: spec.shape, serve_specs(model.config, **FORMS[form]), is_leaf=is_spec)
+    assert specs == jax.tree.map(lambda x: x.shape, other.params)
+
+
+@pytest.mark.parametrize("form", ["scanned", "unrolled"])
+def test_blocks_of_a_long_cache_equal_a_fresh_pass(form):
+    """Segments behind many dead columns, then packed: only living columns count, wherever they are."""
+    model = trained(SHAPES["qwen3-tied"])
+    other, rng = served(model, **FORMS[form]), np.random.default_rng(1)
+    columns, tokens, size = 2 * BLOCK + 100, texts(30), 6
+    cache, seen, cursor = other.cache(3, columns), np.full((3, columns), -1, np.int32), 0
+    expected = np.asarray(forward(model.params, model.config, tokens))
+
+    @jax.jit
+    def advance(cache, part, positions, seen, cursor):
+        hidden, cache = encode(
+            other.params, other.config, part, positions, cache=cache, key_positions=seen, cursor=cursor
+        )
+        return unembed(other.params, other.config, hidden), cache
+
+    for begin in range(0, 30, size):
+        cursor = min(cursor + int(rng.integers(0, BLOCK // 2)), columns - size)
+        places = np.broadcast_to(np.arange(begin, begin + size, dtype=np.int32), (3, size))
+        seen[:, cursor : cursor + size] = places
+        logits, cache = advance(cache, tokens[:, begin : begin + size], places, seen, cursor)
+        np.testing.assert_allclose(logits, expected[:, begin : begin + size], atol=1e-4)
+        cursor += size
+        if begin == 12:
+            order = np.argsort(seen < 0, axis=1, kind="stable")
+            cache, seen = jax.jit(gather_columns)(cache, order), np.take_along_axis(seen, order, axis=1)
+            cursor = begin + size
+
+
+def test_long_texts_attend_in_blocks_of_queries(monkeypatch):
+    model, tokens = trained(SHAPES["llama-bias"]), texts(50)
+
+    def loss(params):
+        return jnp.mean(jnp.sin(forward(params, model.config, tokens)))
+
+    plain, gradient = jax.value_and_grad(loss)(model.params)
+    monkeypatch.setattr("motab_jax.models.attention.QUERIES", 8)
+    blocked, other = jax.value_and_grad(loss)(model.params)
+    np.testing.assert_allclose(blocked, plain, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, other)
+
+
+def test_packed_texts_see_only_themselves():
+    model, tokens = trained(SHAPES["qwen3-tied"]), texts(20)
+    places = default_positions(tokens.shape)
+    packed = tokens.reshape(1, 60)
+    hidden, _ = encode(
+        model.params, model.config, packed, places.reshape(1, 60),
+        segments=jnp.repeat(jnp.arange(3, dtype=jnp.int32), 20)[None],
+    )  # fmt: skip
+    alone, _ = encode(model.params, model.config, tokens, places)
+    np.testing.assert_allclose(hidden.reshape(alone.shape), alone, atol=1e-5)
+
+
+def test_int8_rounds_to_half_a_level():
+    weight = jax.random.normal(jax.random.key(0), (6, 4))
+    small = quantize(weight, (0,))
+    assert small.values.dtype == jnp.int8 and small.scale.shape == (1, 4)
+    back = small.values * jnp.broadcast_to(small.scale, weight.shape)
+    assert (jnp.abs(back - weight) <= 0.5001 * jnp.broadcast_to(small.scale, weight.shape)).all()
+    x = jax.random.normal(jax.random.key(1), (2, 3, 6))
+    np.testing.assert_allclose(product("btd,dx->btx", x, small), jnp.einsum("btd,dx->btx", x, back), atol=1e-5)
+    table = quantize(weight, (1,))
+    np.testing.assert_allclose(lookup(table, jnp.array([[2, 5]])), weight[jnp.array([[2, 5]])], atol=0.02)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_int8_keeps_the_distributions(form):
+    model = trained(SHAPES["qwen3-tied"])
+    small = served(model, int8=True, **FORMS[form])
+    assert isinstance(small.params["embed"], Int8)
+    a, b = (jax.nn.log_softmax(forward(m.params, m.config, texts())) for m in (model, small))
+    divergence = jnp.sum(jnp.exp(a) * (a - b), axis=-1)
+    assert float(jnp.mean(divergence)) < 0.02
+
+
+def test_bfloat16_weights_serve_with_a_bfloat16_cache():
+    small = served(trained(SHAPES["qwen3-tied"]), dtype="bfloat16", **FORMS["scanned"])
+    assert small.dtype == jnp.bfloat16 and small.cache(2, 8).k.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_cut_over_devices(devices, form, int8):
+    shape = dataclasses.replace(SHAPES["qwen3-tied"], vocab_size=48)
+    model, mesh = trained(shape), make_mesh(4, 1, 2)
+    small = served(model, int8=int8, **FORMS[form])
+    specs = serve_specs(shape, int8=int8, **FORMS[form])
+    axes, shapes = (
+        jax.tree.map(pick, specs, is_leaf=is_spec)
+        for pick in (lambda spec: spec.axes, lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32))
+    )
+    places = shardings(mesh, axes, "serve", shapes)
+    cut = jax.device_put(small.params, places)
+    layers = cut["layers"] if isinstance(cut["layers"], dict) else cut["layers"][0]
+    assert not jax.tree.leaves(layers["qkv"])[0].sharding.is_fully_replicated
+    tokens = texts() % 48
+    run = jax.jit(lambda params: forward(params, shape, tokens))
+    np.testing.assert_allclose(run(cut), run(small.params), atol=1e-5)
