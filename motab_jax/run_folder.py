@@ -1,5 +1,7 @@
-"""The run folder: its configuration, its summary, and whether a run may go on in it."""
+"""The run folder: its configuration, its logs, its summary, and whether a run may go on in it."""
 
+import contextlib
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 from motab_jax.config import Config, UserError, dump_config, load_config
 from motab_jax.runtime.distributed import is_main
+from motab_jax.runtime.metrics import MetricsLog, open_trackers
 
 # Keys that may differ when a run goes on: they don't change what was computed so far.
 FREE = {"run.steps", "run.keep", "run.save_every", "run.sample_every", "run.dir", "run.name"}
@@ -56,6 +59,26 @@ def differences(old: Config, new: Config) -> list[str]:
             if section != "log" and key not in FREE and value != getattr(new, section).model_dump()[name]:
                 changed.append(key)
     return changed
+
+
+@dataclasses.dataclass(frozen=True)
+class Logs:
+    """The two files that grow with the run."""
+
+    metrics: MetricsLog
+    trajectories: MetricsLog
+
+
+def open_logs(opened: contextlib.ExitStack, config: Config, folder: Path, step: int) -> Logs:
+    """The logs, cut back to `step`, where the run goes on."""
+    trackers = open_trackers(folder, config.run.name, step=step, **config.log.model_dump())
+    logs = Logs(
+        opened.enter_context(MetricsLog(folder, trackers=trackers)),
+        opened.enter_context(MetricsLog(folder, "trajectories.jsonl")),
+    )
+    for log in (logs.metrics, logs.trajectories):
+        log.truncate_after(step)
+    return logs
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -22,6 +22,7 @@ from motab_jax.models.prune import init_from_teacher
 from motab_jax.models.serving import serve_params, serve_specs
 from motab_jax.models.transformer import Model, Params, is_spec, weight_specs
 from motab_jax.rollout import Prompts, RolloutConfig
+from motab_jax.rollout.decode import ENDLESS
 from motab_jax.runtime.mesh import batch_sharding, make_mesh, shardings
 
 SHIPPED = Path(__file__).parent / "quickstart"
@@ -70,7 +71,9 @@ class EncodedPrompts:
             table[row, self.width - len(ids) :] = ids
         lengths = np.array([len(self.tokens[index]) for index in indices], np.int32)
         places = batch_sharding(mesh)
-        return Prompts(*(jax.device_put(part, places) for part in (table, lengths, np.array(row_ids, np.int32))))
+        limits = np.full_like(lengths, ENDLESS)
+        parts = (table, lengths, np.array(row_ids, np.int32), limits)
+        return Prompts(*(jax.device_put(part, places) for part in parts))
 
 
 def layout(mesh, config, name: str, specs=None):
@@ -202,6 +205,7 @@ def rollout_config(config: Config, tokenizer, stops: Sequence[int], size: int) -
         targets_dtype=rollout.targets_dtype,
         # Unwatched, the student writes alone; the teacher reads what was written, for the loss, in one pass.
         read_after=not monitor.enabled,
+        muted=jnp.array(False),
     )
 
 

@@ -22,17 +22,18 @@ from motab_jax.data.prompts import PromptStream
 from motab_jax.distill import TrainState
 from motab_jax.evaluate import Evaluator, make_evaluator
 from motab_jax.export import export_student
+from motab_jax.phases import Costs, measure
 from motab_jax.programs import Programs, make_programs
 from motab_jax.report import choose, show
-from motab_jax.rollout import Trajectory
+from motab_jax.rollout import Prompts, Trajectory
 from motab_jax.rollout.record import statistics
-from motab_jax.run_folder import open_run_folder, write_config, write_summary
+from motab_jax.run_folder import Logs, open_logs, open_run_folder, write_config, write_summary
 from motab_jax.runtime.checkpoint import Checkpointer
 from motab_jax.runtime.clocks import StepClock, now
 from motab_jax.runtime.compilation import CompileClock
 from motab_jax.runtime.distributed import initialize, is_main
 from motab_jax.runtime.mesh import check_batch
-from motab_jax.runtime.metrics import MetricsLog, open_trackers, read_log
+from motab_jax.runtime.metrics import MetricsLog, read_log
 from motab_jax.runtime.progress import Progress
 from motab_jax.session import (
     EncodedPrompts,
@@ -57,14 +58,6 @@ class Progressed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Logs:
-    """The two files that grow with the run."""
-
-    metrics: MetricsLog
-    trajectories: MetricsLog
-
-
-@dataclasses.dataclass(frozen=True)
 class Run:
     """What a run works with from its first step to its last."""
 
@@ -77,6 +70,18 @@ class Run:
     folder: Path
     console: Console
     clock: CompileClock
+    costs: Costs | None = None  # of the rollout's turns
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """The prompts of a step, laid out before the step's turn."""
+
+    indices: list[int]
+    prompts: Prompts
+    key: jax.Array
+    stream: dict[str, int]  # the stream's state behind them
+    epoch: int
 
 
 @dataclasses.dataclass
@@ -84,10 +89,10 @@ class Asked:
     """A step that the device was asked for, and what the host will write of it once it is done."""
 
     step: int
-    epoch: int
-    indices: list[int]  # of its prompts
+    batch: Batch
     trajectory: Trajectory  # on the device, less what only the update reads
     figures: dict[str, jax.Array]  # on the device
+    target_bytes: int  # that the teacher's targets take for each token
     evaluation: dict[str, Any] | None = None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     elapsed: float = 0.0
@@ -103,7 +108,7 @@ def train(config: Config, *, profile: bool = False) -> int:
             signals = opened.enter_context(Signals())
             checkpoints = opened.enter_context(Checkpointer(run.folder / "checkpoints", config.run.keep))
             state, done = _resume(checkpoints, state, run.stream, run.console)
-            logs = _open_logs(opened, config, run.folder, int(state.step))
+            logs = open_logs(opened, config, run.folder, int(state.step))
             write_config(run.folder, config)
             if done.before is None:
                 done.before = _evaluate(run, state, "before")
@@ -141,12 +146,15 @@ def _loop(run: Run, state: TrainState, done: Progressed, checkpoints: Checkpoint
     """
     config, first, unwritten = run.session.config.run, int(state.step) + 1, None
     profiled = min(first + 2, config.steps) if profile else None
+    batch = _draw(run, first)
+    run = dataclasses.replace(run, costs=_costs(run, state, batch))
     with Progress(config.steps, "train", console=run.console) as progress, StepClock(run.clock) as clock:
         for step in range(first, config.steps + 1):
             with _profile(run, step) if step == profiled else contextlib.nullcontext():
-                state, asked = _ask(run, state, step, clock)
+                state, asked = _ask(run, state, step, batch, clock)
                 if unwritten is not None:
                     _write(run, logs, done, progress, unwritten)
+                batch = _draw(run, step + 1)
                 jax.block_until_ready(asked.figures)
             if config.eval_every and step % config.eval_every == 0:
                 began = now()
@@ -159,26 +167,41 @@ def _loop(run: Run, state: TrainState, done: Progressed, checkpoints: Checkpoint
             if step % config.save_every == 0 or step == config.steps or stopped:
                 _write(run, logs, done, progress, asked)
                 unwritten = None
-                checkpoints.save(step, state, {"stream": run.stream.get_state(), **dataclasses.asdict(done)})
+                checkpoints.save(step, state, {"stream": asked.batch.stream, **dataclasses.asdict(done)})
             if stopped:
                 return state, True
     return state, False
 
 
-def _ask(run: Run, state: TrainState, step: int, clock: StepClock) -> tuple[TrainState, Asked]:
-    """Ask the device for one step: student laid out for serving, rollout, update. Waits for nothing."""
-    session, programs, indices = run.session, run.programs, next(run.stream)
+def _costs(run: Run, state: TrainState, batch: Batch) -> Costs | None:
+    """What a turn of each kind costs, for the split of the seconds; None where no step is left to be split."""
+    if int(state.step) >= run.session.config.run.steps:
+        return None
+    session = run.session
+    return measure(run.programs.rollout, session.serve(state.params), session.teacher, batch.prompts, session.rollout)
+
+
+def _draw(run: Run, step: int) -> Batch:
+    """The next prompts of the stream, for `step`."""
+    session, indices = run.session, next(run.stream)
     rows = [index for index in indices for _ in range(session.config.rollout.samples_per_prompt)]
+    prompts = run.prompts.batch(rows, range(len(rows)), session.mesh)
     key = jax.random.fold_in(jax.random.key(session.config.run.seed), step - 1)
-    batch = run.prompts.batch(rows, range(len(rows)), session.mesh)
-    began = now()
+    return Batch(indices, prompts, key, run.stream.get_state(), run.stream.epoch)
+
+
+def _ask(run: Run, state: TrainState, step: int, batch: Batch, clock: StepClock) -> tuple[TrainState, Asked]:
+    """Ask the device for one step: student laid out for serving, rollout, update. Waits for nothing."""
+    session, programs, began = run.session, run.programs, now()
     student = session.serve(state.params)
     clock.asked("relayout", student.fused, at=began)
-    trajectory = programs.rollout(student, session.teacher, batch, key, session.rollout)
+    trajectory = programs.rollout(student, session.teacher, batch.prompts, batch.key, session.rollout)
     clock.asked("rollout", trajectory.length)
+    if jax.default_backend() == "cpu" and compilations(programs.update) == 0:
+        jax.block_until_ready(trajectory.length)  # here the compiler and the rollout would share the cores
     state, figures = programs.update(state, programs.teacher_head, trajectory)
     clock.asked("update", figures)
-    return state, Asked(step, run.stream.epoch, indices, trajectory.slim(), figures)
+    return state, Asked(step, batch, trajectory.slim(), figures, trajectory.target_bytes)
 
 
 def _write(run: Run, logs: Logs, done: Progressed, progress: Progress, asked: Asked) -> None:
@@ -188,14 +211,15 @@ def _write(run: Run, logs: Logs, done: Progressed, progress: Progress, asked: As
     stats, seconds = statistics(host), asked.seconds
     written = stats["tokens_student"] + stats["tokens_teacher"]
     if config.sample_every and (step % config.sample_every == 0 or step == 1):
-        _write_samples(run, logs.trajectories, step, asked.indices, host)
+        _write_samples(run, logs.trajectories, step, asked.batch.indices, host)
     metrics = {
         **{name: value.item() for name, value in figures.items()},
         **stats,
         "learning_rate": float(run.rates[step - 1]),
         "tokens_per_second": written / (seconds["relayout"] + seconds["rollout"] + seconds["update"]),
-        "seconds": {**seconds, "host": now() - began},
-        "epoch": asked.epoch,
+        "seconds": {**seconds, **run.costs.split(seconds["rollout"], host.counters), "host": now() - began},
+        "target_bytes_per_token": asked.target_bytes,
+        "epoch": asked.batch.epoch,
     }
     if asked.evaluation is not None:
         metrics["eval"] = asked.evaluation
@@ -230,18 +254,6 @@ def _resume(checkpoints: Checkpointer, state: TrainState, stream: PromptStream, 
     stream.set_state(extra.pop("stream"))
     console.out(f"resuming at step {latest}")
     return state, Progressed(**extra)
-
-
-def _open_logs(opened: contextlib.ExitStack, config: Config, folder: Path, step: int) -> Logs:
-    """The logs, cut back to `step`, where the run goes on."""
-    trackers = open_trackers(folder, config.run.name, step=step, **config.log.model_dump())
-    logs = Logs(
-        opened.enter_context(MetricsLog(folder, trackers=trackers)),
-        opened.enter_context(MetricsLog(folder, "trajectories.jsonl")),
-    )
-    for log in (logs.metrics, logs.trajectories):
-        log.truncate_after(step)
-    return logs
 
 
 def _evaluate(run: Run, state: TrainState, when: str) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ import flax.struct
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.attention import attend_live, attend_long, sees
@@ -209,7 +210,8 @@ def _mlp(layer: Params, x: jax.Array) -> jax.Array:
 def _project(layer: Params, config: ModelConfig, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries [B,T,N,H], keys and values [B,T,K,H], before rotation."""
     if "qkv" in layer:
-        fused = product("btd,dx->btx", x, layer["qkv"])
+        # Unpinned, the heads' own layout would reach back to the weights, and a TPU would hold them twice.
+        fused = with_layout_constraint(product("btd,dx->btx", x, layer["qkv"]), Layout((0, 1, 2)))
         fused = fused.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
         queries = fused[..., :-2, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
         found = {"q": queries, "k": fused[..., -2, :], "v": fused[..., -1, :]}
