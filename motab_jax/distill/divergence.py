@@ -1,17 +1,21 @@
 """Per-token losses between next-token distributions, in nats, named by their direction.
 
 All take logits [..., V] (any float dtype; computed in float32) and return f32[...]. Sources: forward and reverse KL as
-in MiniLLM (arXiv 2306.08543); generalised Jensen-Shannon divergence as in GKD (arXiv 2306.13649, eq. 1).
+in MiniLLM (arXiv 2306.08543); generalised Jensen-Shannon divergence as in GKD (arXiv 2306.13649, eq. 1). Their
+derivatives are written out: each is one more pass over the logits, where differentiating the formulas takes several.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
+SMALLEST_TAIL = 1e-6
+
 
 def cross_entropy(student_logits: jax.Array, labels: jax.Array) -> jax.Array:
     """-log p_S(label); labels i32[...]."""
-    logprobs = jax.nn.log_softmax(student_logits.astype(jnp.float32), axis=-1)
-    return -jnp.take_along_axis(logprobs, labels[..., None], axis=-1)[..., 0]
+    return _cross_entropy(student_logits.astype(jnp.float32), labels)
 
 
 def forward_kl(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
@@ -21,12 +25,12 @@ def forward_kl(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Arra
     >>> float(forward_kl(jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.5, 0.5]))))
     0.0
     """
-    return _kl(_logprobs(teacher_logits), _logprobs(student_logits))
+    return _kl(teacher_logits.astype(jnp.float32), student_logits.astype(jnp.float32))
 
 
 def reverse_kl(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
     """KL(student || teacher): avoids what the teacher doesn't do."""
-    return _kl(_logprobs(student_logits), _logprobs(teacher_logits))
+    return _kl(student_logits.astype(jnp.float32), teacher_logits.astype(jnp.float32))
 
 
 def jsd(student_logits: jax.Array, teacher_logits: jax.Array, *, reverse_weight: float = 0.5) -> jax.Array:
@@ -39,19 +43,84 @@ def jsd(student_logits: jax.Array, teacher_logits: jax.Array, *, reverse_weight:
         return forward_kl(student_logits, teacher_logits)
     if reverse_weight == 1.0:
         return reverse_kl(student_logits, teacher_logits)
-    student, teacher = _logprobs(student_logits), _logprobs(teacher_logits)
-    # A token that both rule out stays out of logaddexp, whose gradient at (-inf, -inf) is not a number.
-    neither = (student == -jnp.inf) & (teacher == -jnp.inf)
-    mine, theirs = (jnp.where(neither, 0.0, x) for x in (student, teacher))
-    mixture = jnp.logaddexp(mine + jnp.log1p(-reverse_weight), theirs + jnp.log(reverse_weight))
-    return reverse_weight * _kl(teacher, mixture) + (1.0 - reverse_weight) * _kl(student, mixture)
+    return _jsd(student_logits.astype(jnp.float32), teacher_logits.astype(jnp.float32), reverse_weight)
 
 
-def _logprobs(logits: jax.Array) -> jax.Array:
-    return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+def with_tail(logprobs: jax.Array) -> jax.Array:
+    """Log-probabilities f32[...,k] of k tokens and of all others together, f32[...,k+1].
+
+    A divergence of two of them is that between the coarser distributions: never more than that of the full ones, and
+    equal at k = V. The tail's mass is at least SMALLEST_TAIL: below, it is the rounding of the sum, without gradient.
+    """
+    logprobs = logprobs.astype(jnp.float32)
+    tail = 1.0 - jnp.sum(jnp.exp(logprobs), axis=-1, keepdims=True)
+    # The bound stands inside the logarithm: outside, the gradient of log 0 would be 0 * inf.
+    return jnp.concatenate([logprobs, jnp.log(jnp.where(tail > SMALLEST_TAIL, tail, SMALLEST_TAIL))], axis=-1)
 
 
+def _along(slope: jax.Array, tangent: jax.Array) -> jax.Array:
+    return jnp.sum(slope * tangent, axis=-1)
+
+
+def _log_ratio(probability: jax.Array, log: jax.Array, other: jax.Array) -> jax.Array:
+    """log - other; 0 where the probability is 0, so that the token contributes nothing, not 0 * inf."""
+    return jnp.where(probability > 0, log - other, 0.0)
+
+
+@jax.custom_jvp
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+@_cross_entropy.defjvp
+def _cross_entropy_jvp(primals, tangents):
+    logits, labels = primals
+    label = jnp.arange(logits.shape[-1]).reshape((1,) * labels.ndim + (-1,)) == labels[..., None]
+    slope = jnp.exp(jax.nn.log_softmax(logits, axis=-1)) - label
+    return _cross_entropy(logits, labels), _along(slope, tangents[0])
+
+
+@jax.custom_jvp
 def _kl(left: jax.Array, right: jax.Array) -> jax.Array:
-    """sum_v p (log p - log q); a token of probability zero under p contributes nothing."""
-    # The difference is what is masked, not the product: at -inf the product's gradient would be 0 * inf.
-    return jnp.sum(jnp.exp(left) * jnp.where(left > -jnp.inf, left - right, 0.0), axis=-1)
+    """sum_v p (log p - log q) of logits left (p) and right (q)."""
+    return _kl_parts(left, right)[0]
+
+
+def _kl_parts(left: jax.Array, right: jax.Array):
+    log_p, log_q = jax.nn.log_softmax(left, axis=-1), jax.nn.log_softmax(right, axis=-1)
+    p = jnp.exp(log_p)
+    ratio = _log_ratio(p, log_p, log_q)
+    return jnp.sum(p * ratio, axis=-1), p, ratio, log_q
+
+
+@_kl.defjvp
+def _kl_jvp(primals, tangents):
+    value, p, ratio, log_q = _kl_parts(*primals)
+    left, right = p * (ratio - value[..., None]), jnp.exp(log_q) - p
+    return value, _along(left, tangents[0]) + _along(right, tangents[1])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _jsd(student: jax.Array, teacher: jax.Array, weight: float) -> jax.Array:
+    from_teacher, from_student, *_ = _jsd_parts(student, teacher, weight)
+    return weight * from_teacher + (1.0 - weight) * from_student
+
+
+def _jsd_parts(student: jax.Array, teacher: jax.Array, weight: float):
+    """KL(p_T || m), KL(p_S || m), then p and log(p / m) of the teacher and of the student."""
+    log_p, log_q = jax.nn.log_softmax(teacher, axis=-1), jax.nn.log_softmax(student, axis=-1)
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    # Where both underflow the bound keeps the logarithm finite; nothing comes of it.
+    log_m = jnp.log(jnp.maximum(weight * p + (1.0 - weight) * q, jnp.finfo(jnp.float32).tiny))
+    theirs, ours = _log_ratio(p, log_p, log_m), _log_ratio(q, log_q, log_m)
+    return jnp.sum(p * theirs, axis=-1), jnp.sum(q * ours, axis=-1), p, theirs, q, ours
+
+
+@_jsd.defjvp
+def _jsd_jvp(weight, primals, tangents):
+    from_teacher, from_student, p, theirs, q, ours = _jsd_parts(*primals, weight)
+    student = (1.0 - weight) * q * (ours - from_student[..., None])
+    teacher = weight * p * (theirs - from_teacher[..., None])
+    value = weight * from_teacher + (1.0 - weight) * from_student
+    return value, _along(student, tangents[0]) + _along(teacher, tangents[1])

@@ -1,7 +1,7 @@
 """The loss: each source of tokens has its own, and no more than a chunk of logits exists at a time.
 
-The teacher's distributions come from the hidden states its scoring left in the trajectory, so the update makes no
-teacher pass. Both heads are applied inside a rematerialised scan over column chunks: [B,N,V] is never held.
+The teacher's distributions come from what its scoring left in the trajectory (hidden states, or its k likeliest
+tokens), so the update makes no teacher pass. Both heads are applied a chunk of tokens at a time (heads.py).
 """
 
 import dataclasses
@@ -10,12 +10,17 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from motab_jax.distill.divergence import cross_entropy, forward_kl, jsd, reverse_kl
-from motab_jax.distill.targets import KINDS, NONE, TargetBatch
+from motab_jax.config import UserError
+from motab_jax.distill.divergence import cross_entropy, forward_kl, jsd, reverse_kl, with_tail
+from motab_jax.distill.heads import Scored, head_of, score
+from motab_jax.distill.targets import KINDS, TargetBatch, targets_kind
 from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.topk import TopK
 from motab_jax.models.transformer import Model, Params, encode, unembed
 
-CHUNK_ELEMENTS = 1 << 24
+# A chunk's logits and tokens on each device: what a CPU's cache holds; other devices take several times as much.
+CHUNK_ELEMENTS, CHUNK_TOKENS = 1 << 23, 256
+ACCELERATED = 8
 NEEDS_TEACHER = ("forward_kl", "reverse_kl", "jsd")
 
 
@@ -31,6 +36,11 @@ class TokenLoss:
     def trained(self) -> bool:
         """Whether tokens of this source count at all."""
         return self.name != "masked" and self.weight > 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it compares with the teacher's distribution."""
+        return self.trained and self.name in NEEDS_TEACHER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,27 +61,51 @@ class Objective:
         return {kind: loss for kind, loss in each.items() if loss.trained}
 
 
-def token_losses(student_logits, teacher_logits, labels, kinds, objective: Objective) -> jax.Array:
+def check_targets(objective: Objective, kind: str) -> None:
+    """UserError if what the rollout keeps of the teacher (hidden, topk or sampled) doesn't carry the losses."""
+    divergences = [name for name in KINDS[1:] if getattr(objective, name).needs_teacher]
+    if kind == "sampled" and divergences:
+        name = divergences[0]
+        raise UserError(
+            f"rollout.targets=sampled keeps no distribution of the teacher's, which "
+            f"objective.{name}_loss={getattr(objective, name).name} needs; use hidden or topk, or another loss"
+        )
+    if kind == "topk" and divergences and objective.temperature != 1.0:
+        raise UserError(
+            f"objective.temperature={objective.temperature} with rollout.targets=topk: the k likeliest tokens don't "
+            "tell the distribution at another temperature; use temperature 1, or rollout.targets=hidden"
+        )
+
+
+def token_losses(student_logits, teacher, labels, kinds, objective: Objective) -> jax.Array:
     """Unweighted loss f32[...] of each token by its kind; zero where it isn't trained.
 
-    student_logits, teacher_logits [..., V] (teacher's may be None where no divergence is used); labels, kinds i32[...].
+    student_logits [...,V]; teacher: logits [...,V], or TopK, whose tail counts as one more token (None where no
+    divergence is used); labels, kinds i32[...].
     """
     computed, total = {}, jnp.zeros(labels.shape, jnp.float32)
-    heat = objective.temperature
     for kind, loss in objective.losses().items():
         recipe = (loss.name, loss.reverse_weight)
         if recipe not in computed:
             if loss.name == "cross_entropy":
                 computed[recipe] = cross_entropy(student_logits, labels)
             else:
-                divergence = {
-                    "forward_kl": forward_kl,
-                    "reverse_kl": reverse_kl,
-                    "jsd": functools.partial(jsd, reverse_weight=loss.reverse_weight),
-                }[loss.name]
-                computed[recipe] = divergence(student_logits / heat, teacher_logits / heat)
+                computed[recipe] = _divergence(loss, student_logits, teacher, objective.temperature)
         total = total + jnp.where(kinds == kind, computed[recipe], 0.0)
     return total
+
+
+def _divergence(loss: TokenLoss, student_logits, teacher, heat: float) -> jax.Array:
+    divergence = {
+        "forward_kl": forward_kl,
+        "reverse_kl": reverse_kl,
+        "jsd": functools.partial(jsd, reverse_weight=loss.reverse_weight),
+    }[loss.name]
+    if isinstance(teacher, TopK):
+        total = jax.nn.logsumexp(student_logits, axis=-1, keepdims=True)
+        mine = jnp.take_along_axis(student_logits, teacher.ids, axis=-1) - total
+        return divergence(with_tail(mine), with_tail(teacher.logprobs))
+    return divergence(student_logits / heat, teacher / heat)
 
 
 def weights_of(kinds: jax.Array, objective: Objective) -> jax.Array:
@@ -89,46 +123,79 @@ def weights_of(kinds: jax.Array, objective: Objective) -> jax.Array:
 
 
 def batch_loss(
-    params: Params, config: ModelConfig, teacher: Model | None, batch: TargetBatch, weight, objective: Objective
+    params: Params,
+    config: ModelConfig,
+    teacher: Model | None,
+    batch: TargetBatch,
+    weight: jax.Array,
+    objective: Objective,
+    *,
+    groups: int = 1,
 ):
-    """The weighted loss f32[] and, per kind, sums of unweighted losses f32[5]; differentiable in params.
+    """The weighted loss f32[] and, per kind, sums of unweighted losses f32[5]; the loss is differentiable in params.
 
     weight f32[B,N] from `weights_of` (of the whole batch, so that micro-batches add up). Column n is predicted by the
-    student's state at column n-1.
+    student's state at column n-1. The rows are cut into `groups` whose tokens stay apart: one for each device.
     """
     hidden, _ = encode(params, config, batch.tokens, batch.positions)
-    columns = _chunks(
-        (hidden[:, :-1], batch.teacher_hidden[:, 1:], batch.tokens[:, 1:], batch.kinds[:, 1:], weight[:, 1:]),
-        objective.vocab_size,
-    )
-
-    @jax.checkpoint
-    def chunk(params, columns):
-        state, teacher_state, labels, kinds, weight = columns
-        student_logits = unembed(params, config, state, objective.vocab_size)
-        teacher_logits = None
-        if teacher is not None:
-            teacher_logits = unembed(teacher.params, teacher.config, teacher_state, objective.vocab_size)
-        losses = token_losses(student_logits, teacher_logits, labels, kinds, objective)
-        per_kind = jnp.zeros((len(KINDS),)).at[kinds].add(jax.lax.stop_gradient(losses))
-        return jnp.sum(losses * weight), per_kind
-
-    def add(total, columns):
-        loss, per_kind = chunk(params, columns)
-        return (total[0] + loss, total[1] + per_kind), None
-
-    zero = (jnp.float32(0.0), jnp.zeros((len(KINDS),)))
-    (loss, per_kind), _ = jax.lax.scan(add, zero, columns)
-    return loss, per_kind
+    hidden, batch, weight = grouped((hidden, batch, weight), groups)
+    return _batch_loss(config, objective, head_of(params), hidden, teacher, batch, weight)
 
 
-def _chunks(arrays, vocab_size: int):
-    """Cut [B,N,...] arrays into [chunks,B,c,...], padded with zeros (kind NONE, weight 0)."""
-    rows, columns = arrays[0].shape[:2]
-    size = max(1, min(columns, CHUNK_ELEMENTS // (rows * vocab_size)))
+def grouped(tree, groups: int):
+    """Arrays [B,N,...] as [groups, B/groups * N, ...]."""
+    return jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[2:]), tree)
 
-    def cut(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, -columns % size)) + ((0, 0),) * (x.ndim - 2), constant_values=NONE)
-        return jnp.moveaxis(x.reshape(rows, -1, size, *x.shape[2:]), 1, 0)
 
-    return jax.tree.map(cut, arrays)
+def score_batch(
+    config: ModelConfig,
+    objective: Objective,
+    head: Params,
+    hidden: jax.Array,
+    teacher: Model | None,
+    batch: TargetBatch,
+    weight: jax.Array,
+    d_head: jax.Array | None = None,
+) -> Scored:
+    """`score` by an objective; teacher: at least its head (None where no divergence is used, or with top-k targets)."""
+    kind, size = targets_kind(batch), objective.vocab_size
+    check_targets(objective, kind)
+
+    def losses_of(logits: jax.Array, part: TargetBatch) -> jax.Array:
+        target = part.teacher_topk
+        if kind == "hidden" and teacher is not None:
+            target = unembed(teacher.params, teacher.config, part.teacher_hidden, size)
+        return token_losses(logits[..., :size], target, part.tokens, part.kinds, objective)
+
+    chunk = min(weight.shape[1], chunk_tokens(size, jax.default_backend()))
+    return score(head, config, hidden, batch, weight, losses_of, size=chunk, d_head=d_head)
+
+
+def chunk_tokens(vocab_size: int, platform: str) -> int:
+    """Tokens of a chunk; whole tiles of 128 where so many fit."""
+    times = 1 if platform == "cpu" else ACCELERATED
+    size = max(1, min(times * CHUNK_TOKENS, times * CHUNK_ELEMENTS // vocab_size))
+    return size if size < 128 else size - size % 128
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _batch_loss(config: ModelConfig, objective: Objective, head: Params, hidden, teacher, batch, weight):
+    scored = score_batch(config, objective, head, hidden, teacher, batch, weight)
+    return jnp.sum(scored.loss), jnp.sum(scored.per_kind, axis=0)
+
+
+def _with_gradient(config, objective, head: Params, hidden, teacher, batch, weight):
+    [(name, weights)] = head.items()
+    zeros = jnp.zeros((hidden.shape[0], *weights.shape), jnp.float32)
+    scored = score_batch(config, objective, head, hidden, teacher, batch, weight, zeros)
+    gradients = {name: jnp.sum(scored.d_head, axis=0).astype(weights.dtype)}, scored.d_hidden
+    return (jnp.sum(scored.loss), jnp.sum(scored.per_kind, axis=0)), gradients
+
+
+def _scale(config, objective, gradients, slope):
+    """The backward pass: the gradients are there already. The sums by kind are for the log and have none."""
+    head, hidden = jax.tree.map(lambda x: x * slope[0].astype(x.dtype), gradients)
+    return head, hidden, None, None, None
+
+
+_batch_loss.defvjp(_with_gradient, _scale)

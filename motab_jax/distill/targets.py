@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.data.sources import TEACHER
+from motab_jax.models.topk import TopK
 
 NONE, STUDENT_KIND, TEACHER_KIND, FLAWED_KIND, TRANSITION_KIND = range(5)
 KINDS = ("none", "student", "teacher", "flawed", "transition")
@@ -21,7 +22,15 @@ class TargetBatch:
     tokens: jax.Array  # i32[B,N]
     positions: jax.Array  # i32[B,N]; -1: padding
     kinds: jax.Array  # i32[B,N]; whose token it is (index into KINDS), which chooses its loss
-    teacher_hidden: jax.Array  # [B,N,D]; the teacher's state that predicted the token; zeros where it never did
+    teacher_hidden: jax.Array | None = None  # [B,N,D]; the teacher's state that predicted the token; zeros: none did
+    teacher_topk: TopK | None = None  # [B,N,k]; its k likeliest tokens there, in place of the state
+
+
+def targets_kind(batch: TargetBatch) -> str:
+    """What a batch carries of the teacher's distributions: topk, hidden, or nothing but the sampled tokens."""
+    if batch.teacher_topk is not None:
+        return "topk"
+    return "sampled" if batch.teacher_hidden is None else "hidden"
 
 
 def build_targets(trajectory, *, target: str, transition: jax.Array, max_tokens: int | None = None) -> TargetBatch:
@@ -55,7 +64,9 @@ def build_targets(trajectory, *, target: str, transition: jax.Array, max_tokens:
         each = jnp.arange(rows)[:, None]
         tokens = tokens.at[each, index].set(jnp.tile(transition, (rows, rewinds)), mode="drop")
         kinds = kinds.at[each, index].set(TRANSITION_KIND, mode="drop")
-    return _with_prompt(trajectory, tokens, kinds, _take(trajectory.teacher_hidden, source))
+    topk = getattr(trajectory, "teacher_topk", None)
+    hidden = None if topk is not None or trajectory.teacher_hidden.shape[-1] == 0 else trajectory.teacher_hidden
+    return _with_prompt(trajectory, tokens, kinds, jax.tree.map(lambda x: _take(x, source), (hidden, topk)))
 
 
 def _inverse(place: jax.Array, width: int) -> jax.Array:
@@ -73,15 +84,17 @@ def _take(table: jax.Array, source: jax.Array) -> jax.Array:
     return jnp.where(source[extra] >= 0, jnp.take_along_axis(table, index[extra], axis=1), 0)
 
 
-def _with_prompt(trajectory, tokens, kinds, hidden) -> TargetBatch:
-    """Put the left-padded prompt in front."""
+def _with_prompt(trajectory, tokens, kinds, teacher) -> TargetBatch:
+    """Put the left-padded prompt in front; teacher: its hidden states and its top k, either may be None."""
     prompt, before = trajectory.prompt_tokens, trajectory.prompt_positions
     length = jnp.max(before, axis=1, keepdims=True) + 1
     positions = jnp.where(kinds != NONE, length + jnp.arange(tokens.shape[1])[None], -1)
     pad = ((0, 0), (prompt.shape[1], 0))
+    hidden, topk = jax.tree.map(lambda x: jnp.pad(x, (*pad, (0, 0))), teacher)
     return TargetBatch(
         tokens=jnp.concatenate([prompt, tokens], axis=1),
         positions=jnp.concatenate([before, positions], axis=1),
         kinds=jnp.pad(kinds, pad, constant_values=NONE),
-        teacher_hidden=jnp.pad(hidden, (*pad, (0, 0))),
+        teacher_hidden=hidden,
+        teacher_topk=topk,
     )

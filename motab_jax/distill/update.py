@@ -4,12 +4,20 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from motab_jax.distill.objective import NEEDS_TEACHER, Objective, batch_loss, weights_of
+from motab_jax.distill import heads
+from motab_jax.distill.objective import Objective, grouped, score_batch, weights_of
 from motab_jax.distill.optimizer import widen
+from motab_jax.distill.packing import gather, pack
 from motab_jax.distill.targets import KINDS, TargetBatch
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.transformer import Model, Params
+from motab_jax.models.transformer import Model, Params, encode, weight_specs
+from motab_jax.runtime.mesh import batch_sharding, shardings
+
+# Columns of a micro-batch on each device: enough of them to use it well, few enough to leave few bins empty.
+MICRO_TOKENS = {"cpu": 320}
+MICRO_TOKENS_ELSEWHERE = 8192
 
 
 @flax.struct.dataclass
@@ -23,6 +31,15 @@ class TrainState:
     skipped_in_a_row: jax.Array  # i32[]
 
 
+@flax.struct.dataclass
+class Totals:
+    """Sums over micro-batches."""
+
+    grads: Params  # float32
+    loss: jax.Array  # f32[]
+    per_kind: jax.Array  # f32[5]; unweighted losses by kind
+
+
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """A fresh state; the optimizer's moments are float32."""
     # One array a counter: a buffer cannot be donated twice.
@@ -32,50 +49,97 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 def head_of(teacher: Model, objective: Objective) -> Model | None:
     """The part of the teacher that the loss needs: its output head, or nothing at all."""
-    if not any(loss.name in NEEDS_TEACHER for loss in objective.losses().values()):
+    if not any(loss.needs_teacher for loss in objective.losses().values()):
         return None
-    name = "head" if "head" in teacher.params else "embed"
-    return Model({name: teacher.params[name]}, teacher.config)
+    return Model(heads.head_of(teacher.params), teacher.config)
 
 
 def make_update(
-    config: ModelConfig, optimizer: optax.GradientTransformation, objective: Objective, *, accumulate: int = 1
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    *,
+    accumulate: int = 1,
+    remat: str = "none",
+    groups: int = 1,
+    mesh: Mesh | None = None,
 ):
     """The pure function update(state, teacher_head, batch) -> (state, metrics); jit it with `donate_argnums=0`.
 
-    The B rows are cut into `accumulate` micro-batches whose gradients add up to the whole batch's. A loss or gradient
-    that isn't finite leaves parameters and moments as they were and is counted.
+    The B rows are packed into bins, and the bins in use are computed a micro-batch at a time, whose gradients add up
+    to the whole batch's: at most B / accumulate bins. remat: see `encode`. groups: shards of the batch's rows
+    (data * fsdp), each packed on its own; with a mesh they stay on their devices and the weights come to them. A loss
+    or gradient that isn't finite leaves parameters and moments as they were and is counted.
     """
 
     def update(state: TrainState, teacher: Model | None, batch: TargetBatch):
+        rows, width = batch.tokens.shape
+        tokens = MICRO_TOKENS.get(jax.default_backend(), MICRO_TOKENS_ELSEWHERE)
+        bins = max(1, min(tokens // width, rows // groups // accumulate))
         weight = weights_of(batch.kinds, objective)
 
-        def loss_of(params, part):
-            rows, weight = part
-            return batch_loss(params, config, teacher, rows, weight, objective)
+        def add(total: Totals, *part) -> Totals:
+            return _add_micro(state.params, config, objective, teacher, total, part, remat=remat, mesh=mesh)
 
-        grads, loss, per_kind = _accumulate(loss_of, state.params, (batch, weight), accumulate)
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        params, opt_state = _apply(optimizer, state, grads, finite)
+        total, padding = _accumulate(add, state.params, batch, weight, groups, bins)
+        norm = optax.tree.norm(total.grads)
+        finite = jnp.isfinite(total.loss) & jnp.isfinite(norm)
+        params, opt_state = _apply(optimizer, state, total.grads, finite)
         bad = (~finite).astype(jnp.int32)
         state = TrainState(state.step + 1, params, opt_state, state.skipped + bad, (state.skipped_in_a_row + 1) * bad)
-        return state, _metrics(loss, norm, per_kind, batch, state)
+        return state, {**_metrics(total, norm, batch, state), "padding": padding}
 
     return update
 
 
-def _accumulate(loss_of, params: Params, parts, count: int):
-    """Sum gradients (float32), losses and per-kind sums over `count` micro-batches of interleaved rows."""
-    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), parts)
+def _accumulate(add, params: Params, batch: TargetBatch, weight: jax.Array, groups: int, bins: int):
+    """Totals over the bins in use, `bins` of each group at a time, and the share of their cells that hold no text.
 
-    def add(total, part):
-        (loss, per_kind), grads = jax.value_and_grad(loss_of, has_aux=True)(params, part)
-        return jax.tree.map(jnp.add, total, (widen(grads), loss, per_kind)), None
+    The last micro-batch may have fewer bins in use than it computes.
+    """
+    positions, wanted = (x.reshape(groups, -1, *x.shape[1:]) for x in (batch.positions, jnp.any(weight > 0, axis=1)))
+    packing = pack(positions, wanted, bins)
+    batch, weight = grouped((batch, weight), groups)
 
-    zero = (jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params), jnp.float32(0), jnp.zeros((len(KINDS),)))
-    (grads, loss, per_kind), _ = jax.lax.scan(add, zero, split)
-    return grads, loss, per_kind
+    def micro(number, total: Totals) -> Totals:
+        cells = jax.lax.dynamic_slice_in_dim(packing.cells, number * bins, bins, axis=1)
+        return add(total, *gather(batch, weight, cells))
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+    total = Totals(zeros, jnp.float32(0.0), jnp.zeros((len(KINDS),)))
+    return jax.lax.fori_loop(0, -(-jnp.max(packing.used) // bins), micro, total), packing.padding
+
+
+def _add_micro(params: Params, config, objective, teacher, total: Totals, part, *, remat: str, mesh: Mesh | None):
+    """The totals and those of a micro-batch: bins [G,p,N] of a batch, with their weights and segments."""
+    batch, weight, segments = part
+    groups, (_, width) = weight.shape[0], segments.shape[1:]
+    tokens, positions, texts = (x.reshape(-1, width) for x in (batch.tokens, batch.positions, segments))
+
+    def body(params: Params) -> jax.Array:
+        hidden, _ = encode(params, config, tokens, positions, segments=texts, remat=remat)
+        return hidden if mesh is None else jax.lax.with_sharding_constraint(hidden, batch_sharding(mesh))
+
+    hidden, pullback = jax.vjp(body, params)
+    head = _replicate(heads.head_of(params), config, mesh)
+    [name] = head
+    # One group's share goes on top of the total at once; several stay with their devices until all chunks are done.
+    before = total.grads[name][None] if groups == 1 else jnp.zeros((groups, *head[name].shape), jnp.float32)
+    scored = score_batch(config, objective, head, *grouped((hidden,), groups), teacher, batch, weight, before)
+    d_head = scored.d_head[0] if groups == 1 else total.grads[name] + jnp.sum(scored.d_head, axis=0)
+    [grads] = pullback(scored.d_hidden.reshape(hidden.shape))
+    grads = jax.tree.map(jnp.add, {**total.grads, name: d_head}, widen(grads))
+    return Totals(grads, total.loss + jnp.sum(scored.loss), total.per_kind + jnp.sum(scored.per_kind, axis=0))
+
+
+def _replicate(head: Params, config: ModelConfig, mesh: Mesh | None) -> Params:
+    """The head as in the layout `serve`, once for all chunks: tokens stay where they are, weights come to them."""
+    if mesh is None:
+        return head
+    [name] = head
+    return jax.lax.with_sharding_constraint(
+        head, shardings(mesh, {name: weight_specs(config)[name].axes}, "serve", head)
+    )
 
 
 def _apply(optimizer, state: TrainState, grads, finite):
@@ -90,10 +154,11 @@ def _apply(optimizer, state: TrainState, grads, finite):
     return choose(params, state.params), choose(opt_state, state.opt_state)
 
 
-def _metrics(loss, norm, per_kind, batch: TargetBatch, state: TrainState) -> dict[str, jax.Array]:
-    metrics = {"loss": loss, "grad_norm": norm, "skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
+def _metrics(total: Totals, norm, batch: TargetBatch, state: TrainState) -> dict[str, jax.Array]:
+    counts = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
+    metrics = {"loss": total.loss, "grad_norm": norm, **counts}
     for code, name in enumerate(KINDS[1:], start=1):
         count = jnp.sum(batch.kinds == code)
         metrics[f"tokens/{name}"] = count
-        metrics[f"loss/{name}"] = per_kind[code] / jnp.maximum(count, 1)
+        metrics[f"loss/{name}"] = total.per_kind[code] / jnp.maximum(count, 1)
     return metrics
