@@ -1,0 +1,140 @@
+"""Our side of step.py: plain OPD and MOTAB over a pair, by the programs that `python -m motab_jax.train` runs.
+
+`python step_ours.py FOLDER` answers requests (bench.Worker).
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import bench
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from motab_jax.config import load_config
+from motab_jax.data.steps import compile_delimiter
+from motab_jax.models import Model, load_pretrained
+from motab_jax.programs import make_programs
+from motab_jax.rollout import Prompts, RolloutConfig, rollout
+from motab_jax.runtime.mesh import make_mesh
+from motab_jax.session import Session
+
+now = time.perf_counter
+MATRIX, WORDS = 2048, 1 << 26  # what the machine's rates are measured on
+
+
+class Ours:
+    """The pair of a folder, and two ways to distil it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.ways, self.taken = folder, {}, {}
+        self.eps0 = 0.0
+
+    def load(self, prompts: list, new_tokens: int, step_tokens: int) -> dict[str, int]:
+        """prompts [B,P]: those of every step. One token in `step_tokens` ends a step of reasoning.
+
+        Returns the operations of `matmul` and the bytes of `read`.
+        """
+        rows, columns = len(prompts), len(prompts[0])
+        self.mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+        self.student, self.teacher = (Model(*load_pretrained(self.folder / name)) for name in ("student", "teacher"))
+        self.prompts = Prompts(
+            jnp.array(prompts, jnp.int32), jnp.full((rows,), columns, jnp.int32), jnp.arange(rows, dtype=jnp.int32)
+        )
+        for name in ("opd", "motab"):
+            self.ways[name], self.taken[name] = self._way(new_tokens, step_tokens, monitored=name == "motab"), 0
+        # A function of its own, so that jit compiles it for generation without a teacher.
+        self.alone = jax.jit(lambda *arguments: rollout(*arguments))
+        self.matrix, self.words = jnp.ones((MATRIX, MATRIX)), jnp.ones((WORDS,))
+        self.multiply, self.add = jax.jit(jnp.matmul), jax.jit(jnp.sum)
+        return {"flops": 2 * MATRIX**3, "bytes": 4 * WORDS}
+
+    def _way(self, new_tokens: int, step_tokens: int, *, monitored: bool) -> dict[str, Any]:
+        """The session, the programs and the state that `train` would have."""
+        rows, vocabulary = len(self.prompts.lengths), self.student.config.vocab_size
+        words = [f"objective.{source}_loss=jsd" for source in ("student", "teacher", "flawed")]
+        words += ["objective.target=spliced", "optimizer.learning_rate=1e-9", f"rollout.batch_size={rows}"]
+        words += [f"rollout.max_new_tokens={new_tokens}"]
+        pieces = [b"\n" if token % step_tokens == 0 else b"x" for token in range(vocabulary)]
+        numbers = RolloutConfig(
+            automaton=compile_delimiter("\n", pieces), stop_ids=jnp.array([-1]), eps0=jnp.float32(0.0),
+            theta=jnp.float32(0.0), vocab_size=vocabulary, max_new_tokens=new_tokens, temperature=1.0, top_p=1.0,
+            monitored=monitored,
+        )  # fmt: skip
+        config = load_config(None, words)
+        session = Session(config, self.mesh, self.student, self.teacher, None, "", vocabulary, numbers)
+        programs, state = make_programs(session)
+        return {"session": session, "programs": programs, "state": state}
+
+    def step(self, way: str) -> dict[str, Any]:
+        """One step of `opd` or `motab`: seconds by program, what was written, the loss."""
+        mine, began = self.ways[way], now()
+        found = self._roll_out(way, self.taken[way])
+        rolled = now()
+        mine["state"], figures = mine["programs"].update(mine["state"], mine["programs"].teacher_head, found)
+        jax.block_until_ready(mine["state"])
+        self.taken[way] += 1
+        seconds = {"rollout": rolled - began, "update": now() - rolled}
+        return {**seconds, **_described(found), "loss": float(figures["loss"])}
+
+    def first(self) -> dict[str, Any]:
+        """The first step of plain OPD: its loss and its tokens [B,P+T], prompts included."""
+        found = self._roll_out("opd", self.taken["opd"])
+        tokens = jnp.concatenate([found.prompt_tokens, found.tokens[:, : int(found.length[0])]], axis=1)
+        return {"tokens": np.asarray(tokens).tolist(), "loss": self.step("opd")["loss"]}
+
+    def decode(self) -> None:
+        """The student's part of a rollout alone."""
+        session, state = self.ways["opd"]["session"], self.ways["opd"]["state"]
+        student = session.serve(state.params)
+        jax.block_until_ready(self.alone(student, None, self.prompts, jax.random.key(0), session.rollout))
+
+    def _roll_out(self, way: str, place: int):
+        """The trajectory of step number `place`."""
+        session, programs = self.ways[way]["session"], self.ways[way]["programs"]
+        student = session.serve(self.ways[way]["state"].params)
+        numbers = session.rollout.replace(eps0=jnp.float32(self.eps0))
+        found = programs.rollout(student, session.teacher, self.prompts, jax.random.key(place), numbers)
+        return jax.block_until_ready(found)
+
+    def set_boundary(self, share: float, steps: int) -> float:
+        """Choose eps0 so that `share` of the rows of steps 1..steps (0 is the warm-up) stray; returns eps0.
+
+        The boundary is fixed (theta = 0), so a row strays if the least of its step values is below eps0: without any
+        rewind (eps0 = 0) a rollout shows all of them, and eps0 is their quantile.
+        """
+        least = []
+        for place in range(1, steps + 1):
+            steps_found = self._roll_out("motab", place).steps
+            real = np.arange(steps_found.value.shape[1])[None] < np.asarray(steps_found.count)[:, None]
+            least += np.where(real, steps_found.value, np.inf).min(axis=1).tolist()
+        least.sort()
+        cut = round(share * len(least))
+        self.eps0 = (least[cut - 1] + least[cut]) / 2
+        return self.eps0
+
+    def matmul(self) -> None:
+        """A multiplication of square matrices."""
+        jax.block_until_ready(self.multiply(self.matrix, self.matrix))
+
+    def read(self) -> None:
+        """A sum over more numbers than any cache holds."""
+        jax.block_until_ready(self.add(self.words))
+
+
+def _described(found) -> dict[str, float]:
+    """Tokens emitted and kept, share of rows that were rewound."""
+    return {
+        "emitted": int(found.length.sum()),
+        "kept": int(found.kept.sum()),
+        "strayed": float((found.num_rewinds > 0).mean()),
+    }
+
+
+if __name__ == "__main__":
+    ours = Ours(Path(sys.argv[1]))
+    bench.answer(
+        {name: getattr(ours, name) for name in ("load", "first", "step", "decode", "set_boundary", "matmul", "read")}
+    )
