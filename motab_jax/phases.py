@@ -48,7 +48,7 @@ def measure(program: Callable, student: Model, teacher: Model, prompts: Prompts,
         numbers = dataclasses.replace(config, muted=jnp.array(muted), eps0=jnp.float32(2.0 if strict else 0.0))
         numbers = dataclasses.replace(numbers, theta=jnp.float32(0.0)) if strict else numbers
         short = prompts.replace(limits=jnp.full_like(prompts.limits, segments * size))
-        return min(_seconds(program, student, teacher, short, numbers) for _ in range(2))
+        return min(_seconds(program, student, teacher, short, numbers) for _ in range(3))
 
     one, two = timed(1, muted=True), timed(2, muted=True)
     turn = max(two - one, 0.0)

@@ -13,6 +13,7 @@ from motab_jax.distill import (
     TokenLoss,
     TrainState,
     build_targets,
+    check_targets,
     head_of,
     init_state,
     make_optimizer,
@@ -64,7 +65,11 @@ def make_programs(session: Session) -> tuple[Programs, TrainState]:
     )
     objective = make_objective(config, session.vocab_size)
     transition = jnp.asarray(transition_ids(session), jnp.int32)
-    update = make_update(session.student.config, optimizer, objective, accumulate=section.accumulate)
+    check_targets(objective, config.rollout.targets)
+    update = make_update(
+        session.student.config, optimizer, objective, accumulate=section.accumulate, remat=section.remat,
+        groups=session.mesh.shape["data"] * session.mesh.shape["fsdp"], mesh=session.mesh,
+    )  # fmt: skip
 
     target = config.objective.target
     room = config.rollout.max_new_tokens if target == "spliced" else None

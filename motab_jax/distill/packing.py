@@ -1,8 +1,8 @@
 """Packing: the texts of a batch side by side in as few rows as hold them, so that padding isn't computed.
 
-A bin is a row of the batch's own width. Texts are placed first-fit-decreasing, on the device, in static shapes; the
-number of bins in use is a value, not a shape. Rows are cut into groups, one for each shard of the batch, and no text
-leaves its group. Left out: texts without a trained token, which the update doesn't need.
+A bin is as wide as one row of the batch, or a few. Texts are placed first-fit-decreasing, on the device, in static
+shapes; the number of bins in use is a value, not a shape. Rows are cut into groups, one for each shard of the batch,
+and no text leaves its group. Left out: texts without a trained token, which the update doesn't need.
 """
 
 import flax.struct
@@ -17,9 +17,9 @@ NOWHERE = -1
 
 @flax.struct.dataclass
 class Packing:
-    """Which cell of the batch each cell of the bins holds; G groups of R rows, up to M bins of N columns each."""
+    """Which cell of the batch each cell of the bins holds; G groups of R rows, up to M bins of W columns each."""
 
-    cells: jax.Array  # i32[G,M,N]; row * N + column inside the group, NOWHERE where empty
+    cells: jax.Array  # i32[G,M,W]; row * N + column inside the group, NOWHERE where empty
     used: jax.Array  # i32[G]; bins that hold something
 
     @property
@@ -29,20 +29,23 @@ class Packing:
         return 1.0 - jnp.sum(self.cells != NOWHERE) / room
 
 
-def pack(positions: jax.Array, trained: jax.Array, multiple: int = 1) -> Packing:
-    """Bins for texts with positions i32[G,R,N] (0, 1, ... in neighbouring columns; -1: padding).
+def pack(positions: jax.Array, trained: jax.Array, multiple: int = 1, *, wide: int = 1) -> Packing:
+    """Bins, each as wide as `wide` rows, for texts with positions i32[G,R,N].
+
+    Positions are 0, 1, ... in neighbouring columns; -1: padding.
 
     trained bool[G,R]: rows that are wanted. M is R rounded up to a multiple of `multiple`, the bins taken at a time.
     """
     rows, width = positions.shape[1:]
     bins = rows + -rows % multiple
     alive = (positions >= 0) & trained[:, :, None]
-    start, used = jax.vmap(lambda lengths: first_fit(lengths, width))(jnp.sum(alive, axis=2))
+    room = wide * width
+    start, used = jax.vmap(lambda lengths: first_fit(lengths, room))(jnp.sum(alive, axis=2))
 
     def lay(alive, positions, start):
         cell = jnp.arange(rows * width, dtype=jnp.int32)
-        there = jnp.where(alive, start[:, None] + positions, bins * width).reshape(-1)
-        return jnp.full((bins * width,), NOWHERE, jnp.int32).at[there].set(cell, mode="drop").reshape(bins, width)
+        there = jnp.where(alive, start[:, None] + positions, bins * room).reshape(-1)
+        return jnp.full((bins * room,), NOWHERE, jnp.int32).at[there].set(cell, mode="drop").reshape(bins, room)
 
     return Packing(jax.vmap(lay)(alive, positions, start), used)
 
@@ -60,10 +63,12 @@ def first_fit(lengths: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
     return jnp.zeros_like(start).at[order].set(start), jnp.sum(room < width)
 
 
-def gather(batch: TargetBatch, weight: jax.Array, cells: jax.Array):
-    """Some bins, cells i32[G,p,N], of a batch [G,R*N,...] with weight f32[G,R*N]: both as [G,p*N,...], and the
-    segments i32[G,p,N] that keep the texts of a bin apart."""
+def gather(batch: TargetBatch, weight: jax.Array, cells: jax.Array, width: int):
+    """Some bins, cells i32[G,p,W], of a batch [G,R*N,...] with weight f32[G,R*N], N = width.
+
+    Returns both as [G,p*W,...], and the segments i32[G,p,W] that keep the texts of a bin apart.
+    """
     index = cells.reshape(cells.shape[0], -1)
     empty = index == NOWHERE
     part, weight = take((batch, weight), jnp.where(empty, weight.shape[1], index))
-    return part.replace(positions=jnp.where(empty, -1, part.positions)), weight, cells // cells.shape[-1]
+    return part.replace(positions=jnp.where(empty, -1, part.positions)), weight, cells // width

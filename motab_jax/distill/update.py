@@ -18,6 +18,7 @@ from motab_jax.runtime.mesh import batch_sharding, shardings
 # Columns of a micro-batch on each device: enough of them to use it well, few enough to leave few bins empty.
 MICRO_TOKENS = {"cpu": 320}
 MICRO_TOKENS_ELSEWHERE = 8192
+WIDE_BELOW = 512  # columns; bins of two rows' width leave less empty, and short texts attend to few columns too many
 
 
 @flax.struct.dataclass
@@ -75,13 +76,14 @@ def make_update(
     def update(state: TrainState, teacher: Model | None, batch: TargetBatch):
         rows, width = batch.tokens.shape
         tokens = MICRO_TOKENS.get(jax.default_backend(), MICRO_TOKENS_ELSEWHERE)
-        bins = max(1, min(tokens // width, rows // groups // accumulate))
+        wide = 2 if width <= WIDE_BELOW else 1
+        bins = max(1, min(tokens // (wide * width), rows // groups // accumulate // wide))
         weight = weights_of(batch.kinds, objective)
 
         def add(total: Totals, *part) -> Totals:
             return _add_micro(state.params, config, objective, teacher, total, part, remat=remat, mesh=mesh)
 
-        total, padding = _accumulate(add, state.params, batch, weight, groups, bins)
+        total, padding = _accumulate(add, state.params, batch, weight, groups, bins, wide)
         norm = optax.tree.norm(total.grads)
         finite = jnp.isfinite(total.loss) & jnp.isfinite(norm)
         params, opt_state = _apply(optimizer, state, total.grads, finite)
@@ -92,18 +94,19 @@ def make_update(
     return update
 
 
-def _accumulate(add, params: Params, batch: TargetBatch, weight: jax.Array, groups: int, bins: int):
+def _accumulate(add, params: Params, batch: TargetBatch, weight: jax.Array, groups: int, bins: int, wide: int):
     """Totals over the bins in use, `bins` of each group at a time, and the share of their cells that hold no text.
 
     The last micro-batch may have fewer bins in use than it computes.
     """
     positions, wanted = (x.reshape(groups, -1, *x.shape[1:]) for x in (batch.positions, jnp.any(weight > 0, axis=1)))
-    packing = pack(positions, wanted, bins)
+    width = batch.tokens.shape[1]
+    packing = pack(positions, wanted, bins, wide=wide)
     batch, weight = grouped((batch, weight), groups)
 
     def micro(number, total: Totals) -> Totals:
         cells = jax.lax.dynamic_slice_in_dim(packing.cells, number * bins, bins, axis=1)
-        return add(total, *gather(batch, weight, cells))
+        return add(total, *gather(batch, weight, cells, width))
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
     total = Totals(zeros, jnp.float32(0.0), jnp.zeros((len(KINDS),)))
