@@ -27,7 +27,17 @@ METRICS = {
     *("length_mean", "length_max", "truncated", "learning_rate", "grad_norm", "skipped"),
     *("tokens_per_second", "seconds"),
 }
-SECONDS = {"rollout", "update", "relayout", "host", "idle", "compile"}
+SECONDS = {
+    "rollout",
+    "update",
+    "relayout",
+    "host",
+    "idle",
+    "compile",
+    "student_decode",
+    "teacher_scoring",
+    "teacher_writing",
+}
 
 
 def test_the_run_folder_is_complete(finished, pair):
@@ -40,6 +50,9 @@ def test_the_run_folder_is_complete(finished, pair):
         assert set(line) >= METRICS
         evaluated = {"evaluation"} if "eval" in line else set()
         assert set(line["seconds"]) == SECONDS | evaluated and min(line["seconds"].values()) >= 0
+        assert sum(line["seconds"][name] for name in PHASES) == pytest.approx(line["seconds"]["rollout"], abs=1e-6)
+        assert 0 <= line["padding"] < 1 and 0 < line["occupancy"] <= 1 and 0 <= line["dead_columns"] < 1
+        assert line["target_bytes_per_token"] == 48 * 4
         assert line["tokens_per_second"] > 0
     assert [line["step"] for line in metrics if "eval" in line] == [10, 20]
     assert metrics[-1]["epoch"] == STEPS * 4 // 30
