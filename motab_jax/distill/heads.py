@@ -49,7 +49,7 @@ def score(
     token's unweighted loss; it gets `size` tokens of each group at a time. Where d_head f32[G,...] is given, the
     gradient is computed as well, the head's on top of it.
     """
-    (groups, columns), kinds = weight.shape, jnp.arange(len(KINDS))[None, None]
+    groups, columns = weight.shape
     order, place, count = _trained_first((weight > 0) & (batch.positions > 0), size)
 
     def chunk(number, total: Scored) -> Scored:
@@ -58,15 +58,14 @@ def score(
         part, share = take(batch, index), take(weight, index)
         logits = unembed(head, config, state)
         if d_head is None:
-            losses, gradients = losses_of(logits, part), (None, None)
+            each, grads = losses_of(logits, part), (None, None)
         else:
-            losses, pullback = jax.vjp(lambda logits: losses_of(logits, part), logits)
-            gradients = _add(total, *_pull(head, state, *pullback(share)), number * size)
-        per_kind = jnp.sum(jnp.where(part.kinds[..., None] == kinds, losses[..., None], 0.0), axis=1)
-        return Scored(total.loss + jnp.sum(losses * share, axis=1), total.per_kind + per_kind, *gradients)
+            each, pullback = jax.vjp(lambda logits: losses_of(logits, part), logits)
+            grads = _add(total, *_pull(head, state, *pullback(share)), number * size)
+        return Scored(total.loss + jnp.sum(each * share, axis=1), total.per_kind + _by_kind(each, part.kinds), *grads)
 
-    d_trained = None if d_head is None else jnp.zeros((*order.shape, hidden.shape[-1]), hidden.dtype)
-    total = Scored(jnp.zeros((groups,)), jnp.zeros((groups, len(KINDS))), d_trained, d_head)
+    in_order = None if d_head is None else jnp.zeros((*order.shape, hidden.shape[-1]), hidden.dtype)
+    total = Scored(jnp.zeros((groups,)), jnp.zeros((groups, len(KINDS))), in_order, d_head)
     total = jax.lax.fori_loop(0, -(-jnp.max(count) // size), chunk, total)
     if d_head is None:
         return total
@@ -97,6 +96,12 @@ def _trained_first(trained: jax.Array, size: int) -> tuple[jax.Array, jax.Array,
     empty, column = jnp.full((room,), columns, jnp.int32), jnp.arange(columns, dtype=jnp.int32)
     order = jax.vmap(lambda place: empty.at[place].set(column, mode="drop"))(place)
     return order, place, jnp.sum(trained, axis=1)
+
+
+def _by_kind(losses: jax.Array, kinds: jax.Array) -> jax.Array:
+    """Sums f32[G,5] of losses f32[G,t] by kind."""
+    mine = kinds[..., None] == jnp.arange(len(KINDS))[None, None]
+    return jnp.sum(jnp.where(mine, losses[..., None], 0.0), axis=1)
 
 
 def _pull(head: Params, state: jax.Array, slope: jax.Array) -> tuple[jax.Array, jax.Array]:

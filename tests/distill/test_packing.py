@@ -1,0 +1,160 @@
+"""Packing: every text once, whole and by itself, few cells empty, and the same numbers as without."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from motab_jax.distill import TargetBatch, head_of, init_state, make_update
+from motab_jax.distill import update as module
+from motab_jax.distill.packing import NOWHERE, first_fit, pack
+from motab_jax.distill.targets import KINDS, NONE
+from motab_jax.models.transformer import encode, is_spec, weight_specs
+from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated, shardings
+from tests.distill.batches import (
+    STUDENT,
+    TEACHER,
+    VOCAB,
+    assert_trees_close,
+    jit,
+    naive_loss,
+    params_of,
+    teacher,
+    uniform,
+)
+
+ROWS, PROMPT, COLUMNS = 16, 4, 20
+
+
+def plain_first_fit(lengths, width: int):
+    """First-fit-decreasing as in the textbook."""
+    bins, start = [], [0] * len(lengths)
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        number = next((n for n, used in enumerate(bins) if used + lengths[row] <= width), len(bins))
+        if number == len(bins):
+            bins.append(0)
+        start[row] = number * width + bins[number]
+        bins[number] += lengths[row]
+    return start, sum(used > 0 for used in bins)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_first_fit_decreasing(seed):
+    lengths = np.random.default_rng(seed).integers(1, 21, 40).tolist()
+    start, used = jax.jit(first_fit, static_argnums=1)(jnp.array(lengths), 20)
+    expected, bins = plain_first_fit(lengths, 20)
+    assert start.tolist() == expected and int(used) == bins
+
+
+@functools.cache
+def short_texts(seed: int = 0, rows: int = ROWS) -> TargetBatch:
+    """Texts of which several fit a row, some of them with nothing that is trained."""
+    rng = np.random.default_rng(seed)
+    column = np.arange(COLUMNS)
+    before, after = rng.integers(0, PROMPT, rows)[:, None], PROMPT + rng.integers(0, 8, rows)[:, None]
+    after[0], after[1] = COLUMNS, PROMPT
+    positions = np.where((column >= before) & (column < after), column - before, -1)
+    kinds = np.where((column >= PROMPT) & (positions >= 0), rng.integers(1, len(KINDS), (rows, COLUMNS)), NONE)
+    tokens, positions, kinds = (
+        jnp.asarray(x, jnp.int32) for x in (rng.integers(2, VOCAB, (rows, COLUMNS)), positions, kinds)
+    )
+    hidden, _ = encode(teacher().params, TEACHER, tokens, positions)
+    shifted = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    return TargetBatch(tokens, positions, kinds, jnp.where((kinds > 0)[..., None], shifted, 0.0))
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_every_text_once_and_whole(groups):
+    batch = short_texts()
+    positions = np.asarray(batch.positions).reshape(groups, -1, COLUMNS)
+    wanted = np.asarray(jnp.any(batch.kinds > 0, axis=1)).reshape(groups, -1)
+    packing = jax.jit(pack, static_argnums=2)(positions, wanted, 3)
+    assert packing.cells.shape == (groups, -(-positions.shape[1] // 3) * 3, COLUMNS)
+    for group, used in enumerate(packing.used.tolist()):
+        cells = np.asarray(packing.cells[group])
+        expected = np.flatnonzero((positions[group] >= 0) & wanted[group][:, None])
+        assert sorted(cells[cells != NOWHERE].tolist()) == expected.tolist()
+        assert (cells[used:] == NOWHERE).all() and (cells[:used] != NOWHERE).any(axis=1).all()
+        assert used < len(wanted[group]), "several texts share a bin"
+        for row in np.flatnonzero(wanted[group]):
+            mine = np.argwhere(cells // COLUMNS == row)
+            assert len(set(mine[:, 0])) == 1 and (np.diff(mine[:, 1]) == 1).all()
+            assert (np.diff(positions[group].reshape(-1)[cells[tuple(mine.T)]]) == 1).all()
+    share = 1 - (packing.cells != NOWHERE).sum() / (packing.used.sum() * COLUMNS)
+    assert float(packing.padding) == pytest.approx(float(share))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_little_is_padding(seed):
+    """Lengths as in the quickstart: prompts of 12 to 20 tokens, completions of 40 on average and at most 96."""
+    rng = np.random.default_rng(seed)
+    rows, prompt, columns = 64, 48, 144
+    lengths = rng.integers(12, 21, rows) + np.clip(rng.geometric(1 / 40, rows), 2, 96)
+    column = np.arange(columns) - (prompt - 20)
+    positions = np.where((column >= 0) & (column < lengths[:, None]), column, -1)
+    packing = pack(jnp.asarray(positions)[None], jnp.ones((1, rows), bool), 2)
+    computed = 2 * columns * -(-int(packing.used[0]) // 2)
+    assert 1 - lengths.sum() / computed <= 0.15
+    assert float(packing.padding) <= 1 - lengths.sum() / computed <= float((positions < 0).mean()) - 0.4
+
+
+def gradient(batch: TargetBatch, objective, *, mesh=None, params=None, **options):
+    """The gradient as one step of plain descent shows it, and the metrics."""
+    optimizer = optax.sgd(1.0)
+    params = params_of() if params is None else params
+    step = jit(make_update(STUDENT, optimizer, objective, mesh=mesh, **options))
+    judge = head_of(teacher(), objective)
+    if mesh is not None:
+        judge = jax.device_put(judge, replicated(mesh))
+    state, metrics = step(init_state(params, optimizer), judge, batch)
+    return jax.tree.map(jnp.subtract, params_of(), jax.device_get(state.params)), metrics
+
+
+@pytest.mark.parametrize(
+    ("options", "normalize"),
+    [({}, "token"), ({"accumulate": 8, "remat": "full"}, "sequence"), ({"groups": 4, "accumulate": 2}, "sequence")],
+)
+def test_packed_texts_give_the_naive_gradient(options, normalize, monkeypatch):
+    monkeypatch.setitem(module.MICRO_TOKENS, "cpu", 3 * COLUMNS)
+    batch, objective = short_texts(), uniform("jsd", normalize=normalize)
+    naive, naive_grads = jit(jax.value_and_grad(lambda p: naive_loss(p, batch, objective)))(params_of())
+    grads, metrics = gradient(batch, objective, **options)
+    assert float(metrics["loss"]) == pytest.approx(float(naive), abs=1e-5)
+    assert_trees_close(grads, naive_grads)
+    assert 0 < metrics["padding"] < float((batch.positions < 0).mean()) / 2
+
+
+def test_neither_order_nor_neighbours_matter():
+    objective = uniform("forward_kl")
+    batch, order = short_texts(), np.random.default_rng(1).permutation(ROWS)
+    grads, metrics = gradient(batch, objective)
+    again, others = gradient(jax.tree.map(lambda x: x[order], batch), objective)
+    assert_trees_close(grads, again, atol=1e-6)
+    assert float(metrics["loss"]) == pytest.approx(float(others["loss"]), abs=1e-6)
+
+
+def test_texts_with_nothing_to_train_are_left_out():
+    batch = short_texts()
+    untrained = ~jnp.any(batch.kinds > 0, axis=1)
+    assert untrained.any()
+    spoilt = batch.replace(teacher_hidden=jnp.where(untrained[:, None, None], jnp.nan, batch.teacher_hidden))
+    grads, metrics = gradient(spoilt, uniform("jsd"))
+    assert_trees_close(grads, gradient(batch, uniform("jsd"))[0], atol=0)
+    nothing, metrics = gradient(batch.replace(kinds=jnp.zeros_like(batch.kinds)), uniform("jsd"))
+    assert metrics["loss"] == 0 and all(not x.any() for x in jax.tree.leaves(nothing))
+
+
+def test_groups_on_their_devices_equal_one_device(devices):
+    batch, objective = short_texts(), uniform("jsd")
+    mesh = make_mesh(1, 4, 2)
+    specs = weight_specs(STUDENT)
+    axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
+    params = jax.device_put(params_of(), shardings(mesh, axes, "update", params_of()))
+    placed = jax.device_put(batch, batch_sharding(mesh))
+    grads, metrics = gradient(placed, objective, mesh=mesh, params=params, groups=4)
+    alone, others = gradient(batch, objective)
+    assert_trees_close(grads, alone, atol=1e-6)
+    assert float(metrics["loss"]) == pytest.approx(float(others["loss"]), abs=1e-6)
