@@ -37,7 +37,7 @@ TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 def model(shape: ModelConfig, mesh, specs=None, layout: str = "serve", dtype=jnp.bfloat16) -> Model:
     """A model without weights, in serving form and layout unless told otherwise."""
-    specs = specs or serve_specs(shape, scan_layers=True, head=False)
+    specs = specs or serve_specs(shape, scan_layers=True)
     axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
     shapes = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype), specs, is_leaf=is_spec)
     return Model(jax.tree.map(lambda x, s: x.update(sharding=s), shapes, shardings(mesh, axes, layout, shapes)), shape)

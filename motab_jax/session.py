@@ -117,7 +117,7 @@ def serving(mesh, shape: ModelConfig, config: Config, *, dtype: str | None = Non
     """The jitted function from params to a `Model` in serving form and layout."""
     scan = config.rollout.scan_layers
     scan = jax.default_backend() != "cpu" if scan is None else scan
-    form = {"scan_layers": scan, "int8": int8, "head": not scan}
+    form = {"scan_layers": scan, "int8": int8}
     specs = serve_specs(shape, **form)
 
     def relay(params: Params) -> Model:

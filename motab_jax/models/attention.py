@@ -21,9 +21,8 @@ def sees(positions: jax.Array, seen: jax.Array) -> jax.Array:
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """[B,T,K,G,H] of queries [B,T,K,G,H] to keys and values [B,K,S,H] under mask bool[B,T,S]."""
-    scores = _scores(q, k, mask)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bksh->btkgh", weights, v)
+    weights = jax.nn.softmax(_scores(_rows(q), k, mask), axis=-1).astype(v.dtype)
+    return _back(_mix(weights, v), q.shape)
 
 
 def attend_long(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -50,8 +49,7 @@ def attend_live(q: jax.Array, read, positions: jax.Array, seen: jax.Array, live:
     columns = seen.shape[1]
     if columns <= BLOCK:
         return attend(q, *read(0, columns), sees(positions, seen))
-    batch, time, heads, group, size = q.shape
-    shape = (batch, heads, group, time)
+    queries = _rows(q)
 
     def block(number, carry):
         top, total, mixed = carry
@@ -59,18 +57,40 @@ def attend_live(q: jax.Array, read, positions: jax.Array, seen: jax.Array, live:
         start = jnp.minimum(number * BLOCK, columns - BLOCK)
         k, v = read(start, BLOCK)
         mask = sees(positions, jax.lax.dynamic_slice_in_dim(seen, start, BLOCK, axis=1))
-        scores = _scores(q, k, mask & (start + jnp.arange(BLOCK)[None, None] >= number * BLOCK))
+        scores = _scores(queries, k, mask & (start + jnp.arange(BLOCK)[None, None] >= number * BLOCK))
         higher = jnp.maximum(top, jnp.max(scores, axis=-1))
         weights, shrink = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
-        new = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        new = _mix(weights.astype(v.dtype), v)
         return higher, total * shrink + jnp.sum(weights, axis=-1), mixed * shrink[..., None] + new
 
-    zero = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, size)))
+    shape = queries.shape[:3]
+    zero = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros(queries.shape))
     _, total, mixed = jax.lax.fori_loop(0, (live + BLOCK - 1) // BLOCK, block, zero)
-    return jnp.moveaxis(mixed / total[..., None], 3, 1).astype(q.dtype)
+    return _back(mixed / total[..., None], q.shape).astype(q.dtype)
 
 
-def _scores(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
-    """Masked scores f32[B,K,G,T,S]."""
-    scores = jnp.einsum("btkgh,bksh->bkgts", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
-    return jnp.where(mask[:, None, None], scores, MASKED)
+def _rows(q: jax.Array) -> jax.Array:
+    """Queries as the rows of one matrix for each kv head, [B,K,T*G,H]."""
+    batch, time, heads, group, size = q.shape
+    return jnp.moveaxis(q, 2, 1).reshape(batch, heads, time * group, size)
+
+
+def _back(mixed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """[B,K,T*G,H] as [B,T,K,G,H] again."""
+    batch, time, heads, group, size = shape
+    return jnp.moveaxis(mixed.reshape(batch, heads, time, group, size), 1, 2)
+
+
+def _scores(queries: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
+    """Masked scores f32[B,K,T*G,S]: rows times columns, an order that needs no transposed copy."""
+    both = (((3,), (3,)), ((0, 1), (0, 1)))
+    scores = jax.lax.dot_general(queries, k, both, preferred_element_type=jnp.float32)
+    group = queries.shape[2] // mask.shape[1]
+    allowed = jnp.repeat(mask, group, axis=1)[:, None]
+    return jnp.where(allowed, scores / math.sqrt(queries.shape[-1]), MASKED)
+
+
+def _mix(weights: jax.Array, v: jax.Array) -> jax.Array:
+    """Weights [B,K,T*G,S] times values [B,K,S,H], f32[B,K,T*G,H]."""
+    both = (((3,), (2,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(weights, v, both, preferred_element_type=jnp.float32)

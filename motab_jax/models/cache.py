@@ -53,12 +53,12 @@ def gather_columns(cache: KVCache, source: jax.Array) -> KVCache:
     """New column s of row b is old column source[b,s]; source i32[B,S]. One layer's keys are moved at a time."""
 
     def move(x: jax.Array) -> jax.Array:
-        return jax.vmap(lambda row, columns: jnp.take(row, columns, axis=1))(x, source)
+        moved = jax.vmap(lambda row, columns: jnp.take(row, columns, axis=1))(x, source)
+        # The layout that a gather likes best would spread to the whole cache, and every turn would copy it to and fro.
+        return with_layout_constraint(moved, Layout(tuple(range(moved.ndim))))
 
     def layer(number, store):
         one = move(jax.lax.dynamic_index_in_dim(store, number, keepdims=False))
-        # The layout that a gather likes best would spread to the whole cache, and every turn would copy it to and fro.
-        one = with_layout_constraint(one, Layout(tuple(range(one.ndim))))
         return jax.lax.dynamic_update_index_in_dim(store, one, number, 0)
 
     def each(store: Store) -> Store:

@@ -22,7 +22,7 @@ SHAPES = {
 }
 FORMS = {
     "scanned": {"scan_layers": True},
-    "scanned-bare": {"scan_layers": True, "head": False},
+    "scanned-head": {"scan_layers": True, "head": True},
     "unrolled": {"scan_layers": False},
 }
 
