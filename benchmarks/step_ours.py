@@ -19,7 +19,7 @@ from motab_jax.models import Model, load_pretrained
 from motab_jax.programs import make_programs
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 from motab_jax.runtime.mesh import make_mesh
-from motab_jax.session import Session
+from motab_jax.session import Session, serving
 
 now = time.perf_counter
 MATRIX, WORDS = 2048, 1 << 26  # what the machine's rates are measured on
@@ -60,11 +60,13 @@ class Ours:
         pieces = [b"\n" if token % step_tokens == 0 else b"x" for token in range(vocabulary)]
         numbers = RolloutConfig(
             automaton=compile_delimiter("\n", pieces), stop_ids=jnp.array([-1]), eps0=jnp.float32(0.0),
-            theta=jnp.float32(0.0), vocab_size=vocabulary, max_new_tokens=new_tokens, temperature=1.0, top_p=1.0,
-            monitored=monitored,
+            theta=jnp.float32(0.0), muted=jnp.array(False), vocab_size=vocabulary, max_new_tokens=new_tokens,
+            temperature=1.0, top_p=1.0, monitored=monitored, read_after=not monitored,
         )  # fmt: skip
         config = load_config(None, words)
-        session = Session(config, self.mesh, self.student, self.teacher, None, "", vocabulary, numbers)
+        teacher = serving(self.mesh, self.teacher.config, config)(self.teacher.params)
+        serve = serving(self.mesh, self.student.config, config, dtype=config.rollout.serve_dtype)
+        session = Session(config, self.mesh, self.student, teacher, None, "", vocabulary, numbers, serve)
         programs, state = make_programs(session)
         return {"session": session, "programs": programs, "state": state}
 

@@ -237,7 +237,7 @@ def _profile(run: Run, step: int):
 
 
 def _check_finite(config: Config, metrics: dict, step: int) -> None:
-    """Stop once run.max_skipped updates in a row were not finite."""
+    """Stop once run.max_skipped updates in a row were not finite. By then the device is at the step after."""
     if metrics["skipped_in_a_row"] >= config.run.max_skipped:
         raise UserError(
             f"{metrics['skipped_in_a_row']} updates in a row up to step {step} had a loss or gradient that isn't "

@@ -78,13 +78,13 @@ class CompileClock:
         """The sums so far."""
         return Compiled(sum(end - start for start, end in self._spans), self._programs, self._cached)
 
-    def _span(self, event: str, start: float, end: float, **_: object) -> None:
+    def _span(self, event: str, start_time: float, end_time: float, **_: object) -> None:
         if event not in (_TRACE, _LOWER, _BUILD):
             return
         # A function that is traced within another reports first: the outer span swallows it.
-        while self._spans and self._spans[-1][0] >= start:
+        while self._spans and self._spans[-1][0] >= start_time:
             self._spans.pop()
-        self._spans.append((start, end))
+        self._spans.append((start_time, end_time))
         self._programs += event == _BUILD
 
     def _event(self, event: str, **_: object) -> None:

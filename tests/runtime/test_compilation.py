@@ -27,6 +27,7 @@ def settings(monkeypatch, tmp_path):
 
 def test_the_folder_is_private(settings):
     folder = enable_compilation_cache()
+    assert folder is not None
     assert folder == settings / "motab_jax" / "xla" and jax.config.values["jax_compilation_cache_dir"] == str(folder)
     assert [path.stat().st_mode & 0o777 for path in (folder, folder.parent)] == [0o700, 0o700]
     folder.chmod(0o777)
