@@ -18,9 +18,10 @@ from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.topk import TopK
 from motab_jax.models.transformer import Model, Params, encode, unembed
 
-# A chunk's logits and tokens on each device: what a CPU's cache holds; other devices take several times as much.
+# A chunk's logits and tokens on each device: what a CPU's cache holds, and what an accelerator needs to be busy while
+# the head's gradient goes to memory and back, as it does for each chunk.
 CHUNK_ELEMENTS, CHUNK_TOKENS = 1 << 23, 256
-ACCELERATED = 8
+ACCELERATED = 6
 NEEDS_TEACHER = ("forward_kl", "reverse_kl", "jsd")
 
 
@@ -131,15 +132,18 @@ def batch_loss(
     objective: Objective,
     *,
     groups: int = 1,
+    platform: str | None = None,
 ):
     """The weighted loss f32[] and, per kind, sums of unweighted losses f32[5]; the loss is differentiable in params.
 
     weight f32[B,N] from `weights_of` (of the whole batch, so that micro-batches add up). Column n is predicted by the
     student's state at column n-1. The rows are cut into `groups` whose tokens stay apart: one for each device.
+    platform: what it is compiled for; None: the default backend.
     """
     hidden, _ = encode(params, config, batch.tokens, batch.positions)
     hidden, batch, weight = grouped((hidden, batch, weight), groups)
-    return _batch_loss(config, objective, head_of(params), hidden, teacher, batch, weight)
+    chunk = chunk_tokens(objective.vocab_size, platform or jax.default_backend())
+    return _batch_loss(config, objective, chunk, head_of(params), hidden, teacher, batch, weight)
 
 
 def grouped(tree, groups: int):
@@ -150,6 +154,7 @@ def grouped(tree, groups: int):
 def score_batch(
     config: ModelConfig,
     objective: Objective,
+    chunk: int,
     head: Params,
     hidden: jax.Array,
     teacher: Model | None,
@@ -157,7 +162,10 @@ def score_batch(
     weight: jax.Array,
     d_head: jax.Array | None = None,
 ) -> Scored:
-    """`score` by an objective; teacher: at least its head (None where no divergence is used, or with top-k targets)."""
+    """`score` by an objective, `chunk` tokens at a time.
+
+    teacher: at least its head; None where no divergence is used, or with top-k targets.
+    """
     kind, size = targets_kind(batch), objective.vocab_size
     check_targets(objective, kind)
 
@@ -167,8 +175,7 @@ def score_batch(
             target = unembed(teacher.params, teacher.config, part.teacher_hidden, size)
         return token_losses(logits[..., :size], target, part.tokens, part.kinds, objective)
 
-    chunk = min(weight.shape[1], chunk_tokens(size, jax.default_backend()))
-    return score(head, config, hidden, batch, weight, losses_of, size=chunk, d_head=d_head)
+    return score(head, config, hidden, batch, weight, losses_of, size=min(weight.shape[1], chunk), d_head=d_head)
 
 
 def chunk_tokens(vocab_size: int, platform: str) -> int:
@@ -178,21 +185,21 @@ def chunk_tokens(vocab_size: int, platform: str) -> int:
     return size if size < 128 else size - size % 128
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _batch_loss(config: ModelConfig, objective: Objective, head: Params, hidden, teacher, batch, weight):
-    scored = score_batch(config, objective, head, hidden, teacher, batch, weight)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _batch_loss(config, objective, chunk: int, head: Params, hidden, teacher, batch, weight):
+    scored = score_batch(config, objective, chunk, head, hidden, teacher, batch, weight)
     return jnp.sum(scored.loss), jnp.sum(scored.per_kind, axis=0)
 
 
-def _with_gradient(config, objective, head: Params, hidden, teacher, batch, weight):
+def _with_gradient(config, objective, chunk, head: Params, hidden, teacher, batch, weight):
     [(name, weights)] = head.items()
     zeros = jnp.zeros((hidden.shape[0], *weights.shape), jnp.float32)
-    scored = score_batch(config, objective, head, hidden, teacher, batch, weight, zeros)
+    scored = score_batch(config, objective, chunk, head, hidden, teacher, batch, weight, zeros)
     gradients = {name: jnp.sum(scored.d_head, axis=0).astype(weights.dtype)}, scored.d_hidden
     return (jnp.sum(scored.loss), jnp.sum(scored.per_kind, axis=0)), gradients
 
 
-def _scale(config, objective, gradients, slope):
+def _scale(config, objective, chunk, gradients, slope):
     """The backward pass: the gradients are there already. The sums by kind are for the log and have none."""
     head, hidden = jax.tree.map(lambda x: x * slope[0].astype(x.dtype), gradients)
     return head, hidden, None, None, None

@@ -1,5 +1,7 @@
 """The update: one jitted, donated, sharded function from a batch of targets to the next training state."""
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from motab_jax.distill import heads
-from motab_jax.distill.objective import Objective, grouped, score_batch, weights_of
+from motab_jax.distill.objective import Objective, chunk_tokens, grouped, score_batch, weights_of
 from motab_jax.distill.optimizer import widen
 from motab_jax.distill.packing import gather, pack
 from motab_jax.distill.targets import KINDS, TargetBatch
@@ -67,23 +69,13 @@ def make_update(
 ):
     """The pure function update(state, teacher_head, batch) -> (state, metrics); jit it with `donate_argnums=0`.
 
-    The B rows are packed into bins, and the bins in use are computed a micro-batch at a time, whose gradients add up
-    to the whole batch's: at most B / accumulate bins. remat: see `encode`. groups: shards of the batch's rows
-    (data * fsdp), each packed on its own; with a mesh they stay on their devices and the weights come to them. A loss
-    or gradient that isn't finite leaves parameters and moments as they were and is counted.
+    Options as of `make_gradient`. A loss or gradient that isn't finite leaves parameters and moments as they were and
+    is counted.
     """
+    gradient = make_gradient(config, objective, accumulate=accumulate, remat=remat, groups=groups, mesh=mesh)
 
     def update(state: TrainState, teacher: Model | None, batch: TargetBatch):
-        rows, width = batch.tokens.shape
-        tokens = MICRO_TOKENS.get(jax.default_backend(), MICRO_TOKENS_ELSEWHERE)
-        wide = 2 if width <= WIDE_BELOW else 1
-        bins = max(1, min(tokens // (wide * width), rows // groups // accumulate // wide))
-        weight = weights_of(batch.kinds, objective)
-
-        def add(total: Totals, *part) -> Totals:
-            return _add_micro(state.params, config, objective, teacher, total, part, remat=remat, mesh=mesh)
-
-        total, padding = _accumulate(add, state.params, batch, weight, groups, bins, wide)
+        total, padding = gradient(state.params, teacher, batch)
         norm = optax.tree.norm(total.grads)
         finite = jnp.isfinite(total.loss) & jnp.isfinite(norm)
         params, opt_state = _apply(optimizer, state, total.grads, finite)
@@ -94,27 +86,48 @@ def make_update(
     return update
 
 
-def _accumulate(add, params: Params, batch: TargetBatch, weight: jax.Array, groups: int, bins: int, wide: int):
-    """Totals over the bins in use, `bins` of each group at a time, and the share of their cells that hold no text.
+def make_gradient(
+    config: ModelConfig, objective: Objective, *, accumulate: int, remat: str, groups: int, mesh: Mesh | None
+):
+    """The pure function gradient(params, teacher_head, batch) -> (Totals, share of the bins' cells without text).
 
-    The last micro-batch may have fewer bins in use than it computes.
+    The B rows are packed into bins, and the bins in use are computed a micro-batch at a time, whose gradients add up
+    to the whole batch's: at most B / accumulate bins, and the last micro-batch may compute some that hold nothing.
+    remat: see `encode`. groups: shards of the batch's rows (data * fsdp), each packed on its own; with a mesh they stay
+    on their devices, the weights come to them, and its devices are what it is compiled for.
     """
-    positions, wanted = (x.reshape(groups, -1, *x.shape[1:]) for x in (batch.positions, jnp.any(weight > 0, axis=1)))
-    width = batch.tokens.shape[1]
-    packing = pack(positions, wanted, bins, wide=wide)
-    batch, weight = grouped((batch, weight), groups)
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    score_all = functools.partial(score_batch, config, objective, chunk_tokens(objective.vocab_size, platform))
 
-    def micro(number, total: Totals) -> Totals:
-        cells = jax.lax.dynamic_slice_in_dim(packing.cells, number * bins, bins, axis=1)
-        return add(total, *gather(batch, weight, cells, width))
+    def gradient(params: Params, teacher: Model | None, batch: TargetBatch):
+        rows, width = batch.tokens.shape
+        bins, wide = micro_shape(rows // groups // accumulate, width, platform)
+        weight = weights_of(batch.kinds, objective)
+        trained = jnp.any(weight > 0, axis=1)
+        packing = pack(*(x.reshape(groups, -1, *x.shape[1:]) for x in (batch.positions, trained)), bins, wide=wide)
+        batch, weight = grouped((batch, weight), groups)
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-    total = Totals(zeros, jnp.float32(0.0), jnp.zeros((len(KINDS),)))
-    return jax.lax.fori_loop(0, -(-jnp.max(packing.used) // bins), micro, total), packing.padding
+        def micro(number, total: Totals) -> Totals:
+            cells = jax.lax.dynamic_slice_in_dim(packing.cells, number * bins, bins, axis=1)
+            part = gather(batch, weight, cells, width)
+            return _add_micro(params, config, score_all, teacher, total, part, remat=remat, mesh=mesh)
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+        total = Totals(zeros, jnp.float32(0.0), jnp.zeros((len(KINDS),)))
+        return jax.lax.fori_loop(0, -(-jnp.max(packing.used) // bins), micro, total), packing.padding
+
+    return gradient
 
 
-def _add_micro(params: Params, config, objective, teacher, total: Totals, part, *, remat: str, mesh: Mesh | None):
-    """The totals and those of a micro-batch: bins [G,p,N] of a batch, with their weights and segments."""
+def micro_shape(rows: int, width: int, platform: str) -> tuple[int, int]:
+    """Bins of a micro-batch of at most `rows` rows on each device, and the width of one in rows."""
+    wide = 2 if width <= WIDE_BELOW and rows >= 2 else 1
+    columns = MICRO_TOKENS.get(platform, MICRO_TOKENS_ELSEWHERE)
+    return max(1, min(columns // (wide * width), rows // wide)), wide
+
+
+def _add_micro(params: Params, config, score_all, teacher, total: Totals, part, *, remat: str, mesh: Mesh | None):
+    """The totals and those of a micro-batch: bins [G,p,W] of a batch, with their weights and segments."""
     batch, weight, segments = part
     groups, (_, width) = weight.shape[0], segments.shape[1:]
     tokens, positions, texts = (x.reshape(-1, width) for x in (batch.tokens, batch.positions, segments))
@@ -128,7 +141,7 @@ def _add_micro(params: Params, config, objective, teacher, total: Totals, part, 
     [name] = head
     # One group's share goes on top of the total at once; several stay with their devices until all chunks are done.
     before = total.grads[name][None] if groups == 1 else jnp.zeros((groups, *head[name].shape), jnp.float32)
-    scored = score_batch(config, objective, head, *grouped((hidden,), groups), teacher, batch, weight, before)
+    scored = score_all(head, *grouped((hidden,), groups), teacher, batch, weight, before)
     d_head = scored.d_head[0] if groups == 1 else total.grads[name] + jnp.sum(scored.d_head, axis=0)
     [grads] = pullback(scored.d_hidden.reshape(hidden.shape))
     grads = jax.tree.map(jnp.add, {**total.grads, name: d_head}, widen(grads))

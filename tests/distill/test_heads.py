@@ -1,12 +1,13 @@
 """The pass over the heads: what it leaves out, what it adds up in, and what it computes only where it is asked to."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from motab_jax.distill import head_of
-from motab_jax.distill import objective as module
 from motab_jax.distill.heads import head_of as head_params
 from motab_jax.distill.objective import batch_loss, chunk_tokens, grouped, score_batch, weights_of
 from motab_jax.models.transformer import encode
@@ -14,7 +15,6 @@ from tests.distill.batches import (
     COLUMNS,
     ROWS,
     STUDENT,
-    VOCAB,
     assert_trees_close,
     jit,
     params_of,
@@ -34,11 +34,12 @@ def parts(groups: int = 1, dtype=jnp.float32):
     return head, *grouped((hidden.astype(dtype), batch, weights_of(batch.kinds, OBJECTIVE)), groups)
 
 
-def scored(head, hidden, batch, weight):
+def scored(head, hidden, batch, weight, chunk: int = 256):
     """With gradients."""
     zeros = jnp.zeros((hidden.shape[0], *head["embed"].shape), jnp.float32)
     judge = head_of(teacher(), OBJECTIVE)
-    return jit(lambda *x: score_batch(STUDENT, OBJECTIVE, head, x[0], judge, *x[1:], zeros))(hidden, batch, weight)
+    whole = functools.partial(score_batch, STUDENT, OBJECTIVE, chunk)
+    return jit(lambda *x: whole(head, x[0], judge, *x[1:], zeros))(hidden, batch, weight)
 
 
 def test_tokens_that_are_not_trained_never_reach_the_heads():
@@ -67,12 +68,11 @@ def test_groups_add_up(groups):
     assert_trees_close(*grads, atol=1e-6)
 
 
-def test_bfloat16_heads_are_summed_in_float32(monkeypatch):
+def test_bfloat16_heads_are_summed_in_float32():
     head, hidden, batch, weight = parts(dtype=jnp.bfloat16)
     exact = scored(*(jax.tree.map(lambda x: x.astype(jnp.float32), tree) for tree in (head, hidden)), batch, weight)
     whole = scored(head, hidden, batch, weight)
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", VOCAB)
-    single = scored(head, hidden, batch, weight)
+    single = scored(head, hidden, batch, weight, chunk=1)
     assert single.d_head.dtype == jnp.float32 and single.d_hidden.dtype == jnp.bfloat16
     size = float(jnp.abs(exact.d_head).max())
     np.testing.assert_allclose(single.d_head, whole.d_head, atol=1e-4 * size)
@@ -101,6 +101,6 @@ def test_chunks_fit_the_cache_and_whole_tiles():
     assert chunk_tokens(1000, "cpu") == 256
     assert chunk_tokens(50_304, "cpu") == 128
     assert chunk_tokens(151_936, "cpu") == 55
-    assert chunk_tokens(151_936, "tpu") == 384
+    assert chunk_tokens(151_936, "tpu") == 256
     assert chunk_tokens(10**9, "cpu") == 1
     assert ROWS * COLUMNS < 256, "the tests' batches are one chunk, unless they ask for less"
