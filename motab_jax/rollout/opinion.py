@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from motab_jax.models.topk import TopK, top_k_of
 from motab_jax.models.transformer import Model, unembed
 
-SCORE_ELEMENTS = 1 << 24
+SCORE_ELEMENTS = 1 << 23
 
 
 @flax.struct.dataclass
