@@ -2,7 +2,7 @@
 
     python benchmarks/occupancy.py [--json FILE] [--runs N]
 
-Lengths are log-normal, median 500 and 99th percentile 5000, scaled down by ten (seeded); a student of 4 layers, 128
+Lengths are log-normal, median 500 and 99th percentile 5000, scaled down by twenty (seeded); a student of 4 layers, 128
 wide, decodes them in 16 slots. Static: batch after batch of 16, each as long as its longest text. Refill: all texts in
 one call, a finished slot takes the next. Occupancy is the share of decoded columns that hold a token. The last figure:
 the first 256 tokens of 16 texts where 8192 are allowed, against 512.
@@ -20,12 +20,12 @@ import bench
 
 from motab_jax.data.steps import StepAutomaton
 from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.serving import serve_params
 from motab_jax.models.transformer import Model, init
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
-from motab_jax.session import serve
 
-SLOTS, TEXTS, PROMPT, VOCAB = 16, 512, 16, 1000
-MEDIAN, P99, LONGEST = 50, 500, 1024
+SLOTS, TEXTS, PROMPT, VOCAB = 16, 320, 8, 1000
+MEDIAN, P99, LONGEST = 25, 250, 400
 STUDENT = ModelConfig("qwen3", VOCAB, 128, 384, 4, 4, 2, 32, 16384, qk_norm=True, tied=True)
 run = jax.jit(rollout)
 
@@ -42,7 +42,7 @@ def settings(max_new_tokens: int, slots: int = 0) -> RolloutConfig:
     automaton = StepAutomaton(jnp.zeros((1, VOCAB), jnp.int32), jnp.zeros((1, VOCAB), bool))
     return RolloutConfig(
         automaton, jnp.array([-1]), jnp.float32(0), jnp.float32(0), vocab_size=VOCAB, max_new_tokens=max_new_tokens,
-        segment_tokens=8, slots=slots, temperature=1.0, top_p=1.0, monitored=False,
+        segment_tokens=4, slots=slots, temperature=1.0, top_p=1.0, monitored=False,
     )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def occupancy(results) -> float:
 def main() -> None:
     """Measure and print."""
     arguments = bench.parser(__doc__).parse_args()
-    student = serve(Model(init(STUDENT, jax.random.key(0)), STUDENT))
+    student = Model(serve_params(init(STUDENT, jax.random.key(0)), STUDENT, scan_layers=False), STUDENT)
     limits, key = lengths(), jax.random.key(0)
     found: dict[str, list] = {}
 
