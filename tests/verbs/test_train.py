@@ -5,6 +5,7 @@ import random
 import re
 import signal
 
+import pytest
 import yaml
 
 from motab_jax.cli import STOPPED
@@ -27,17 +28,8 @@ METRICS = {
     *("length_mean", "length_max", "truncated", "learning_rate", "grad_norm", "skipped"),
     *("tokens_per_second", "seconds"),
 }
-SECONDS = {
-    "rollout",
-    "update",
-    "relayout",
-    "host",
-    "idle",
-    "compile",
-    "student_decode",
-    "teacher_scoring",
-    "teacher_writing",
-}
+PHASES = {"student_decode", "teacher_scoring", "teacher_writing"}
+SECONDS = PHASES | {"rollout", "update", "relayout", "host", "idle", "compile"}
 
 
 def test_the_run_folder_is_complete(finished, pair):
