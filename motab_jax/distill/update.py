@@ -96,8 +96,11 @@ def make_gradient(
     remat: see `encode`. groups: shards of the batch's rows (data * fsdp), each packed on its own; with a mesh they stay
     on their devices, the weights come to them, and its devices are what it is compiled for.
     """
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    score_all = functools.partial(score_batch, config, objective, chunk_tokens(objective.vocab_size, platform))
+    platform, ways = jax.default_backend(), 1
+    if mesh is not None:
+        platform, ways = mesh.devices.flat[0].platform, mesh.shape["tensor"]
+    chunk = chunk_tokens(-(-objective.vocab_size // ways), platform)
+    score_all = functools.partial(score_batch, config, objective, chunk)
 
     def gradient(params: Params, teacher: Model | None, batch: TargetBatch):
         rows, width = batch.tokens.shape

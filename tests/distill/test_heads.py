@@ -101,6 +101,7 @@ def test_chunks_fit_the_cache_and_whole_tiles():
     assert chunk_tokens(1000, "cpu") == 256
     assert chunk_tokens(50_304, "cpu") == 128
     assert chunk_tokens(151_936, "cpu") == 55
-    assert chunk_tokens(151_936, "tpu") == 256
+    assert chunk_tokens(151_936, "tpu") == 128
+    assert chunk_tokens(151_936 // 8, "tpu") == 1024
     assert chunk_tokens(10**9, "cpu") == 1
     assert ROWS * COLUMNS < 256, "the tests' batches are one chunk, unless they ask for less"
