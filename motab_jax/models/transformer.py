@@ -155,6 +155,23 @@ def encode(
     else:
         place = Place(turns, None, positions, key_positions, cursor)
 
+    x, cache = _layers(layers, config, x, place, cache, remat)
+    return rms_norm(x, params["final_norm"], config.rms_eps), cache
+
+
+class Place(NamedTuple):
+    """Where a pass stands: what all layers share."""
+
+    turns: tuple[jax.Array, jax.Array]  # cos and sin
+    mask: jax.Array | None  # bool[B,T,T], without a cache
+    positions: jax.Array | None = None  # i32[B,T]; with one
+    seen: jax.Array | None = None  # i32[B,S]; its columns' positions
+    cursor: jax.Array | int = 0
+
+
+def _layers(layers, config: ModelConfig, x, place: Place, cache: KVCache | None, remat: str):
+    """All layers in turn: scanned with the cache in the carry where they are stacked, else unrolled."""
+
     def block(carry, layer):
         x, cache, index = carry
         attended, cache = _attention(layer, config, x, place, cache, index)
@@ -169,17 +186,7 @@ def encode(
     else:
         for index, layer in enumerate(layers):
             (x, cache, _), _ = block((x, cache, index), layer)
-    return rms_norm(x, params["final_norm"], config.rms_eps), cache
-
-
-class Place(NamedTuple):
-    """Where a pass stands: what all layers share."""
-
-    turns: tuple[jax.Array, jax.Array]  # cos and sin
-    mask: jax.Array | None  # bool[B,T,T], without a cache
-    positions: jax.Array | None = None  # i32[B,T]; with one
-    seen: jax.Array | None = None  # i32[B,S]; its columns' positions
-    cursor: jax.Array | int = 0
+    return x, cache
 
 
 def unembed(params: Params, config: ModelConfig, hidden: jax.Array, vocab_size: int | None = None) -> jax.Array:
