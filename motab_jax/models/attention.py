@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 MASKED = -1e30
 BLOCK = 512  # columns of a cache that are attended to at a time
+SMALL_BLOCK = 128  # where layers are unrolled: a CPU copies each block, which must stay in its own caches
 QUERIES = 512  # queries at a time in a long text without a cache
 
 
@@ -40,24 +41,24 @@ def attend_long(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> ja
     return out.reshape(batch, -1, *q.shape[2:])[:, :time]
 
 
-def attend_live(q: jax.Array, read, positions: jax.Array, seen: jax.Array, live: jax.Array) -> jax.Array:
+def attend_live(q: jax.Array, read, positions: jax.Array, seen: jax.Array, live, size: int = BLOCK) -> jax.Array:
     """[B,T,K,G,H] of queries to the first `live` i32[] of S cached columns: blocks behind them cost nothing.
 
     read(start, size) gives keys and values [B,K,size,H]; positions i32[B,T] are the queries', seen i32[B,S] the
-    columns'. Softmax over blocks as in arXiv 2205.14135, section 3.1.
+    columns'; size: columns of a block. Softmax over blocks as in arXiv 2205.14135, section 3.1.
     """
     columns = seen.shape[1]
-    if columns <= BLOCK:
+    if columns <= size:
         return attend(q, *read(0, columns), sees(positions, seen))
     queries = _rows(q)
 
     def block(number, carry):
         top, total, mixed = carry
         # The last block begins early enough to be whole; what it repeats is masked.
-        start = jnp.minimum(number * BLOCK, columns - BLOCK)
-        k, v = read(start, BLOCK)
-        mask = sees(positions, jax.lax.dynamic_slice_in_dim(seen, start, BLOCK, axis=1))
-        scores = _scores(queries, k, mask & (start + jnp.arange(BLOCK)[None, None] >= number * BLOCK))
+        start = jnp.minimum(number * size, columns - size)
+        k, v = read(start, size)
+        mask = sees(positions, jax.lax.dynamic_slice_in_dim(seen, start, size, axis=1))
+        scores = _scores(queries, k, mask & (start + jnp.arange(size)[None, None] >= number * size))
         higher = jnp.maximum(top, jnp.max(scores, axis=-1))
         weights, shrink = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
         new = _mix(weights.astype(v.dtype), v)
@@ -65,7 +66,7 @@ def attend_live(q: jax.Array, read, positions: jax.Array, seen: jax.Array, live:
 
     shape = queries.shape[:3]
     zero = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros(queries.shape))
-    _, total, mixed = jax.lax.fori_loop(0, (live + BLOCK - 1) // BLOCK, block, zero)
+    _, total, mixed = jax.lax.fori_loop(0, (live + size - 1) // size, block, zero)
     return _back(mixed / total[..., None], q.shape).astype(q.dtype)
 
 

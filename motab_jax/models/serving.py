@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.quantize import Int8, quantize
+from motab_jax.models.quantize import Int8, OutFirst, quantize
 from motab_jax.models.transformer import Params, WeightSpec, is_spec, weight_specs
 
 FUSED = ("q", "k", "v", "o")
@@ -29,6 +29,10 @@ def serve_params(
     if int8:
         layers = {name: _shrink(name, weight, stacked=True) for name, weight in layers.items()}
         found = {name: _shrink(name, weight, stacked=False) for name, weight in found.items()}
+    elif not scan_layers:
+        layers = {name: _turn(name, weight, stacked=True) for name, weight in layers.items()}
+        if "head" in found:
+            found["head"] = _turn("head", found["head"], stacked=False)
     if not scan_layers:
         layers = tuple(jax.tree.map(lambda x, n=n: x[n], layers) for n in range(config.num_layers))
     return {**found, "layers": layers}
@@ -54,6 +58,10 @@ def _shrink(name: str, weight: jax.Array, *, stacked: bool) -> Any:
     return quantize(weight, (SUMMED[name] + stacked,)) if name in SUMMED else weight
 
 
+def _turn(name: str, weight: jax.Array, *, stacked: bool) -> Any:
+    return OutFirst(jnp.moveaxis(weight, stacked, -1)) if name in SUMMED else weight
+
+
 def serve_specs(config: ModelConfig, *, scan_layers: bool, int8: bool = False, head: bool = False) -> dict[str, Any]:
     """Every weight of the serving form as a `WeightSpec`, in the structure that `serve_params` gives."""
     specs = weight_specs(config)
@@ -72,10 +80,21 @@ def serve_specs(config: ModelConfig, *, scan_layers: bool, int8: bool = False, h
     if int8:
         block = {name: _shrink_spec(name, spec, stacked=True) for name, spec in block.items()}
         found = {name: _shrink_spec(name, spec, stacked=False) for name, spec in found.items()}
+    elif not scan_layers:
+        block = {name: _turn_spec(name, spec, stacked=True) for name, spec in block.items()}
+        if "head" in found:
+            found["head"] = _turn_spec("head", found["head"], stacked=False)
     if not scan_layers:
         one = jax.tree.map(lambda spec: WeightSpec(spec.shape[1:], spec.axes[1:], spec.init), block, is_leaf=is_spec)
         return {**found, "layers": (one,) * layers}
     return {**found, "layers": block}
+
+
+def _turn_spec(name: str, spec: WeightSpec, *, stacked: bool) -> Any:
+    def last(x: tuple) -> tuple:
+        return (*x[:stacked], *x[stacked + 1 :], x[stacked])
+
+    return OutFirst(WeightSpec(last(spec.shape), last(spec.axes), spec.init)) if name in SUMMED else spec
 
 
 def _shrink_spec(name: str, spec: WeightSpec, *, stacked: bool) -> Any:

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.attention import attend_live, attend_long, sees
+from motab_jax.models.attention import BLOCK, SMALL_BLOCK, attend_live, attend_long, sees
 from motab_jax.models.cache import KVCache, init_cache, read, write
-from motab_jax.models.quantize import lookup, product
+from motab_jax.models.quantize import OutFirst, lookup, product
 from motab_jax.models.rope import angles, turn
 
 Params = dict[str, Any]
@@ -194,7 +194,10 @@ def unembed(params: Params, config: ModelConfig, hidden: jax.Array, vocab_size: 
     if "head" in params:
         logits = product("...d,dv->...v", hidden, params["head"], jnp.float32)
     else:
-        logits = product("...d,vd->...v", hidden, params["embed"], jnp.float32)
+        table = params["embed"]
+        if not isinstance(params.get("layers", {}), dict) and isinstance(table, jax.Array):
+            table = OutFirst(table)  # unrolled layers: a CPU
+        logits = product("...d,vd->...v", hidden, table, jnp.float32)
     return logits if vocab_size is None else logits[..., :vocab_size]
 
 
@@ -248,7 +251,8 @@ def _attention(layer, config: ModelConfig, x, place: Place, cache: KVCache | Non
         def columns(start, size):
             return tuple(read(store, index, start, size) for store in stores)
 
-        mixed = attend_live(grouped, columns, place.positions, place.seen, place.cursor + time)
+        size = SMALL_BLOCK if isinstance(stores[0], tuple) else BLOCK
+        mixed = attend_live(grouped, columns, place.positions, place.seen, place.cursor + time, size)
     mixed = mixed.astype(x.dtype)
     if "qkv" in layer:
         out = product("btx,xd->btd", mixed.reshape(batch, time, -1), layer["o"])
