@@ -24,7 +24,7 @@ from motab_jax.models.serving import serve_params
 from motab_jax.models.transformer import Model, init
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 
-SLOTS, TEXTS, PROMPT, VOCAB = 16, 320, 8, 1000
+SLOTS, TEXTS, PROMPT, VOCAB = 16, 640, 8, 1000
 MEDIAN, P99, LONGEST = 25, 250, 400
 STUDENT = ModelConfig("qwen3", VOCAB, 128, 384, 4, 4, 2, 32, 16384, qk_norm=True, tied=True)
 run = jax.jit(rollout)
