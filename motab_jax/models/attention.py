@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 MASKED = -1e30
 BLOCK = 512  # columns of a cache that are attended to at a time
-SMALL_BLOCK = 128  # where layers are unrolled: a CPU copies each block, which must stay in its own caches
+SMALL_BLOCK = 256  # where layers are unrolled: a CPU copies each block, which must stay in its own caches
 QUERIES = 512  # queries at a time in a long text without a cache
 
 
@@ -20,9 +20,12 @@ def sees(positions: jax.Array, seen: jax.Array) -> jax.Array:
     return (seen[:, None, :] >= 0) & (seen[:, None, :] <= positions[:, :, None])
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """[B,T,K,G,H] of queries [B,T,K,G,H] to keys and values [B,K,S,H] under mask bool[B,T,S]."""
-    weights = jax.nn.softmax(_scores(_rows(q), k, mask), axis=-1).astype(v.dtype)
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, columns_last: bool = False) -> jax.Array:
+    """[B,T,K,G,H] of queries [B,T,K,G,H] to keys and values [B,K,S,H] under mask bool[B,T,S].
+
+    columns_last: the keys are [B,K,H,S].
+    """
+    weights = jax.nn.softmax(_scores(_rows(q), k, mask, columns_last), axis=-1).astype(v.dtype)
     return _back(_mix(weights, v), q.shape)
 
 
@@ -41,15 +44,17 @@ def attend_long(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> ja
     return out.reshape(batch, -1, *q.shape[2:])[:, :time]
 
 
-def attend_live(q: jax.Array, read, positions: jax.Array, seen: jax.Array, live, size: int = BLOCK) -> jax.Array:
+def attend_live(
+    q: jax.Array, read, positions: jax.Array, seen: jax.Array, live, size: int = BLOCK, *, columns_last: bool = False
+) -> jax.Array:
     """[B,T,K,G,H] of queries to the first `live` i32[] of S cached columns: blocks behind them cost nothing.
 
     read(start, size) gives keys and values [B,K,size,H]; positions i32[B,T] are the queries', seen i32[B,S] the
-    columns'; size: columns of a block. Softmax over blocks as in arXiv 2205.14135, section 3.1.
+    columns'; size: columns of a block; columns_last: see `attend`. Softmax over blocks as in arXiv 2205.14135, section 3.1.
     """
     columns = seen.shape[1]
     if columns <= size:
-        return attend(q, *read(0, columns), sees(positions, seen))
+        return attend(q, *read(0, columns), sees(positions, seen), columns_last=columns_last)
     queries = _rows(q)
 
     def block(number, carry):
@@ -58,7 +63,8 @@ def attend_live(q: jax.Array, read, positions: jax.Array, seen: jax.Array, live,
         start = jnp.minimum(number * size, columns - size)
         k, v = read(start, size)
         mask = sees(positions, jax.lax.dynamic_slice_in_dim(seen, start, size, axis=1))
-        scores = _scores(queries, k, mask & (start + jnp.arange(size)[None, None] >= number * size))
+        fresh = start + jnp.arange(size)[None, None] >= number * size
+        scores = _scores(queries, k, mask & fresh, columns_last)
         higher = jnp.maximum(top, jnp.max(scores, axis=-1))
         weights, shrink = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
         new = _mix(weights.astype(v.dtype), v)
@@ -82,9 +88,9 @@ def _back(mixed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.moveaxis(mixed.reshape(batch, heads, time, group, size), 1, 2)
 
 
-def _scores(queries: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
-    """Masked scores f32[B,K,T*G,S]: rows times columns, an order that needs no transposed copy."""
-    both = (((3,), (3,)), ((0, 1), (0, 1)))
+def _scores(queries: jax.Array, k: jax.Array, mask: jax.Array, columns_last: bool) -> jax.Array:
+    """Masked scores f32[B,K,T*G,S]."""
+    both = (((3,), (2 if columns_last else 3,)), ((0, 1), (0, 1)))
     scores = jax.lax.dot_general(queries, k, both, preferred_element_type=jnp.float32)
     group = queries.shape[2] // mask.shape[1]
     allowed = jnp.repeat(mask, group, axis=1)[:, None]

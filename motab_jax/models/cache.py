@@ -1,8 +1,8 @@
 """The key-value cache: a plain pytree whose columns are the tape's columns.
 
 Every row writes the same column, so a write is one dynamic_update_slice and a rewind moves nothing: which columns
-count is said by the tape's positions alone (docs/decisions.md). Scanned layers share one array, unrolled layers have
-one each.
+count is said by the tape's positions alone (docs/decisions.md). Scanned layers share one array, unrolled layers (a
+CPU's form) have one each, with the keys' columns last: there a query's product with them needs no transposed copy.
 """
 
 import flax.struct
@@ -19,8 +19,40 @@ Store = jax.Array | tuple[jax.Array, ...]
 class KVCache:
     """Keys (rotated) and values of every column; L layers, B rows, K kv heads, S columns, H head dim."""
 
-    k: Store  # [L,B,K,S,H], or L times [B,K,S,H]
-    v: Store
+    k: Store  # [L,B,K,S,H], or L times [B,K,H,S]
+    v: Store  # [L,B,K,S,H], or L times [B,K,S,H]
+
+    @property
+    def stacked(self) -> bool:
+        """Whether all layers share one array."""
+        return not isinstance(self.k, tuple)
+
+    def write(self, k: jax.Array, v: jax.Array, layer: jax.Array | int, cursor: jax.Array | int) -> "KVCache":
+        """The cache with new keys and values [B,T,K,H] in the layer's columns cursor..cursor+T-1."""
+        if self.stacked:
+            new = (jnp.swapaxes(x, 1, 2)[None] for x in (k, v))
+            return KVCache(*(_put(store, x, (layer, 0, 0, cursor, 0)) for store, x in zip(self.stores, new, strict=True)))
+        keys = _put(self.k[layer], jnp.transpose(k, (0, 2, 3, 1)), (0, 0, 0, cursor))
+        values = _put(self.v[layer], jnp.swapaxes(v, 1, 2), (0, 0, cursor, 0))
+        return KVCache(*((*store[:layer], x, *store[layer + 1 :]) for store, x in zip(self.stores, (keys, values))))
+
+    @property
+    def stores(self) -> tuple[Store, Store]:
+        """Keys and values."""
+        return self.k, self.v
+
+    def read(self, layer: jax.Array | int, start: jax.Array | int, size: int) -> tuple[jax.Array, jax.Array]:
+        """The layer's columns start..start+size-1: keys [B,K,size,H] ([B,K,H,size] of unrolled layers), values."""
+        if not self.stacked:
+            keys = jax.lax.dynamic_slice_in_dim(self.k[layer], start, size, axis=3)
+            return keys, jax.lax.dynamic_slice_in_dim(self.v[layer], start, size, axis=2)
+        _, rows, heads, _, width = self.k.shape
+        at, shape = (layer, 0, 0, start, 0), (1, rows, heads, size, width)
+        return jax.lax.dynamic_slice(self.k, at, shape)[0], jax.lax.dynamic_slice(self.v, at, shape)[0]
+
+
+def _put(store: jax.Array, new: jax.Array, at: tuple) -> jax.Array:
+    return jax.lax.dynamic_update_slice(store, new.astype(store.dtype), at)
 
 
 def init_cache(config: ModelConfig, rows: int, columns: int, dtype=jnp.float32, *, stacked: bool = True) -> KVCache:
@@ -29,31 +61,15 @@ def init_cache(config: ModelConfig, rows: int, columns: int, dtype=jnp.float32, 
     if stacked:
         shape = (config.num_layers, *shape)
         return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-    return KVCache(*(tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in "kv"))
-
-
-def write(store: Store, new: jax.Array, layer: jax.Array | int, cursor: jax.Array | int) -> Store:
-    """The store with new [B,T,K,H] in the layer's columns cursor..cursor+T-1."""
-    new = jnp.swapaxes(new, 1, 2)
-    if isinstance(store, tuple):
-        one = jax.lax.dynamic_update_slice(store[layer], new.astype(store[layer].dtype), (0, 0, cursor, 0))
-        return (*store[:layer], one, *store[layer + 1 :])
-    return jax.lax.dynamic_update_slice(store, new[None].astype(store.dtype), (layer, 0, 0, cursor, 0))
-
-
-def read(store: Store, layer: jax.Array | int, start: jax.Array | int, size: int) -> jax.Array:
-    """The layer's columns start..start+size-1, [B,K,size,H]."""
-    if isinstance(store, tuple):
-        return jax.lax.dynamic_slice_in_dim(store[layer], start, size, axis=2)
-    _, rows, heads, _, width = store.shape
-    return jax.lax.dynamic_slice(store, (layer, 0, 0, start, 0), (1, rows, heads, size, width))[0]
+    turned = (*shape[:2], config.head_dim, columns)
+    return KVCache(*(tuple(jnp.zeros(x, dtype) for _ in range(config.num_layers)) for x in (turned, shape)))
 
 
 def gather_columns(cache: KVCache, source: jax.Array) -> KVCache:
     """New column s of row b is old column source[b,s]; source i32[B,S]. One layer's keys are moved at a time."""
 
-    def move(x: jax.Array) -> jax.Array:
-        moved = jax.vmap(lambda row, columns: jnp.take(row, columns, axis=1))(x, source)
+    def move(x: jax.Array, axis: int = 1) -> jax.Array:
+        moved = jax.vmap(lambda row, columns: jnp.take(row, columns, axis=axis))(x, source)
         # The layout that a gather likes best would spread to the whole cache, and every turn would copy it to and fro.
         return with_layout_constraint(moved, Layout(tuple(range(moved.ndim))))
 
@@ -61,9 +77,6 @@ def gather_columns(cache: KVCache, source: jax.Array) -> KVCache:
         one = move(jax.lax.dynamic_index_in_dim(store, number, keepdims=False))
         return jax.lax.dynamic_update_index_in_dim(store, one, number, 0)
 
-    def each(store: Store) -> Store:
-        if isinstance(store, tuple):
-            return tuple(move(x) for x in store)
-        return jax.lax.fori_loop(0, store.shape[0], layer, store)
-
-    return KVCache(each(cache.k), each(cache.v))
+    if cache.stacked:
+        return KVCache(*(jax.lax.fori_loop(0, store.shape[0], layer, store) for store in cache.stores))
+    return KVCache(tuple(move(x, axis=2) for x in cache.k), tuple(move(x) for x in cache.v))

@@ -9,6 +9,7 @@ h head dim, f mlp, v vocabulary.
 Left out: dropout, sliding windows, mixtures of experts.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -19,7 +20,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.attention import BLOCK, SMALL_BLOCK, attend_live, attend_long, sees
-from motab_jax.models.cache import KVCache, init_cache, read, write
+from motab_jax.models.cache import KVCache, init_cache
 from motab_jax.models.quantize import OutFirst, lookup, product
 from motab_jax.models.rope import angles, turn
 
@@ -245,14 +246,12 @@ def _attention(layer, config: ModelConfig, x, place: Place, cache: KVCache | Non
     if cache is None:
         mixed = attend_long(grouped, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), place.mask)
     else:
-        stores = write(cache.k, k, index, place.cursor), write(cache.v, v, index, place.cursor)
-        cache = KVCache(*stores)
-
-        def columns(start, size):
-            return tuple(read(store, index, start, size) for store in stores)
-
-        size = SMALL_BLOCK if isinstance(stores[0], tuple) else BLOCK
-        mixed = attend_live(grouped, columns, place.positions, place.seen, place.cursor + time, size)
+        cache = cache.write(k, v, index, place.cursor)
+        columns = functools.partial(cache.read, index)
+        size = BLOCK if cache.stacked else SMALL_BLOCK
+        mixed = attend_live(
+            grouped, columns, place.positions, place.seen, place.cursor + time, size, columns_last=not cache.stacked
+        )
     mixed = mixed.astype(x.dtype)
     if "qkv" in layer:
         out = product("btx,xd->btd", mixed.reshape(batch, time, -1), layer["o"])
