@@ -19,7 +19,7 @@ from motab_jax.models import Model, load_pretrained
 from motab_jax.programs import make_programs
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 from motab_jax.runtime.mesh import make_mesh
-from motab_jax.session import Session, serving
+from motab_jax.session import Session, serving, teacher_rows
 
 now = time.perf_counter
 MATRIX, WORDS = 2048, 1 << 26  # what the machine's rates are measured on
@@ -58,12 +58,13 @@ class Ours:
         words += ["objective.target=spliced", "optimizer.learning_rate=1e-9", f"rollout.batch_size={rows}"]
         words += [f"rollout.max_new_tokens={new_tokens}"]
         pieces = [b"\n" if token % step_tokens == 0 else b"x" for token in range(vocabulary)]
+        config = load_config(None, words)
         numbers = RolloutConfig(
             automaton=compile_delimiter("\n", pieces), stop_ids=jnp.array([-1]), eps0=jnp.float32(0.0),
             theta=jnp.float32(0.0), muted=jnp.array(False), vocab_size=vocabulary, max_new_tokens=new_tokens,
             temperature=1.0, top_p=1.0, monitored=monitored, read_after=not monitored,
+            teacher_rows=teacher_rows(config, self.mesh),
         )  # fmt: skip
-        config = load_config(None, words)
         teacher = serving(self.mesh, self.teacher.config, config)(self.teacher.params)
         serve = serving(self.mesh, self.student.config, config, dtype=config.rollout.serve_dtype)
         session = Session(config, self.mesh, self.student, teacher, None, "", vocabulary, numbers, serve)

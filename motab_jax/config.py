@@ -117,6 +117,9 @@ class BacktrackConfig(Section):
     steps: Positive = Field(default=1, description="teacher's steps before it hands back (intervention=steps)")
     max_interventions: Natural = 1
     teacher_batch: Natural = Field(default=0, description="waiting rows that call the teacher; 0: as many as slots")
+    teacher_rows: Natural | None = Field(
+        default=None, description="slots the teacher writes in at a time; 0: all; empty: half of them on one CPU device"
+    )
 
     @model_validator(mode="after")
     def _suffix_happens_once(self):
@@ -171,7 +174,9 @@ class OptimizerConfig(Section):
     beta2: Share = 0.95
     clip: NonNegative = Field(default=1.0, description="global gradient norm; 0: off")
     accumulate: Positive = 1
-    remat: Literal["none", "dots", "full"] = Field(default="none", description="what the backward pass recomputes")
+    remat: Literal["none", "dots", "full"] | None = Field(
+        default=None, description="what the backward pass recomputes; empty: full on CPUs, none elsewhere"
+    )
 
 
 class MeshConfig(Section):

@@ -66,8 +66,10 @@ def make_programs(session: Session) -> tuple[Programs, TrainState]:
     objective = make_objective(config, session.vocab_size)
     transition = jnp.asarray(transition_ids(session), jnp.int32)
     check_targets(objective, config.rollout.targets)
+    # On a CPU writing activations to memory and back costs more than computing them again.
+    remat = section.remat or ("full" if jax.default_backend() == "cpu" else "none")
     update = make_update(
-        session.student.config, optimizer, objective, accumulate=section.accumulate, remat=section.remat,
+        session.student.config, optimizer, objective, accumulate=section.accumulate, remat=remat,
         groups=session.mesh.shape["data"] * session.mesh.shape["fsdp"], mesh=session.mesh,
     )  # fmt: skip
 

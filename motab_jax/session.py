@@ -108,7 +108,7 @@ def open_session(config: Config) -> Session:
         tokenizer=tokenizer,
         source=str(student_path),
         vocab_size=size,
-        rollout=rollout_config(config, tokenizer, stops, size),
+        rollout=rollout_config(config, tokenizer, stops, size, mesh),
         serving=serving(mesh, student.config, config, dtype=config.rollout.serve_dtype),
     )
 
@@ -177,7 +177,15 @@ def transition_ids(session: Session) -> list[int]:
     return ids
 
 
-def rollout_config(config: Config, tokenizer, stops: Sequence[int], size: int) -> RolloutConfig:
+def teacher_rows(config: Config, mesh) -> int:
+    """Slots that the teacher writes in at a time, 0 for all: on a CPU half of them, since there each row costs."""
+    given, slots = config.backtrack.teacher_rows, config.rollout.slots or config.rollout.batch_size
+    if given is not None:
+        return given
+    return slots // 2 if mesh.size == 1 and jax.default_backend() == "cpu" else 0
+
+
+def rollout_config(config: Config, tokenizer, stops: Sequence[int], size: int, mesh) -> RolloutConfig:
     """The engine's numbers, from the configuration and the tokenizer."""
     rollout, monitor, backtrack = config.rollout, config.monitor, config.backtrack
     pieces = token_bytes(tokenizer)[:size]
@@ -199,6 +207,7 @@ def rollout_config(config: Config, tokenizer, stops: Sequence[int], size: int) -
         steps=backtrack.steps,
         max_interventions=backtrack.max_interventions,
         teacher_batch=backtrack.teacher_batch,
+        teacher_rows=teacher_rows(config, mesh),
         entropy_top_k=monitor.entropy_top_k,
         targets=rollout.targets,
         targets_k=rollout.targets_k,

@@ -50,7 +50,7 @@ def attend_live(
     """[B,T,K,G,H] of queries to the first `live` i32[] of S cached columns: blocks behind them cost nothing.
 
     read(start, size) gives keys and values [B,K,size,H]; positions i32[B,T] are the queries', seen i32[B,S] the
-    columns'; size: columns of a block; columns_last: see `attend`. Softmax over blocks as in arXiv 2205.14135, section 3.1.
+    columns'; size: columns of a block; columns_last: see `attend`. Softmax over blocks as in arXiv 2205.14135 (3.1).
     """
     columns = seen.shape[1]
     if columns <= size:

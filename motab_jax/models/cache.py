@@ -30,16 +30,15 @@ class KVCache:
     def write(self, k: jax.Array, v: jax.Array, layer: jax.Array | int, cursor: jax.Array | int) -> "KVCache":
         """The cache with new keys and values [B,T,K,H] in the layer's columns cursor..cursor+T-1."""
         if self.stacked:
-            new = (jnp.swapaxes(x, 1, 2)[None] for x in (k, v))
-            return KVCache(*(_put(store, x, (layer, 0, 0, cursor, 0)) for store, x in zip(self.stores, new, strict=True)))
+            k, v = (jnp.swapaxes(x, 1, 2)[None] for x in (k, v))
+            at = (layer, 0, 0, cursor, 0)
+            return KVCache(_put(self.k, k, at), _put(self.v, v, at))
         keys = _put(self.k[layer], jnp.transpose(k, (0, 2, 3, 1)), (0, 0, 0, cursor))
         values = _put(self.v[layer], jnp.swapaxes(v, 1, 2), (0, 0, cursor, 0))
-        return KVCache(*((*store[:layer], x, *store[layer + 1 :]) for store, x in zip(self.stores, (keys, values))))
-
-    @property
-    def stores(self) -> tuple[Store, Store]:
-        """Keys and values."""
-        return self.k, self.v
+        return KVCache(
+            (*self.k[:layer], keys, *self.k[layer + 1 :]),
+            (*self.v[:layer], values, *self.v[layer + 1 :]),
+        )
 
     def read(self, layer: jax.Array | int, start: jax.Array | int, size: int) -> tuple[jax.Array, jax.Array]:
         """The layer's columns start..start+size-1: keys [B,K,size,H] ([B,K,H,size] of unrolled layers), values."""
@@ -49,6 +48,27 @@ class KVCache:
         _, rows, heads, _, width = self.k.shape
         at, shape = (layer, 0, 0, start, 0), (1, rows, heads, size, width)
         return jax.lax.dynamic_slice(self.k, at, shape)[0], jax.lax.dynamic_slice(self.v, at, shape)[0]
+
+    def take_rows(self, index: jax.Array) -> "KVCache":
+        """The rows index i32[R] of the cache."""
+        return jax.tree.map(lambda x: jnp.take(x, index, axis=1 if self.stacked else 0), self)
+
+    def put_columns(self, other: "KVCache", row: jax.Array, start: jax.Array | int, size: int) -> "KVCache":
+        """The cache with columns start..start+size-1 of another, whose row row[b] (i32[B]) goes to row b."""
+
+        def put(axis: int):
+            def one(store: jax.Array, given: jax.Array) -> jax.Array:
+                columns = jax.lax.dynamic_slice_in_dim(given, start, size, axis=axis)
+                spread = jnp.take(columns, row, axis=1 if self.stacked else 0)
+                return jax.lax.dynamic_update_slice_in_dim(store, spread, start, axis=axis)
+
+            return one
+
+        keys, values = (3, 3) if self.stacked else (3, 2)
+        return KVCache(
+            jax.tree.map(put(keys), self.k, other.k),
+            jax.tree.map(put(values), self.v, other.v),
+        )
 
 
 def _put(store: jax.Array, new: jax.Array, at: tuple) -> jax.Array:
@@ -78,5 +98,5 @@ def gather_columns(cache: KVCache, source: jax.Array) -> KVCache:
         return jax.lax.dynamic_update_index_in_dim(store, one, number, 0)
 
     if cache.stacked:
-        return KVCache(*(jax.lax.fori_loop(0, store.shape[0], layer, store) for store in cache.stores))
+        return KVCache(*(jax.lax.fori_loop(0, store.shape[0], layer, store) for store in (cache.k, cache.v)))
     return KVCache(tuple(move(x, axis=2) for x in cache.k), tuple(move(x) for x in cache.v))

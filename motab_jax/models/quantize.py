@@ -5,9 +5,14 @@ of bfloat16 for every decoded token. OutFirst is what a CPU multiplies fastest b
 Left out: 8-bit activations and matrix products.
 """
 
+import functools
+import math
+
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+MANY_ROWS = 64  # of activations, from which on a CPU is as fast with the weight as the right factor
 
 
 @flax.struct.dataclass
@@ -40,7 +45,7 @@ def product(letters: str, x: jax.Array, weight: Weight, dtype=None) -> jax.Array
     if isinstance(weight, OutFirst):
         return _weight_times(weight.values, x, dtype)
     if not isinstance(weight, Int8):
-        return jnp.einsum(letters, x, weight, preferred_element_type=dtype)
+        return _einsum(letters, dtype, x, weight)
     out = jnp.einsum(letters, x, weight.values.astype(x.dtype), preferred_element_type=jnp.float32)
     names = letters.split(",")[1].split("->")
     kept = [weight.scale.shape[names[0].index(name)] for name in names[1].removeprefix("...") if name in names[0]]
@@ -48,8 +53,34 @@ def product(letters: str, x: jax.Array, weight: Weight, dtype=None) -> jax.Array
     return (out * scale).astype(dtype or x.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _einsum(letters: str, dtype, x: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.einsum(letters, x, weight, preferred_element_type=dtype)
+
+
+def _keep(letters: str, dtype, x: jax.Array, weight: jax.Array):
+    return _einsum(letters, dtype, x, weight), (x, weight)
+
+
+def _slopes(letters: str, dtype, kept, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The slopes in x and weight, as differentiation gives them, of a slope that a CPU computes once: fused into the
+    copy that it makes for the weight's, elementwise work took 17 times as long (docs/decisions.md)."""
+    (x, weight), (names, out) = kept, letters.split("->")
+    left, right = names.split(",")
+    slope = jax.lax.platform_dependent(slope, cpu=jax.lax.optimization_barrier, default=lambda y: y)
+    d_x = jnp.einsum(f"{out},{right}->{left}", slope, weight, preferred_element_type=x.dtype)
+    return d_x, jnp.einsum(f"{left},{out}->{right}", x, slope, preferred_element_type=weight.dtype)
+
+
+_einsum.defvjp(_keep, _slopes)
+
+
 def _weight_times(weight: jax.Array, x: jax.Array, dtype) -> jax.Array:
-    """[...,out...] of weight [out...,in] times x [...,in], the weight as the left factor."""
+    """[...,out...] of weight [out...,in] times x [...,in]; a few rows at a time with the weight as the left factor."""
+    if math.prod(x.shape[:-1]) >= MANY_ROWS:
+        return jax.lax.dot_general(
+            x, weight, (((x.ndim - 1,), (weight.ndim - 1,)), ((), ())), preferred_element_type=dtype
+        )
     last = (((weight.ndim - 1,), (x.ndim - 1,)), ((), ()))
     out = jax.lax.dot_general(weight, x, last, preferred_element_type=dtype)
     # Unless hidden from it, the transposition turns the product around again: 1.6 times as long at 16 rows.

@@ -49,15 +49,19 @@ class Model:
         return self.params["final_norm"].dtype
 
     @property
+    def unrolled(self) -> bool:
+        """Whether each layer has weights of its own, which is a CPU's form."""
+        return not isinstance(self.params["layers"], dict)
+
+    @property
     def fused(self) -> jax.Array:
         """A weight that only the serving form has: new with every relayout, where norms may be the training form's."""
         layers = self.params["layers"]
-        return (layers if isinstance(layers, dict) else layers[-1])["qkv"]
+        return (layers[-1] if self.unrolled else layers)["qkv"]
 
     def cache(self, rows: int, columns: int) -> KVCache:
         """An empty cache of the form that the layers want."""
-        stacked = isinstance(self.params["layers"], dict)
-        return init_cache(self.config, rows, columns, self.dtype, stacked=stacked)
+        return init_cache(self.config, rows, columns, self.dtype, stacked=not self.unrolled)
 
 
 def weight_specs(config: ModelConfig) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class RolloutConfig:
     steps: int = _static(1)
     max_interventions: int = _static(1)
     teacher_batch: int = _static(0)  # waiting rows that call the teacher; 0: as many as there are slots
+    teacher_rows: int = _static(0)  # slots that the teacher writes in at a time; 0: all
     entropy_top_k: int = _static(0)
     read_after: bool = _static(False)  # without a monitor: the teacher reads finished rows, in one pass
     targets: str = _static("hidden")  # what is kept of the teacher's distributions: hidden, topk or sampled

@@ -27,6 +27,7 @@ from motab_jax.rollout.decode import (
     read_segment,
     write_segment,
 )
+from motab_jax.rollout.few import write_few
 from motab_jax.rollout.opinion import score
 from motab_jax.rollout.reading import read_finished
 from motab_jax.rollout.rows import pick, store, store_window, to_front, view, when
@@ -78,6 +79,7 @@ class _Loop:
         self.student, self.teacher, self.config = student, teacher, config
         self.prompts, self.row_keys = prompts, row_keys
         self.slots = min(config.slots or len(prompts.lengths), len(prompts.lengths))
+        self.few = config.teacher_rows if config.teacher_rows < self.slots else 0
         self.queued = self.slots < len(prompts.lengths)
         self.listens = jnp.array(True) if config.muted is None else ~config.muted
         self.intervenes = config.rewinds > 0 and teacher is not None
@@ -97,7 +99,8 @@ class _Loop:
     def body(self, state: RolloutState) -> RolloutState:
         """One turn: seat who waits, put columns on the tape, have them read, judge, go on."""
         state = self.make_room(self.call(state))
-        turn, part = choose_turn(state.rows, state.slots, self.row(state.slots), state.teaching, state.last)
+        row = self.row(state.slots)
+        turn, part = choose_turn(state.rows, state.slots, row, state.teaching, state.last, self.few)
         begin = state.tape.cursor
         state, segment, pen = self.write(state, turn, part)
         state, segment = self.read(state, segment, turn, begin)
@@ -154,9 +157,9 @@ class _Loop:
         state = state.replace(student=student)
         if self.intervenes:
             pen = pen.replace(active=part & taught)
-            teacher, tape, pen, segment = write_segment(
-                self.teacher, state.teacher, tape, pen, segment, known, self.how, opine=True
-            )
+            given = self.teacher, state.teacher, tape, pen, segment, known, self.how
+            written = write_few(*given, rows=self.few) if self.few else write_segment(*given, opine=True)
+            teacher, tape, pen, segment = written
             state = state.replace(teacher=teacher)
         return state.replace(tape=tape), segment, pen
 
@@ -201,7 +204,7 @@ class _Loop:
     def tally(self, state: RolloutState, segment: Segment, turn, begin) -> RolloutState:
         """Count what the turn did."""
         row = self.row(state.slots)
-        decoded = (state.tape.cursor - begin) * self.slots
+        decoded = state.tape.cursor - begin
         reread = segment.forced & (phases(state.rows, state.slots, row) == TEACHER_WRITES)[:, None]
         wrote = turn != READ
         counters = count(
@@ -209,8 +212,8 @@ class _Loop:
             student_turns=turn == STUDENT_WRITES,
             teacher_turns=turn == TEACHER_WRITES,
             reading_turns=turn == READ,
-            student_columns=decoded * (turn == STUDENT_WRITES),
-            teacher_columns=decoded * (turn == TEACHER_WRITES),
+            student_columns=decoded * self.slots * (turn == STUDENT_WRITES),
+            teacher_columns=decoded * (self.few or self.slots) * (turn == TEACHER_WRITES),
             busy_columns=jnp.sum(segment.alive) * wrote,
             tape_columns=state.tape.cursor * self.slots,
             live_columns=jnp.sum(state.tape.positions >= 0),

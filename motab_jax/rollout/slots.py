@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.rollout.decode import ENDLESS
+from motab_jax.rollout.few import first_few
 from motab_jax.rollout.monitor import OpenStep, open_step
 from motab_jax.rollout.rows import store, view
 
@@ -87,11 +88,12 @@ def _sit(rows: Rows, slots: Slots, row, seat, budget: int) -> Slots:
     return jax.tree.map(lambda new, old: jnp.where(seat, new, old), found, slots)
 
 
-def choose_turn(rows: Rows, slots: Slots, row, teaching, last) -> tuple[jax.Array, jax.Array]:
+def choose_turn(rows: Rows, slots: Slots, row, teaching, last, most: int = 0) -> tuple[jax.Array, jax.Array]:
     """The turn i32[] (READ, STUDENT_WRITES or TEACHER_WRITES) and who takes part, bool[B].
 
     Known text is read in one pass where at least half of those at work have some to read; the few others' enters as
-    forced columns while the rest writes. Student and teacher take turns. last i32[]: the turn before.
+    forced columns while the rest writes. Student and teacher take turns. last i32[]: the turn before; most: slots that
+    the teacher writes in at a time (0: all).
     """
     phase = phases(rows, slots, row)
     students, taught = phase == STUDENT_WRITES, (phase == TEACHER_WRITES) & teaching
@@ -100,7 +102,7 @@ def choose_turn(rows: Rows, slots: Slots, row, teaching, last) -> tuple[jax.Arra
     read = jnp.any(reading) & (2 * jnp.sum(reading) >= jnp.sum(at_work))
     student = jnp.any(students) & (~jnp.any(taught) | (last != STUDENT_WRITES))
     turn = jnp.where(read, READ, jnp.where(student, STUDENT_WRITES, TEACHER_WRITES))
-    part = jnp.where(read, at_work, jnp.where(student, students, taught))
+    part = jnp.where(read, at_work, jnp.where(student, students, first_few(taught, most)))
     return turn, part
 
 
