@@ -18,7 +18,7 @@ from motab_jax.models.transformer import Model, Params, encode, weight_specs
 from motab_jax.runtime.mesh import batch_sharding, shardings
 
 # Columns of a micro-batch on each device: enough of them to use it well, few enough to leave few bins empty.
-MICRO_TOKENS = {"cpu": 320}
+MICRO_TOKENS = {"cpu": 640}
 MICRO_TOKENS_ELSEWHERE = 8192
 WIDE_BELOW = 512  # columns; bins of two rows' width leave less empty, and short texts attend to few columns too many
 

@@ -156,12 +156,20 @@ class _Loop:
         )
         state = state.replace(student=student)
         if self.intervenes:
-            pen = pen.replace(active=part & taught)
-            given = self.teacher, state.teacher, tape, pen, segment, known, self.how
-            written = write_few(*given, rows=self.few) if self.few else write_segment(*given, opine=True)
-            teacher, tape, pen, segment = written
+            carry = state.teacher, tape, pen.replace(active=part & taught), segment
+            teacher, tape, pen, segment = self.teach(carry, known, taught)
             state = state.replace(teacher=teacher)
         return state.replace(tape=tape), segment, pen
+
+    def teach(self, carry, known: Known, taught):
+        """Have the teacher write a segment, (reader, tape, pen, segment), if it is its turn (taught bool[])."""
+
+        def few(carry):
+            return write_few(self.teacher, *carry, known, self.how, rows=self.few)
+
+        return (
+            when(taught, few, carry) if self.few else write_segment(self.teacher, *carry, known, self.how, opine=True)
+        )
 
     def _known(self, state: RolloutState) -> Known:
         slots, row = state.slots, self.row(state.slots)

@@ -22,7 +22,10 @@ def first_few(chosen: jax.Array, most: int) -> jax.Array:
 
 def write_few(model: Model, reader: Reader, tape: Tape, pen: Pen, segment: Segment, known: Known, how: Writing, *,
               rows: int):  # fmt: skip
-    """`write_segment` by the teacher, for at most `rows` active slots. Returns (reader, tape, pen, segment)."""
+    """`write_segment` by the teacher, for at most `rows` active slots. Returns (reader, tape, pen, segment).
+
+    All C columns from the cursor on are overwritten: the tape needs room for them.
+    """
     begin, size = tape.cursor, how.columns
     index = jnp.argsort(~pen.active, stable=True)[:rows]
     here = index[None] == jnp.arange(pen.active.shape[0])[:, None]

@@ -24,9 +24,14 @@ def together(name: str):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize(("slots", "teacher_batch", "columns"), [(1, 1, 4), (3, 0, 4), (5, 2, 7), (16, 3, 4)])
-def test_slots_change_nothing(name, slots, teacher_batch, columns):
-    few = outcome(slots=slots, teacher_batch=teacher_batch, segment_tokens=columns, **SETTINGS[name])
+@pytest.mark.parametrize(
+    ("slots", "teacher_batch", "columns", "teacher_rows"),
+    [(1, 1, 4, 0), (3, 0, 4, 0), (5, 2, 7, 2), (16, 3, 4, 0), (16, 0, 4, 3), (8, 0, 5, 1)],
+)
+def test_slots_change_nothing(name, slots, teacher_batch, columns, teacher_rows):
+    few = outcome(
+        slots=slots, teacher_batch=teacher_batch, segment_tokens=columns, teacher_rows=teacher_rows, **SETTINGS[name]
+    )
     assert few.num_rewinds.sum() >= ROWS // 2
     for row in range(ROWS):
         assert_same_row(row_of(together(name), row), row_of(few, row))
