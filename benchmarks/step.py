@@ -3,7 +3,8 @@
 Both sides load one random Qwen3 pair (float32, tied heads, teacher 256 wide x 8 layers, student 128 x 4), sample
 exactly 128 tokens after 8 prompts of 32, and minimise the same loss (generalised JSD, 0.5): that is checked first, on
 the tokens of our first step. Each side is a process of its own and they take turns. TRL has an environment of its own
-(--trl-python); where there is none it is made under ~/.cache/motab_jax. Left out: accuracy.
+(--trl-python); where there is none it is made under ~/.cache/motab_jax. Each timed step follows an untimed one of the
+same side. MOTAB's steps have 8 and 32 rows: what the teacher writes costs nearly the same for both. Left out: accuracy.
 """
 
 import os
@@ -22,6 +23,9 @@ HERE = Path(__file__).resolve().parent
 ROWS, PROMPT, NEW = 8, 32, 128
 SIZES = {"teacher": (256, 8), "student": (128, 4)}  # width, layers
 STEP_TOKENS, STRAYED = 16, 0.3
+MOTAB_ROWS = 8, 32
+MOTAB_OVER_OPD = "MOTAB / OPD at the same kept tokens"
+LEAD = 1  # untimed steps before each timed one
 TOLERANCE = 1e-4
 TRL = Path.home() / ".cache" / "motab_jax" / "bench-venv"
 QUIET = {"TRL_EXPERIMENTAL_SILENCE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
@@ -90,36 +94,50 @@ def rival_python(given: Path | None) -> Path:
 
 
 def measure(vocabulary: int, python: Path, runs: int, *, motab: bool) -> dict[str, Any]:
-    """Seconds of every run of every contestant, and our steps' own records."""
+    """Seconds of every run of every contestant, and our steps' own records; with `motab` also those of `versus_opd`."""
     shapes = {name: shape(*size, vocabulary) for name, size in SIZES.items()}
-    draw = random.Random(0)
-    prompts = [[draw.randrange(vocabulary) for _ in range(PROMPT)] for _ in range(ROWS)]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        bench.Worker([python, HERE / "step_trl.py", folder]) as trl,
-        bench.Worker([sys.executable, HERE / "step_ours.py", folder]) as ours,
-    ):
-        trl("make", shapes=shapes)
-        threads = trl("load", prompts=prompts, new_tokens=NEW)
-        rates = ours("load", prompts=prompts, new_tokens=NEW, step_tokens=STEP_TOKENS)
-        losses = check_loss(trl, ours)
-        trl("start")
+    prompts = random_prompts(ROWS, vocabulary)
+    with tempfile.TemporaryDirectory() as folder:
+        with (
+            bench.Worker([python, HERE / "step_trl.py", folder]) as trl,
+            bench.Worker([sys.executable, HERE / "step_ours.py", folder]) as ours,
+        ):
+            trl("make", shapes=shapes)
+            threads = trl("load", prompts=prompts, new_tokens=NEW)
+            rates = ours("load", prompts=prompts, new_tokens=NEW, step_tokens=STEP_TOKENS)
+            losses = check_loss(trl, ours)
+            trl("start")
+            records: list = []
+            contestants = {
+                "trl": lambda: trl("step"),
+                "opd": lambda: records.append(ours("step", way="opd")),
+                "decode": lambda: ours("decode"),
+                "matmul": lambda: ours("matmul"),
+                "read": lambda: ours("read"),
+            }
+            times = bench.alternate(contestants, runs, lead=LEAD)
+            if trl("step") != ROWS * NEW:
+                raise RuntimeError("TRL did not write the tokens it was asked for")
+        versus = {rows: versus_opd(Path(folder), rows, vocabulary, runs) for rows in MOTAB_ROWS if motab}
+    found = {"times": times, "records": records[-(1 + LEAD) * runs :], "losses": losses}
+    return {**found, "threads": threads, "rates": rates, "versus": versus}
+
+
+def versus_opd(folder: Path, rows: int, vocabulary: int, runs: int) -> dict[str, Any]:
+    """Seconds and records of plain OPD and of MOTAB, steps of `rows` texts, with the pair of `folder`."""
+    with bench.Worker([sys.executable, HERE / "step_ours.py", folder]) as ours:
+        ours("load", prompts=random_prompts(rows, vocabulary), new_tokens=NEW, step_tokens=STEP_TOKENS)
+        ours("set_boundary", share=STRAYED, steps=(1 + LEAD) * (runs + 1) - 1)
         records: dict[str, list] = {"opd": [], "motab": []}
-        contestants = {
-            "trl": lambda: trl("step"),
-            "opd": lambda: records["opd"].append(ours("step", way="opd")),
-            "decode": lambda: ours("decode"),
-            "matmul": lambda: ours("matmul"),
-            "read": lambda: ours("read"),
-        }
-        if motab:
-            ours("set_boundary", share=STRAYED, steps=runs)
-            contestants["motab"] = lambda: records["motab"].append(ours("step", way="motab"))
-        times = bench.alternate(contestants, runs)
-        if trl("step") != ROWS * NEW:
-            raise RuntimeError("TRL did not write the tokens it was asked for")
-    records = {name: found[-runs:] for name, found in records.items()}
-    return {"times": times, "records": records, "losses": losses, "threads": threads, "rates": rates}
+        contestants = {name: lambda name=name: records[name].append(ours("step", way=name)) for name in records}
+        times = bench.alternate(contestants, runs, lead=LEAD)
+    return {"times": times, "records": {name: found[-(1 + LEAD) * runs :] for name, found in records.items()}}
+
+
+def random_prompts(rows: int, vocabulary: int) -> list[list[int]]:
+    """Seeded prompts [rows, PROMPT]."""
+    draw = random.Random(0)
+    return [[draw.randrange(vocabulary) for _ in range(PROMPT)] for _ in range(rows)]
 
 
 def check_loss(trl: bench.Worker, ours: bench.Worker) -> tuple[float, float]:
@@ -133,7 +151,7 @@ def check_loss(trl: bench.Worker, ours: bench.Worker) -> tuple[float, float]:
 
 def against_trl(vocabulary: int, found: dict[str, Any]) -> list[tuple[str, Any]]:
     """The column of a vocabulary: seconds, ratio, the parts of our step, and the floors."""
-    times, records = found["times"], found["records"]["opd"]
+    times, records = found["times"], found["records"]
     ours, rollout, update = (bench.median(x) for x in (times["opd"], *_columns(records, "rollout", "update")))
     flops = found["rates"]["flops"] / bench.median(times["matmul"])
     speed = found["rates"]["bytes"] / bench.median(times["read"])
@@ -167,7 +185,7 @@ def against_opd(found: dict[str, Any]) -> list[tuple[str, Any]]:
     return [
         ("plain OPD, s", bench.median(times["opd"])),
         ("MOTAB, s", bench.median(times["motab"])),
-        ("MOTAB / OPD at the same kept tokens", ratio),
+        (MOTAB_OVER_OPD, ratio),
         ("MOTAB / OPD by emitted token", ratio * kept / emitted),
         ("strayed share", strayed),
         ("tokens kept, emitted a step", f"{kept:.0f}, {emitted:.0f}"),
@@ -194,10 +212,14 @@ def main() -> None:
     threads = found[given.vocab[0]]["threads"]
     title = f"One on-policy step: {ROWS} rows, {PROMPT} + {NEW} tokens, float32; torch has {threads} threads"
     bench.show(title, ("vocabulary", *map(str, given.vocab)), rows)
-    motab = against_opd(found[given.vocab[0]])
-    bench.show(f"MOTAB, vocabulary {given.vocab[0]}, steps of about {STEP_TOKENS} tokens", ("", "value"), motab)
+    versus = {size: against_opd(figures) for size, figures in found[given.vocab[0]]["versus"].items()}
+    rows = [(name, *(dict(column)[name] for column in versus.values())) for name, _ in versus[ROWS]]
+    title = f"MOTAB, vocabulary {given.vocab[0]}, steps of about {STEP_TOKENS} tokens"
+    bench.show(title, ("", *(f"{size} rows" for size in versus)), rows)
     ratios = [dict(column)["TRL / ours"] for column in columns]
-    figures = {"motab_over_opd": dict(motab)["MOTAB / OPD at the same kept tokens"], "trl_ratio_small_vocab": ratios[0]}
+    figures = {"trl_ratio_small_vocab": ratios[0]}
+    for size, column in versus.items():
+        figures["motab_over_opd" if size == ROWS else f"motab_over_opd_{size}_rows"] = dict(column)[MOTAB_OVER_OPD]
     if len(ratios) > 1:
         figures["trl_ratio_large_vocab"] = ratios[-1]
     bench.save(given.json, figures)

@@ -88,7 +88,7 @@ def test_every_text_once_and_whole(groups):
 
 
 def test_micro_batches_keep_to_their_limit():
-    assert module.micro_shape(64, 144, "cpu") == (1, 2)
+    assert module.micro_shape(64, 144, "cpu") == (2, 2)
     assert module.micro_shape(64, 144, "tpu") == (28, 2)
     assert module.micro_shape(8, 144, "tpu") == (4, 2)
     assert module.micro_shape(1, 144, "tpu") == (1, 1)
