@@ -27,6 +27,7 @@ from motab_jax.programs import Programs, make_programs
 from motab_jax.report import choose, show
 from motab_jax.rollout import Prompts, Trajectory
 from motab_jax.rollout.record import statistics
+from motab_jax.rollout.state import cache_bytes
 from motab_jax.run_folder import Logs, open_logs, open_run_folder, write_config, write_summary
 from motab_jax.runtime.checkpoint import Checkpointer
 from motab_jax.runtime.clocks import StepClock, now
@@ -93,6 +94,7 @@ class Asked:
     trajectory: Trajectory  # on the device, less what only the update reads
     figures: dict[str, jax.Array]  # on the device
     target_bytes: int  # that the teacher's targets take for each token
+    cache_bytes: int  # of both models' caches
     evaluation: dict[str, Any] | None = None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     elapsed: float = 0.0
@@ -201,7 +203,8 @@ def _ask(run: Run, state: TrainState, step: int, batch: Batch, clock: StepClock)
         jax.block_until_ready(trajectory.length)  # here the compiler and the rollout would share the cores
     state, figures = programs.update(state, programs.teacher_head, trajectory)
     clock.asked("update", figures)
-    return state, Asked(step, batch, trajectory.slim(), figures, trajectory.target_bytes)
+    cached = cache_bytes(student, session.teacher, batch.prompts, session.rollout)
+    return state, Asked(step, batch, trajectory.slim(), figures, trajectory.target_bytes, cached)
 
 
 def _write(run: Run, logs: Logs, done: Progressed, progress: Progress, asked: Asked) -> None:
@@ -219,6 +222,7 @@ def _write(run: Run, logs: Logs, done: Progressed, progress: Progress, asked: As
         "tokens_per_second": written / (seconds["relayout"] + seconds["rollout"] + seconds["update"]),
         "seconds": {**seconds, **run.costs.split(seconds["rollout"], host.counters), "host": now() - began},
         "target_bytes_per_token": asked.target_bytes,
+        "cache_bytes": asked.cache_bytes,
         "epoch": asked.batch.epoch,
     }
     if asked.evaluation is not None:

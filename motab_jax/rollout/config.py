@@ -51,6 +51,11 @@ class RolloutConfig:
     targets_dtype: str | None = _static(None)  # None: the teacher's
 
     @property
+    def teacher_is_out(self) -> bool:
+        """Whether the teacher has no part in the loop and reads finished rows."""
+        return self.read_after and not self.monitored
+
+    @property
     def rewinds(self) -> int:
         """How often one trajectory can be rewound at most."""
         return self.max_interventions if self.monitored else 0

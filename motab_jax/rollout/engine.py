@@ -59,15 +59,14 @@ def rollout(
     Pure and jit-able; `key` is a typed PRNG key, folded with each row's id. With config.read_after (and no monitor) the
     teacher is not in the loop and reads the finished rows; the step table then holds no values.
     """
-    after = config.read_after and not config.monitored
-    judge = None if after else teacher
+    judge = None if config.teacher_is_out else teacher
     loop = _Loop(student, judge, prompts, jax.vmap(functools.partial(jax.random.fold_in, key))(prompts.row_ids), config)
     log = jax.lax.while_loop(
         loop.unfinished,
         loop.body,
         begin(student, judge, empty_log(teacher, prompts, config), prompts, config, loop.slots),
     ).log
-    if teacher is None or not after:
+    if teacher is None or not config.teacher_is_out:
         return log
     return when(loop.listens, lambda finished: read_finished(teacher, finished, config), log)
 

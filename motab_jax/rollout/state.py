@@ -31,8 +31,7 @@ def begin(
     student: Model, teacher: Model | None, log: Trajectory, prompts: Prompts, config: RolloutConfig, slots: int
 ) -> RolloutState:
     """Nothing on the tape, the first rows in the slots; the student has the word."""
-    rows, width = prompts.tokens.shape
-    columns = width + config.max_new_tokens + max(config.segment_tokens, config.max_new_tokens // 4)
+    rows, columns = prompts.tokens.shape[0], tape_columns(prompts, config)
     nothing = jnp.zeros((slots, 0), jnp.int32)
     return RolloutState(
         tape=start(nothing, nothing, columns),
@@ -44,6 +43,19 @@ def begin(
         teaching=jnp.array(False),
         last=jnp.int32(READ),
     )
+
+
+def tape_columns(prompts: Prompts, config: RolloutConfig) -> int:
+    """Columns of the tape: the longest text, and room to write on between two packings."""
+    return prompts.tokens.shape[1] + config.max_new_tokens + max(config.segment_tokens, config.max_new_tokens // 4)
+
+
+def cache_bytes(student: Model, teacher: Model | None, prompts: Prompts, config: RolloutConfig) -> int:
+    """Bytes of the caches that a rollout of these prompts holds, on all devices together."""
+    loop = [student] if teacher is None or config.teacher_is_out else [student, teacher]
+    slots = min(config.slots or len(prompts.lengths), len(prompts.lengths))
+    caches = [jax.eval_shape(lambda m=m: m.cache(slots, tape_columns(prompts, config))) for m in loop]
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(caches))
 
 
 def _reader(model: Model, slots: int, columns: int) -> Reader:

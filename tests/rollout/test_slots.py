@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from motab_jax.models.serving import serve_params
+from motab_jax.models.transformer import Model
 from motab_jax.rollout import Prompts
 from motab_jax.rollout.trajectory import LENGTH, RUNNING
-from tests.rollout.pair import MAX_NEW, ROWS, assert_same_row, outcome, random_prompts, row_of, student
+from tests.rollout.pair import MAX_NEW, ROWS, assert_same_row, outcome, random_prompts, row_of, student, teacher
 
 SETTINGS = {
     "root-suffix": {},
@@ -35,6 +37,13 @@ def test_slots_change_nothing(name, slots, teacher_batch, columns, teacher_rows)
     assert few.num_rewinds.sum() >= ROWS // 2
     for row in range(ROWS):
         assert_same_row(row_of(together(name), row), row_of(few, row))
+
+
+def test_unrolled_layers_change_nothing():
+    pair = [Model(serve_params(m.params, m.config, scan_layers=False), m.config) for m in (student(), teacher())]
+    few = outcome(pair=pair, slots=5, teacher_rows=2, **SETTINGS["root-steps"])
+    for row in range(ROWS):
+        assert_same_row(row_of(together("root-steps"), row), row_of(few, row))
 
 
 def test_the_order_of_the_prompts_changes_nothing():

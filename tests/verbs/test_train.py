@@ -45,6 +45,9 @@ def test_the_run_folder_is_complete(finished, pair):
         assert sum(line["seconds"][name] for name in PHASES) == pytest.approx(line["seconds"]["rollout"], abs=1e-6)
         assert 0 <= line["padding"] < 1 and 0 < line["occupancy"] <= 1 and 0 <= line["dead_columns"] < 1
         assert line["target_bytes_per_token"] == 48 * 4
+        # Keys and values of 5 layers in both models, 2 heads of 8 numbers each, in 8 slots.
+        columns, rest = divmod(line["cache_bytes"], 2 * 5 * 2 * 8 * 4 * 8)
+        assert rest == 0 and 0 < columns - 24 - 8 <= config.data.max_prompt_tokens
         assert line["tokens_per_second"] > 0
     assert [line["step"] for line in metrics if "eval" in line] == [10, 20]
     assert metrics[-1]["epoch"] == STEPS * 4 // 30
