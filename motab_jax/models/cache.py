@@ -75,6 +75,15 @@ def _put(store: jax.Array, new: jax.Array, at: tuple) -> jax.Array:
     return jax.lax.dynamic_update_slice(store, new.astype(store.dtype), at)
 
 
+def _pinned(x: jax.Array) -> jax.Array:
+    """The array in the layout of its dimensions' order.
+
+    The layout that a gather likes best would spread to the whole cache, and every turn would copy
+    it to and fro.
+    """
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
 def init_cache(config: ModelConfig, rows: int, columns: int, dtype=jnp.float32, *, stacked: bool = True) -> KVCache:
     """A cache of zeros; no column counts until the tape gives it a position."""
     shape = (rows, config.num_kv_heads, columns, config.head_dim)
@@ -89,13 +98,11 @@ def gather_columns(cache: KVCache, source: jax.Array) -> KVCache:
     """New column s of row b is old column source[b,s]; source i32[B,S]. One layer's keys are moved at a time."""
 
     def move(x: jax.Array, axis: int = 1) -> jax.Array:
-        moved = jax.vmap(lambda row, columns: jnp.take(row, columns, axis=axis))(x, source)
-        # The layout that a gather likes best would spread to the whole cache, and every turn would copy it to and fro.
-        return with_layout_constraint(moved, Layout(tuple(range(moved.ndim))))
+        return _pinned(jax.vmap(lambda row, columns: jnp.take(row, columns, axis=axis))(x, source))
 
     def layer(number, store):
         one = move(jax.lax.dynamic_index_in_dim(store, number, keepdims=False))
-        return jax.lax.dynamic_update_index_in_dim(store, one, number, 0)
+        return _pinned(jax.lax.dynamic_update_index_in_dim(store, one, number, 0))
 
     if cache.stacked:
         return KVCache(*(jax.lax.fori_loop(0, store.shape[0], layer, store) for store in (cache.k, cache.v)))

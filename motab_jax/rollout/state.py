@@ -52,10 +52,13 @@ def tape_columns(prompts: Prompts, config: RolloutConfig) -> int:
 
 def cache_bytes(student: Model, teacher: Model | None, prompts: Prompts, config: RolloutConfig) -> int:
     """Bytes of the caches that a rollout of these prompts holds, on all devices together."""
-    loop = [student] if teacher is None or config.teacher_is_out else [student, teacher]
     slots = min(config.slots or len(prompts.lengths), len(prompts.lengths))
-    caches = [jax.eval_shape(lambda m=m: m.cache(slots, tape_columns(prompts, config))) for m in loop]
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(caches))
+    cells = 2 * slots * tape_columns(prompts, config)
+    return sum(
+        cells * m.config.num_layers * m.config.num_kv_heads * m.config.head_dim * m.dtype.itemsize
+        for m in (student, None if config.teacher_is_out else teacher)
+        if m is not None
+    )
 
 
 def _reader(model: Model, slots: int, columns: int) -> Reader:
