@@ -98,15 +98,15 @@ def measure(vocabulary: int, python: Path, runs: int, *, motab: bool) -> dict[st
     shapes = {name: shape(*size, vocabulary) for name, size in SIZES.items()}
     prompts = random_prompts(ROWS, vocabulary)
     with tempfile.TemporaryDirectory() as folder:
-        with (
-            bench.Worker([python, HERE / "step_trl.py", folder]) as trl,
-            bench.Worker([sys.executable, HERE / "step_ours.py", folder]) as ours,
-        ):
-            trl("make", shapes=shapes)
-            threads = trl("load", prompts=prompts, new_tokens=NEW)
+        rival = [python, HERE / "step_trl.py", folder]
+        with bench.Worker(rival) as judge:
+            judge("make", shapes=shapes)
+        with bench.Worker(rival) as trl, bench.Worker([sys.executable, HERE / "step_ours.py", folder]) as ours:
             rates = ours("load", prompts=prompts, new_tokens=NEW, step_tokens=STEP_TOKENS)
-            losses = check_loss(trl, ours)
-            trl("start")
+            with bench.Worker(rival) as judge:
+                threads = judge("load", prompts=prompts, new_tokens=NEW)
+                losses = check_loss(judge, ours)
+            trl("start", prompts=prompts, new_tokens=NEW)
             records: list = []
             contestants = {
                 "trl": lambda: trl("step"),

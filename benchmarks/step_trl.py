@@ -89,9 +89,18 @@ class Rival:
         with torch.no_grad():
             return self.trainer.compute_loss(self.trainer.model, inputs).item()
 
-    def start(self) -> None:
-        """Let the trainer run up to its first step."""
-        self.thread = threading.Thread(target=self.trainer.train, daemon=True)
+    def start(self, prompts: list, new_tokens: int) -> None:
+        """Load the pair and let the trainer run up to its first step, in a thread of its own.
+
+        Nothing else in this process may have used torch: a second thread that did has OpenMP workers too, with which
+        all of them wait passively, and a step takes twice as long.
+        """
+
+        def train() -> None:
+            self.load(prompts, new_tokens)
+            self.trainer.train()
+
+        self.thread = threading.Thread(target=train, daemon=True)
         self.thread.start()
 
     def step(self) -> int:
