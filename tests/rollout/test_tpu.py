@@ -13,6 +13,7 @@ from motab_jax.models.serving import serve_specs
 from motab_jax.models.transformer import Model, is_spec
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 from motab_jax.runtime import ahead
+from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated, shardings
 
 pytestmark = pytest.mark.tpu_aot
 
@@ -22,33 +23,37 @@ STUDENT = ModelConfig("qwen3", VOCAB, 1024, 3072, 28, 16, 8, 128, 40960, qk_norm
 TEACHER = ModelConfig("qwen3", VOCAB, 2560, 9728, 36, 32, 8, 128, 40960, qk_norm=True, tied=True)
 
 
-def compiled(chip):
-    """The rollout with the monitor on, for one chip."""
-    place = jax.sharding.SingleDeviceSharding(chip)
+def compiled(mesh):
+    """The rollout with the monitor on, for the chips of a mesh."""
 
-    def array(shape, dtype):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    def array(shape, dtype, place=None):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh) if place is None else place)
 
     def model(shape: ModelConfig) -> Model:
         specs = serve_specs(shape, scan_layers=True)
-        return Model(jax.tree.map(lambda spec: array(spec.shape, jnp.bfloat16), specs, is_leaf=is_spec), shape)
+        shapes = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.bfloat16), specs, is_leaf=is_spec)
+        axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
+        places = shardings(mesh, axes, "serve", shapes)
+        return Model(jax.tree.map(lambda x, place: array(x.shape, x.dtype, place), shapes, places), shape)
 
-    each, real = array((ROWS,), jnp.int32), array((), jnp.float32)
+    rows, real = batch_sharding(mesh), array((), jnp.float32)
+    each = array((ROWS,), jnp.int32, rows)
     automaton = StepAutomaton(array((3, VOCAB), jnp.int32), array((3, VOCAB), jnp.bool_))
     config = RolloutConfig(
         automaton, array((2,), jnp.int32), real, real, vocab_size=VOCAB, max_new_tokens=NEW, segment_tokens=SEGMENT
     )
-    prompts = Prompts(array((ROWS, PROMPT), jnp.int32), each, each, each)
+    prompts = Prompts(array((ROWS, PROMPT), jnp.int32, rows), each, each, each)
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = model(STUDENT), model(TEACHER), prompts, array(key.shape, key.dtype), config
     return jax.jit(rollout).lower(*arguments).compile()
 
 
-def test_caches_stay_where_they_are():
+@pytest.mark.parametrize(("topology", "ways"), [("v5p:2x2x1", 1), ("v5e:2x2", 4)])
+def test_caches_stay_where_they_are(topology, ways):
     pytest.importorskip("libtpu", reason="needs the extra [tpu]")
-    shapes = [(m.num_layers, ROWS, m.num_kv_heads, COLUMNS, m.head_dim) for m in (STUDENT, TEACHER)]
+    shapes = [(m.num_layers, ROWS, m.num_kv_heads // ways, COLUMNS, m.head_dim) for m in (STUDENT, TEACHER)]
     held = sum(2 * ahead.size(jax.ShapeDtypeStruct(shape, jnp.bfloat16)) for shape in shapes)
-    found = ahead.facts(compiled(ahead.devices("v5p:2x2x1")[0]), shapes)
+    found = ahead.facts(compiled(make_mesh(1, 1, ways, devices=ahead.devices(topology)[:ways])), shapes)
     assert (found.copies, found.scatters) == (0, 0)
     assert found.temporaries >= held, "the caches live among the temporaries"
     assert found.temporaries - held <= 0.05 * held
