@@ -92,7 +92,7 @@ def ratio(times: Mapping[str, Sequence[float]], slow: str, fast: str) -> float:
     return median([a / b for a, b in zip(times[slow], times[fast], strict=True)])
 
 
-def rival_environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """What suits a contestant best: OpenMP's own waiting policy, and large pages for large arrays.
 
     Threads that sleep at once (OMP_WAIT_POLICY=PASSIVE, right for tests beside other work) make torch's small operators
@@ -111,7 +111,7 @@ class Worker:
     def __init__(self, command: Sequence[str | Path]):
         self._process = subprocess.Popen(
             [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=rival_environment(),
+            env=child_environment(),
         )  # fmt: skip
 
     def __call__(self, name: str, **values: Any) -> Any:

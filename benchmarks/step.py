@@ -4,7 +4,7 @@ Both sides load one random Qwen3 pair (float32, tied heads, teacher 256 wide x 8
 exactly 128 tokens after 8 prompts of 32, and minimise the same loss (generalised JSD, 0.5): that is checked first, on
 the tokens of our first step. Each side is a process of its own and they take turns. TRL has an environment of its own
 (--trl-python); where there is none it is made under ~/.cache/motab_jax. Each timed step follows an untimed one of the
-same side. MOTAB's steps have 8 and 32 rows: what the teacher writes costs nearly the same for both. Left out: accuracy.
+same side. MOTAB's steps have 8 and 32 rows. Left out: accuracy.
 """
 
 import os

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from motab_jax.models.transformer import Model
 from motab_jax.rollout.decode import Known, Pen, Reader, Segment, Writing, write_segment
-from motab_jax.rollout.tape import DEAD, Tape
+from motab_jax.rollout.tape import DEAD, Tape, append
 
 
 def first_few(chosen: jax.Array, most: int) -> jax.Array:
@@ -48,11 +48,6 @@ def write_few(model: Model, reader: Reader, tape: Tape, pen: Pen, segment: Segme
     tokens, positions = (jax.lax.dynamic_slice_in_dim(x, begin, size, axis=1) for x in (sheet.tokens, sheet.positions))
     shape = (pen.active.shape[0], size)
     blank = jnp.zeros(shape, jnp.int32), jnp.full(shape, DEAD, jnp.int32)
-    tokens, positions = put(blank, (tokens, positions))
-    tape = Tape(
-        jax.lax.dynamic_update_slice_in_dim(tape.tokens, tokens, begin, axis=1),
-        jax.lax.dynamic_update_slice_in_dim(tape.positions, positions, begin, axis=1),
-        sheet.cursor,
-    )
+    tape = append(tape, *put(blank, (tokens, positions))).replace(cursor=sheet.cursor)
     cache = reader.cache.put_columns(seat.cache, place, begin, size)
     return Reader(cache, put(reader.hidden, seat.hidden)), tape, put(pen, ink), put(segment, text)
