@@ -105,6 +105,7 @@ def make_gradient(
     def gradient(params: Params, teacher: Model | None, batch: TargetBatch):
         rows, width = batch.tokens.shape
         bins, wide = micro_shape(rows // groups // accumulate, width, platform)
+        reach = width if platform == "cpu" else None  # measured on CPUs only
         weight = weights_of(batch.kinds, objective)
         trained = jnp.any(weight > 0, axis=1)
         packing = pack(*(x.reshape(groups, -1, *x.shape[1:]) for x in (batch.positions, trained)), bins, wide=wide)
@@ -113,7 +114,7 @@ def make_gradient(
         def micro(number, total: Totals) -> Totals:
             cells = jax.lax.dynamic_slice_in_dim(packing.cells, number * bins, bins, axis=1)
             part = gather(batch, weight, cells, width)
-            return _add_micro(params, config, score_all, teacher, total, part, remat=remat, mesh=mesh)
+            return _add_micro(params, config, score_all, teacher, total, part, reach=reach, remat=remat, mesh=mesh)
 
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
         total = Totals(zeros, jnp.float32(0.0), jnp.zeros((len(KINDS),)))
@@ -129,14 +130,16 @@ def micro_shape(rows: int, width: int, platform: str) -> tuple[int, int]:
     return max(1, min(columns // (wide * width), rows // wide)), wide
 
 
-def _add_micro(params: Params, config, score_all, teacher, total: Totals, part, *, remat: str, mesh: Mesh | None):
+def _add_micro(
+    params: Params, config, score_all, teacher, total: Totals, part, *, reach: int | None, remat: str, mesh: Mesh | None
+):
     """The totals and those of a micro-batch: bins [G,p,W] of a batch, with their weights and segments."""
     batch, weight, segments = part
     groups, (_, width) = weight.shape[0], segments.shape[1:]
     tokens, positions, texts = (x.reshape(-1, width) for x in (batch.tokens, batch.positions, segments))
 
     def body(params: Params) -> jax.Array:
-        hidden, _ = encode(params, config, tokens, positions, segments=texts, remat=remat)
+        hidden, _ = encode(params, config, tokens, positions, segments=texts, reach=reach, remat=remat)
         return hidden if mesh is None else jax.lax.with_sharding_constraint(hidden, batch_sharding(mesh))
 
     hidden, pullback = jax.vjp(body, params)

@@ -13,6 +13,7 @@ MASKED = -1e30
 BLOCK = 512  # columns of a cache that are attended to at a time
 SMALL_BLOCK = 256  # where layers are unrolled: a CPU copies each block, which must stay in its own caches
 QUERIES = 512  # queries at a time in a long text without a cache
+PARTS = 4  # blocks of queries in a text whose columns are in order
 
 
 def sees(positions: jax.Array, seen: jax.Array) -> jax.Array:
@@ -29,11 +30,15 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, columns
     return _back(_mix(weights, v), q.shape)
 
 
-def attend_long(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """`attend`, a block of queries at a time, computed anew for its gradient: never all scores at once."""
+def attend_long(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, reach: int | None = None) -> jax.Array:
+    """`attend`, a block of queries at a time, computed anew for its gradient: never all scores at once.
+
+    reach: the columns' texts are in order and none has more columns, so no query sees farther back, or ahead; a short
+    text is then attended to in blocks as well, without most of the columns that its queries cannot see.
+    """
     batch, time = q.shape[:2]
     if time <= 2 * QUERIES:
-        return attend(q, k, v, mask)
+        return attend(q, k, v, mask) if reach is None else _attend_near(q, k, v, mask, reach)
 
     def cut(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, -time % QUERIES)) + ((0, 0),) * (x.ndim - 2))
@@ -42,6 +47,17 @@ def attend_long(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> ja
     block = jax.checkpoint(lambda part: attend(part[0], k, v, part[1]))
     out = jnp.moveaxis(jax.lax.map(block, (cut(q), cut(mask))), 0, 1)
     return out.reshape(batch, -1, *q.shape[2:])[:, :time]
+
+
+def _attend_near(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, reach: int) -> jax.Array:
+    """`attend` where a query sees at most `reach` columns, its own the last of them."""
+
+    def block(start: int, end: int) -> jax.Array:
+        first = max(0, start - reach + 1)
+        return attend(q[:, start:end], k[:, :, first:end], v[:, :, first:end], mask[:, start:end, first:end])
+
+    size, time = -(-reach // PARTS), q.shape[1]
+    return jnp.concatenate([block(start, min(start + size, time)) for start in range(0, time, size)], axis=1)
 
 
 def attend_live(

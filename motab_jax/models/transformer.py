@@ -138,30 +138,50 @@ def encode(
     key_positions: jax.Array | None = None,
     cursor: jax.Array | int = 0,
     segments: jax.Array | None = None,
+    reach: int | None = None,
     remat: str = "none",
 ) -> tuple[jax.Array, KVCache | None]:
     """Final hidden states [B,T,D] (after the last norm, before the head) and the updated cache.
 
     tokens, positions i32[B,T]; position -1 marks a token that nobody may see (padding, dead columns).
-    segments i32[B,T] (without a cache): texts packed into one row see only themselves. remat: what the backward pass
-    recomputes of each layer: none, dots (all but matrix products) or full.
+    segments i32[B,T] (without a cache): texts packed into one row see only themselves. reach (without a cache): see
+    `attend_long`. remat: what the backward pass recomputes of each layer: none, dots (all but matrix products) or full.
     With a cache, the T tokens are written to columns cursor..cursor+T-1 of all rows and attend to the whole cache;
     key_positions i32[B,S] gives every column's position, those T columns included. Without one, plain self-attention.
     """
     layers = params["layers"]
     x = lookup(params["embed"], jnp.maximum(tokens, 0)).astype(params["final_norm"].dtype)
-    # Behind a barrier, lest every layer computes the angles anew.
-    turns = jax.lax.optimization_barrier(angles(positions, config.rope, config.head_dim))
+    turns = _angles_once(config, positions)
     if cache is None:
         mask = sees(positions, positions)
         if segments is not None:
             mask &= segments[:, :, None] == segments[:, None, :]
-        place = Place(turns, mask)
+        place = Place(turns, mask, reach=reach)
     else:
         place = Place(turns, None, positions, key_positions, cursor)
 
     x, cache = _layers(layers, config, x, place, cache, remat)
     return rms_norm(x, params["final_norm"], config.rms_eps), cache
+
+
+def _angles_once(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of `angles`, which no layer computes anew.
+
+    A CPU's compiler drops a barrier before it fuses, and the cosines would be fused into every use, for each head; what
+    a branch gives, it keeps.
+    """
+
+    def compute(positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return angles(positions, config.rope, config.head_dim)
+
+    def blank(positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, positions))
+
+    return jax.lax.platform_dependent(
+        positions,
+        cpu=lambda positions: jax.lax.cond(jnp.any(positions >= 0), compute, blank, positions),
+        default=lambda positions: jax.lax.optimization_barrier(compute(positions)),
+    )
 
 
 class Place(NamedTuple):
@@ -172,6 +192,7 @@ class Place(NamedTuple):
     positions: jax.Array | None = None  # i32[B,T]; with one
     seen: jax.Array | None = None  # i32[B,S]; its columns' positions
     cursor: jax.Array | int = 0
+    reach: int | None = None  # columns; without one
 
 
 def _layers(layers, config: ModelConfig, x, place: Place, cache: KVCache | None, remat: str):
@@ -248,7 +269,7 @@ def _attention(layer, config: ModelConfig, x, place: Place, cache: KVCache | Non
     batch, time = q.shape[:2]
     grouped = q.reshape(batch, time, config.num_kv_heads, -1, config.head_dim)
     if cache is None:
-        mixed = attend_long(grouped, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), place.mask)
+        mixed = attend_long(grouped, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), place.mask, place.reach)
     else:
         cache = cache.write(k, v, index, place.cursor)
         columns = functools.partial(cache.read, index)

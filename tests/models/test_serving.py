@@ -97,16 +97,42 @@ def test_long_texts_attend_in_blocks_of_queries(monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, other)
 
 
-def test_packed_texts_see_only_themselves():
+@pytest.mark.parametrize("reach", [None, 20, 23])
+def test_packed_texts_see_only_themselves(reach):
     model, tokens = trained(SHAPES["qwen3-tied"]), texts(20)
     places = default_positions(tokens.shape)
     packed = tokens.reshape(1, 60)
     hidden, _ = encode(
         model.params, model.config, packed, places.reshape(1, 60),
-        segments=jnp.repeat(jnp.arange(3, dtype=jnp.int32), 20)[None],
+        segments=jnp.repeat(jnp.arange(3, dtype=jnp.int32), 20)[None], reach=reach,
     )  # fmt: skip
     alone, _ = encode(model.params, model.config, tokens, places)
     np.testing.assert_allclose(hidden.reshape(alone.shape), alone, atol=1e-5)
+
+
+def test_a_known_reach_changes_no_gradient():
+    model, tokens = trained(SHAPES["llama-bias"]), texts(50)
+    places = default_positions(tokens.shape).at[0].add(-3)  # the first text has three columns of padding
+
+    def loss(params, reach):
+        hidden, _ = encode(params, model.config, tokens, places, reach=reach)
+        return jnp.mean(jnp.sin(hidden) * (places >= 0)[:, :, None])
+
+    plain, gradient = jax.value_and_grad(loss)(model.params, None)
+    near, other = jax.value_and_grad(loss)(model.params, 50)
+    np.testing.assert_allclose(near, plain, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, other)
+
+
+def test_a_cpu_computes_cosines_once_for_all_layers():
+    model = served(trained(SHAPES["qwen3-tied"]), **FORMS["unrolled"])
+
+    def read(params, tokens, positions):
+        return encode(params, model.config, tokens, positions)[0]
+
+    tokens = texts()
+    program = jax.jit(read).lower(model.params, tokens, default_positions(tokens.shape)).compile().as_text()
+    assert model.config.num_layers > 1 and program.count(" cosine(") == 1
 
 
 def test_int8_rounds_to_half_a_level():
