@@ -102,6 +102,13 @@ def child_environment() -> dict[str, str]:
     return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **kept, "TOKENIZERS_PARALLELISM": "false"}
 
 
+def in_child_environment() -> None:
+    """Start this script anew in `child_environment`, unless it is there: malloc reads settings at the start only."""
+    wanted = child_environment()
+    if wanted != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, *sys.argv], wanted)
+
+
 class Worker:
     """A contestant in a process of its own: `worker("name", key=value)` calls that function there.
 

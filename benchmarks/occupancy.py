@@ -5,7 +5,8 @@
 Lengths are log-normal, median 500 and 99th percentile 5000, scaled down by twenty (seeded); a student of 4 layers, 128
 wide, decodes them in 16 slots. Static: batch after batch of 16, each as long as its longest text. Refill: all texts in
 one call, a finished slot takes the next. Occupancy is the share of decoded columns that hold a token. The last figure:
-the first 256 tokens of 16 texts where 8192 are allowed, against 512.
+the first 256 tokens of 16 texts where 8192 are allowed, against 512. Large arrays are in large pages, as the launch
+files have it (GLIBC_TUNABLES).
 """
 
 import sys
@@ -65,6 +66,7 @@ def occupancy(results) -> float:
 def main() -> None:
     """Measure and print."""
     arguments = bench.parser(__doc__).parse_args()
+    bench.in_child_environment()
     student = Model(serve_params(init(STUDENT, jax.random.key(0)), STUDENT, scan_layers=False), STUDENT)
     limits, key = lengths(), jax.random.key(0)
     found: dict[str, list] = {}
