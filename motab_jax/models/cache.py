@@ -78,8 +78,7 @@ def _put(store: jax.Array, new: jax.Array, at: tuple) -> jax.Array:
 def _pinned(x: jax.Array) -> jax.Array:
     """The array in the layout of its dimensions' order.
 
-    The layout that a gather likes best would spread to the whole cache, and every turn would copy
-    it to and fro.
+    The layout that a gather likes best would spread to the whole cache, and every turn would copy it to and fro.
     """
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 

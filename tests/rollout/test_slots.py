@@ -28,7 +28,7 @@ def together(name: str):
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize(
     ("slots", "teacher_batch", "columns", "teacher_rows"),
-    [(1, 1, 4, 0), (3, 0, 4, 0), (5, 2, 7, 2), (16, 3, 4, 3)],
+    [(1, 1, 4, 0), (3, 0, 4, 0), (5, 2, 7, 2), (16, 3, 4, 0), (16, 0, 4, 3), (8, 0, 5, 1)],
 )
 def test_slots_change_nothing(name, slots, teacher_batch, columns, teacher_rows):
     few = outcome(
