@@ -1,7 +1,9 @@
 """Tests run on 8 virtual CPU devices and keep compiled programs between runs. Set before jax is imported."""
 
+import gc
 import importlib.util
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -18,8 +20,20 @@ from motab_jax.runtime.compilation import enable_compilation_cache
 collect_ignore = [] if importlib.util.find_spec("torch") else ["parity"]
 
 
+# Linux gives a process 65,530 memory maps and XLA:CPU takes dozens for a program; without any left it crashes.
+MANY_MAPS = 15_000
+
 enable_compilation_cache()
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forget the compiled programs of the files before, once they hold many memory maps."""
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
