@@ -52,13 +52,18 @@ def write_config(folder: Path, config: Config) -> None:
 
 def differences(old: Config, new: Config) -> list[str]:
     """Dotted keys that differ and matter to what the run computes."""
-    changed = []
-    for section, fields in old.model_dump().items():
-        for name, value in fields.items():
-            key = f"{section}.{name}"
-            if section != "log" and key not in FREE and value != getattr(new, section).model_dump()[name]:
-                changed.append(key)
-    return changed
+    before, after = _flat(old), _flat(new)
+    return [
+        key for key, value in before.items() if key.split(".")[0] != "log" and key not in FREE and value != after[key]
+    ]
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """Every key and its value; the keys of a section as section.name."""
+    found: dict[str, Any] = {}
+    for name, value in config.model_dump().items():
+        found |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from motab_jax.config import Config, dump_config, load_config, valid_keys
+from motab_jax.config import METHODS, Config, UserError, dump_config, load_config, valid_keys
 from motab_jax.runtime.paths import recipe_path
 
 ROOT = Path(__file__).parents[1]
@@ -73,3 +73,24 @@ def test_documents_name_no_key_that_is_not_there():
         suffixes = {"py", "yaml", "json", "jsonl", "md"}
         unknown = [key for key in named if key not in valid_keys() and key.rpartition(".")[2] not in suffixes]
         assert not unknown, f"{document.name}: {unknown}"
+
+
+def test_a_method_sets_defaults_under_the_users_keys():
+    plain, opd = load_config(None), load_config(None, ["method=opd", "rollout.batch_size=8"])
+    assert plain.method == "motab" and plain.monitor.enabled
+    assert not opd.monitor.enabled and opd.objective.student_loss.name == "reverse_kl" and opd.rollout.batch_size == 8
+    assert load_config(None, ["method=opd", "objective.student_loss=jsd"]).objective.student_loss.name == "jsd"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_loads_cites_its_source_and_survives_a_dump(method, tmp_path):
+    config = load_config(None, [f"method={method}"])
+    (tmp_path / "dumped.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "dumped.yaml") == config
+    assert "arXiv" in METHODS[method].__doc__
+
+
+@pytest.mark.parametrize("value", ["opds", "[1]", "3"])
+def test_an_unknown_method_is_named(value):
+    with pytest.raises(UserError, match="method = "):
+        load_config(None, [f"method={value}"])

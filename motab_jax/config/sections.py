@@ -1,22 +1,14 @@
-"""The configuration: one frozen, typed tree, sparse YAML over defaults, strict about keys.
+"""The sections of the configuration: every key with its type, its range and its default.
 
-YAML is read by OmegaConf (safe loading), overrides are `section.key=value` words, and pydantic checks types and
-ranges. The defaults are the paper's setting (MOTAB, arXiv 2605.19433) wherever the paper states one.
+The defaults are the paper's setting (MOTAB, arXiv 2605.19433) wherever the paper states one.
 Left out: anything that needs the models or the data to be checked; the builders do that before work starts.
 """
 
-import difflib
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from yaml import YAMLError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-
-class UserError(Exception):
-    """A mistake of the user's; the message names the file, key or line and what to do. Verbs exit with status 2."""
+from motab_jax.config.methods import METHODS
 
 
 class Section(BaseModel):
@@ -214,6 +206,7 @@ class LogConfig(Section):
 class Config(Section):
     """The whole run. Every verb reads this one tree."""
 
+    method: str = Field(default="motab", description="what sets the defaults of all other keys")
     run: RunConfig = RunConfig()
     student: StudentConfig = StudentConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -226,6 +219,13 @@ class Config(Section):
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
+
+    @field_validator("method")
+    @classmethod
+    def _method_is_known(cls, name: str) -> str:
+        if name not in METHODS:
+            raise ValueError(f"no such method; there are {', '.join(METHODS)}")
+        return name
 
     @model_validator(mode="after")
     def _shapes_agree(self):
@@ -241,71 +241,3 @@ class Config(Section):
                 f"optimizer.accumulate={self.optimizer.accumulate}"
             )
         return self
-
-
-def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a sparse YAML file and `section.key=value` overrides into a `Config`.
-
-    Raises UserError for a missing or broken file, an unknown key (with the nearest valid one) and a bad value.
-    """
-    tree: Any = OmegaConf.create({})
-    if path is not None:
-        tree = _read_yaml(Path(path))
-    for word in overrides:
-        if "=" not in word or word.startswith("-"):
-            raise UserError(f"'{word}' is not an override; write section.key=value, for example run.steps=50")
-    try:
-        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
-        plain = OmegaConf.to_container(tree, resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{path or 'overrides'}: {_first_line(error)}") from None
-    try:
-        return Config.model_validate(plain)
-    except ValidationError as error:
-        raise UserError(_explain(error, path)) from None
-
-
-def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML text; `load_config` reads it back to an equal tree."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
-
-
-def _read_yaml(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"{path}: no such configuration file; give a YAML file, or none for the quickstart recipe")
-    try:
-        tree = OmegaConf.load(path)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not a readable YAML file: {_first_line(error)}") from None
-    if not OmegaConf.is_dict(tree):
-        raise UserError(f"{path}: expected sections such as 'run:' and 'student:' at the top level")
-    return tree
-
-
-def _first_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) < 300 else text[:300] + " ..."
-
-
-def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Every key of the tree, dotted: the vocabulary that unknown keys are compared with."""
-    keys = []
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        keys.append(prefix + name)
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys += valid_keys(kind, f"{prefix}{name}.")
-    return keys
-
-
-def _explain(error: ValidationError, path: str | Path | None) -> str:
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, valid_keys(), n=1, cutoff=0.0)
-            lines.append(f"unknown key '{key}'; the nearest valid key is '{near[0]}'")
-        else:
-            reason = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{key} = {problem['input']!r}: {reason}" if key else reason)
-    return f"{path or 'configuration'}: " + "; ".join(lines)

@@ -1,0 +1,91 @@
+"""Reading and writing a configuration: sparse YAML over defaults, strict about keys.
+
+YAML is read by OmegaConf (safe loading), overrides are `section.key=value` words, and pydantic checks types and ranges.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
+
+from motab_jax.config.errors import UserError
+from motab_jax.config.methods import METHODS
+from motab_jax.config.sections import Config
+
+
+def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a sparse YAML file and `section.key=value` overrides into a `Config`, over what its method sets.
+
+    Raises UserError for a missing or broken file, an unknown key (with the nearest valid one) and a bad value.
+    """
+    tree: Any = OmegaConf.create({})
+    if path is not None:
+        tree = _read_yaml(Path(path))
+    for word in overrides:
+        if "=" not in word or word.startswith("-"):
+            raise UserError(f"'{word}' is not an override; write section.key=value, for example run.steps=50")
+    try:
+        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
+        plain = OmegaConf.to_container(OmegaConf.merge(_method_defaults(tree), tree), resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"{path or 'overrides'}: {_first_line(error)}") from None
+    try:
+        return Config.model_validate(plain)
+    except ValidationError as error:
+        raise UserError(_explain(error, path)) from None
+
+
+def _method_defaults(tree: Any) -> Any:
+    """What the tree's method sets; an unknown name is left to the types to refuse."""
+    name = tree.get("method")
+    return OmegaConf.create(METHODS[name]() if isinstance(name, str) and name in METHODS else {})
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML text; `load_config` reads it back to an equal tree."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def _read_yaml(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path}: no such configuration file; give a YAML file, or none for the quickstart recipe")
+    try:
+        tree = OmegaConf.load(path)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: not a readable YAML file: {_first_line(error)}") from None
+    if not OmegaConf.is_dict(tree):
+        raise UserError(f"{path}: expected sections such as 'run:' and 'student:' at the top level")
+    return tree
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else text[:300] + " ..."
+
+
+def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every key of the tree, dotted: the vocabulary that unknown keys are compared with."""
+    keys = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        keys.append(prefix + name)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += valid_keys(kind, f"{prefix}{name}.")
+    return keys
+
+
+def _explain(error: ValidationError, path: str | Path | None) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, valid_keys(), n=1, cutoff=0.0)
+            lines.append(f"unknown key '{key}'; the nearest valid key is '{near[0]}'")
+        else:
+            reason = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{key} = {problem['input']!r}: {reason}" if key else reason)
+    return f"{path or 'configuration'}: " + "; ".join(lines)
