@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from motab_jax.models.transformer import Model
 from motab_jax.rollout import Prompts, RolloutConfig
 from motab_jax.rollout.counters import Counters
+from motab_jax.rollout.monitor import NEVER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +46,8 @@ def measure(program: Callable, student: Model, teacher: Model, prompts: Prompts,
     size = min(config.segment_tokens, config.max_new_tokens // 2)
 
     def timed(segments: int, *, muted: bool, strict: bool = False) -> float:
-        numbers = dataclasses.replace(config, muted=jnp.array(muted), eps0=jnp.float32(2.0 if strict else 0.0))
-        numbers = dataclasses.replace(numbers, theta=jnp.float32(0.0)) if strict else numbers
+        bar = NEVER if config.alarm_is_high != strict else -NEVER
+        numbers = dataclasses.replace(config, muted=jnp.array(muted), eps0=jnp.float32(bar), theta=jnp.float32(0.0))
         short = prompts.replace(limits=jnp.full_like(prompts.limits, segments * size))
         return min(_seconds(program, student, teacher, short, numbers) for _ in range(3))
 

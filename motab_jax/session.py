@@ -14,7 +14,7 @@ import numpy as np
 
 from motab_jax.config import Config, UserError
 from motab_jax.data.prompts import Prompt, encode_all, has_held_out, load_prompts
-from motab_jax.data.steps import compile_delimiter
+from motab_jax.data.steps import compile_delimiter, compile_window
 from motab_jax.data.tokenizer import check_same_tokenizer, load_tokenizer, stop_ids, token_bytes, vocab_size
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.pretrained import load_pretrained
@@ -23,6 +23,7 @@ from motab_jax.models.serving import serve_params, serve_specs
 from motab_jax.models.transformer import Model, Params, is_spec, weight_specs
 from motab_jax.rollout import Prompts, RolloutConfig
 from motab_jax.rollout.decode import ENDLESS
+from motab_jax.rollout.signal import ALARM_IS_HIGH
 from motab_jax.runtime.mesh import batch_sharding, make_mesh, shardings
 
 SHIPPED = Path(__file__).parent / "quickstart"
@@ -189,11 +190,12 @@ def rollout_config(config: Config, tokenizer, stops: Sequence[int], size: int, m
     """The engine's numbers, from the configuration and the tokenizer."""
     rollout, monitor, backtrack = config.rollout, config.monitor, config.backtrack
     pieces = token_bytes(tokenizer)[:size]
+    window = monitor.step_tokens
     return RolloutConfig(
-        automaton=compile_delimiter(monitor.step_delimiter, pieces),
+        automaton=compile_window(window) if window else compile_delimiter(monitor.step_delimiter, pieces),
         stop_ids=jnp.asarray(stops, jnp.int32),
         eps0=jnp.float32(monitor.eps0),
-        theta=jnp.float32(0.0 if monitor.boundary == "fixed" else monitor.theta),
+        theta=jnp.float32(monitor.theta if monitor.boundary == "entropy_adaptive" else 0.0),
         vocab_size=size,
         max_new_tokens=rollout.max_new_tokens,
         segment_tokens=rollout.segment_tokens,
@@ -202,10 +204,18 @@ def rollout_config(config: Config, tokenizer, stops: Sequence[int], size: int, m
         top_k=rollout.top_k,
         top_p=rollout.top_p,
         monitored=monitor.enabled,
+        signal=monitor.signal,
+        signal_top_k=monitor.top_k,
+        alarm_is_high=monitor.signal in ALARM_IS_HIGH if monitor.alarm is None else monitor.alarm == "high",
+        running_mean=monitor.boundary == "running_mean",
+        patience=monitor.patience,
+        first_token_certain=monitor.first_token_certain,
+        window=window,
         target=backtrack.target,
         intervention=backtrack.intervention,
         steps=backtrack.steps,
         max_interventions=backtrack.max_interventions,
+        max_discarded=backtrack.max_discarded_tokens,
         teacher_batch=backtrack.teacher_batch,
         teacher_rows=teacher_rows(config, mesh),
         entropy_top_k=monitor.entropy_top_k,

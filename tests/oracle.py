@@ -2,8 +2,8 @@
 
 Everything is computed by the most naive means: one sequence at a time, a fresh full forward pass for every token and
 for every judgement, no cache, no padding, no batching, float32 models on the CPU. It shares no code with the package.
-The definitions are those of MOTAB (arXiv 2605.19433, eq. 5-10).
-Left out: sampling (greedy only), the other monitor signals, the stitched target.
+The definitions are those of MOTAB (arXiv 2605.19433, eq. 5-11); other methods' triggers are further signals and
+boundaries of the same walk. Left out: sampling (greedy only).
 """
 
 import math
@@ -38,6 +38,7 @@ class Row:
         self.prompt = list(prompt_ids)
         self.rules = rules
         self.tokens, self.sources, self.steps, self.rewinds = [], [], [], []
+        self.written = [[]]  # everything, in the order of writing, cut where the teacher took over
         self.pending = b""
         self.stopped = False
         self.min_margin = math.inf
@@ -65,8 +66,11 @@ class Row:
             self.sources.append(source)
             if token in self.rules["stop_ids"]:
                 self.stopped = True
+            elif self.rules["window"]:
+                ended = len(self.tokens) - start == self.rules["window"]
             else:
                 ended = self._completes_delimiter(token)
+        self.written[-1] += self.tokens[start:]
         end = len(self.tokens) - int(self.stopped)
         if end == start:
             return None
@@ -96,8 +100,15 @@ class Row:
                 "discarded_steps": self.steps[root:],
             }
         )
+        self.forget_stop()
+        self.written.append([])
         self.tokens, self.sources, self.steps = self.tokens[:start], self.sources[:start], self.steps[:root]
         self.pending = b""
+
+    def forget_stop(self):
+        """A stop token behind a breaching step is lost with it."""
+        if self.stopped:
+            self.written[-1].pop()
         self.stopped = False
 
 
@@ -108,18 +119,56 @@ def entropy(logprobs, top_k):
     return -float((logprobs.exp() * logprobs).sum())
 
 
-def judge(row, step, teacher):
+def judge(row, step, teacher, student):
     """Fill in the step's value (eq. 5), state entropy (eq. 6), boundary and, for the student's steps, stray (eq. 7)."""
     rules, offset = row.rules, len(row.prompt)
-    logprobs = torch.log_softmax(teacher.logits(row.prompt + row.tokens[: step["end"]]), dim=-1)
-    positions = range(step["start"], step["end"])
-    scores = [float(logprobs[offset + i - 1, row.tokens[i]]) for i in positions]
-    step["value"] = math.exp(sum(scores) / len(scores))
-    step["entropy"] = entropy(logprobs[offset + step["start"] - 1], rules["entropy_top_k"])
+    text = row.prompt + row.tokens[: step["end"]]
+    theirs, mine = (torch.log_softmax(writer.logits(text), dim=-1) for writer in (teacher, student))
+    scores = [
+        signal(row, theirs[offset + i - 1], mine[offset + i - 1], row.tokens[i])
+        for i in range(step["start"], step["end"])
+    ]
+    step["value"] = sum(scores) / len(scores)
+    if rules["signal"].startswith("likelihood"):
+        step["value"] = math.exp(step["value"])
+    step["entropy"] = entropy(theirs[offset + step["start"] - 1], rules["entropy_top_k"])
     step["boundary"] = rules["eps0"] * math.exp(-rules["theta"] * step["entropy"])
+    if rules["boundary"] == "running_mean":
+        before = [other["value"] for other in row.steps[:-1] if other["source"] == "student"]
+        step["boundary"] = rules["eps0"] * sum(before) / len(before) if before else None
     if step["source"] == "student":
+        step["stray"] = strays(row, step)
+
+
+def strays(row, step):
+    """Whether a step is on the wrong side of its boundary; where it has none, it isn't."""
+    if step["boundary"] is None:
+        return False
+    if row.rules["signal"] != "top_k":  # a share of tokens: exact
         row.margin(step["value"] - step["boundary"])
-        step["stray"] = step["value"] < step["boundary"]
+    high = row.rules["alarm"] == "high"
+    return step["value"] > step["boundary"] if high else step["value"] < step["boundary"]
+
+
+def signal(row, theirs, mine, token):
+    """What is averaged over a step, of one token: logprobs of teacher and student [V], float64."""
+    name = row.rules["signal"]
+    if name == "likelihood":
+        return float(theirs[token])
+    if name == "likelihood_ratio":
+        return float(theirs[token] - mine[token])
+    if name == "top_k":
+        ranked = torch.sort(theirs, descending=True).values
+        row.margin(float(ranked[row.rules["top_k"] - 1] - ranked[row.rules["top_k"]]))
+        return float(int((theirs > theirs[token]).sum()) < row.rules["top_k"])
+    left, right = {"reverse_kl": (mine, theirs), "forward_kl": (theirs, mine)}[name]
+    return float((left.exp() * (left - right)).sum())
+
+
+def breached(row):
+    """Whether the last `patience` steps, none of them from before the teacher's last, have all strayed."""
+    last = row.steps[-row.rules["patience"] :]
+    return len(last) == row.rules["patience"] and all(step["stray"] for step in last)
 
 
 def root_step(row):
@@ -143,13 +192,13 @@ def root_step(row):
     return falls[0][1] if falls else breach
 
 
-def intervene(row, teacher, intervention, steps):
+def intervene(row, teacher, student, intervention, steps):
     """The teacher writes on from the safe state: to the end ('suffix') or until `steps` steps have ended."""
     written = 0
     while not row.done and (intervention == "suffix" or written < steps):
         step = row.write_step(teacher, "teacher")
         if step is not None:
-            judge(row, step, teacher)
+            judge(row, step, teacher, student)
             written += 1
     row.pending = b""
 
@@ -172,6 +221,12 @@ def oracle_rollout(
     max_interventions=1,
     entropy_top_k=0,
     monitor=True,
+    signal="likelihood",
+    boundary="entropy_adaptive",
+    alarm="low",
+    patience=1,
+    top_k=0,
+    window=0,
 ):
     """One greedy trajectory of the student, watched over and, where it strays, continued by the teacher.
 
@@ -188,32 +243,45 @@ def oracle_rollout(
     - The teacher's steps are valued like the student's but never stray. Once no intervention is left, the student's
       steps are still judged, and nothing is rewound.
     - At most `max_new_tokens` tokens are kept at any time, the stop token included.
+    - Other methods: `window` tokens make a step, whatever they are; `signal` is averaged in place of log p_T (top_k:
+      whether the token is among the teacher's likeliest); `boundary` running_mean: eps0 times the mean of the text's
+      earlier student steps; `alarm` high: a step strays above its boundary; `patience` stray steps in a row make a
+      breach; `intervention` stop: the text ends with the breaching step.
     - Without monitor the student writes alone; its steps have no value, entropy or boundary.
 
-    Returns tokens; sources ('student' or 'teacher', one a token); steps [{start, end, source, value, entropy,
-    boundary, stray}], positions counted from the first completion token; rewinds [{breach_step, root_step,
-    discarded_tokens, discarded_steps}], steps as 0-based indices into the table as it stood; finish_reason ('stop' or
-    'length'); min_margin, the smallest gap by which any decision was made (two highest logits, value against
-    boundary, two steepest falls).
+    Returns tokens; sources ('student' or 'teacher', one a token); written (everything in the order of writing, a list
+    for each stretch between two interventions); steps [{start, end, source, value, entropy, boundary, stray}],
+    positions counted from the first completion token; rewinds [{breach_step, root_step, discarded_tokens,
+    discarded_steps}], steps as 0-based indices into the table as it stood; finish_reason ('stop', 'length' or
+    'monitor'); min_margin, the smallest gap by which any decision was made (two highest logits, value against boundary,
+    two steepest falls).
     """
     rules = {"delimiter": delimiter, "stop_ids": set(stop_ids), "pieces": tokenizer_pieces}
     rules |= {"max_new_tokens": max_new_tokens, "eps0": eps0, "theta": theta, "entropy_top_k": entropy_top_k}
+    rules |= {"signal": signal, "boundary": boundary, "alarm": alarm, "patience": patience, "top_k": top_k}
+    rules |= {"window": window}
     student, teacher = Writer(student_hf, vocab_size), Writer(teacher_hf, vocab_size)
     row = Row(prompt_ids, rules)
     allowed = min(max_interventions, 1) if intervention == "suffix" else max_interventions
+    ended = None
     while not row.done:
         step = row.write_step(student, "student")
         if step is None or not monitor:
             continue
-        judge(row, step, teacher)
-        if step["stray"] and len(row.rewinds) < allowed:
+        judge(row, step, teacher, student)
+        if breached(row) and intervention == "stop":
+            row.tokens, row.sources, ended = row.tokens[: step["end"]], row.sources[: step["end"]], "monitor"
+            row.forget_stop()
+            break
+        if breached(row) and len(row.rewinds) < allowed:
             row.rewind(root_step(row) if target == "root" else len(row.steps) - 1)
-            intervene(row, teacher, intervention, steps)
+            intervene(row, teacher, student, intervention, steps)
     return {
         "tokens": row.tokens,
+        "written": row.written,
         "sources": row.sources,
         "steps": row.steps,
         "rewinds": row.rewinds,
-        "finish_reason": "stop" if row.stopped else "length",
+        "finish_reason": ended or ("stop" if row.stopped else "length"),
         "min_margin": row.min_margin,
     }

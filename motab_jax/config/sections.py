@@ -93,21 +93,41 @@ class MonitorConfig(Section):
     """The safety boundary: eps_k = eps0 * exp(-theta * H_k) (paper, eq. 5-7)."""
 
     enabled: bool = True
-    signal: Literal["likelihood"] = "likelihood"
-    boundary: Literal["entropy_adaptive", "fixed"] = "entropy_adaptive"
+    signal: Literal[
+        "likelihood", "likelihood_ratio", "top_k", "reverse_kl", "forward_kl", "teacher_entropy", "student_entropy"
+    ] = Field(default="likelihood", description="what is averaged over a step's tokens")
+    alarm: Literal["low", "high"] | None = Field(
+        default=None, description="side of the boundary that strays; empty: high for divergences and entropies"
+    )
+    boundary: Literal["entropy_adaptive", "fixed", "running_mean", "quantile"] = Field(
+        default="entropy_adaptive", description="running_mean: eps0 times the mean of the text's earlier steps"
+    )
     eps0: NonNegative = 0.2
     theta: NonNegative = 1.0
+    rate: Share = Field(default=0.1, description="boundary=quantile: share of the judged steps that are to stray")
+    pace: Share = Field(default=0.2, description="boundary=quantile: weight of the newest batch")
+    patience: Positive = Field(default=1, description="stray steps in a row that make a breach")
+    top_k: Positive = Field(default=25, description="signal=top_k: the teacher's likeliest tokens")
     entropy_top_k: Natural = Field(default=0, description="0: entropy of the full vocabulary; 20: as released")
+    first_token_certain: bool = Field(
+        default=False, description="as released: a step's first token counts as if it had probability 1"
+    )
     step_delimiter: Annotated[str, Field(min_length=1)] = ".\n\n"
+    step_tokens: Natural = Field(default=0, description="every step has so many tokens; 0: steps end at the delimiter")
 
 
 class BacktrackConfig(Section):
     """Where a stray trajectory goes back to and how long the teacher writes (paper, eq. 8-10)."""
 
     target: Literal["root", "breach"] = "root"
-    intervention: Literal["suffix", "steps"] = "suffix"
+    intervention: Literal["suffix", "steps", "stop"] = Field(
+        default="suffix", description="the teacher writes to the end, or some steps, or the text ends at the breach"
+    )
     steps: Positive = Field(default=1, description="teacher's steps before it hands back (intervention=steps)")
     max_interventions: Natural = 1
+    max_discarded_tokens: Natural | None = Field(
+        default=None, description="a text loses no more to rewinds; empty: four times rollout.max_new_tokens"
+    )
     teacher_batch: Natural = Field(default=0, description="waiting rows that call the teacher; 0: as many as slots")
     teacher_rows: Natural | None = Field(
         default=None, description="slots the teacher writes in at a time; 0: all; empty: half of them on one CPU device"

@@ -46,8 +46,16 @@ def compile_delimiter(delimiter: str, pieces: list[bytes]) -> StepAutomaton:
     return StepAutomaton(next_state=state[:, back], ends=ends[:, back])
 
 
+def compile_window(size: int) -> StepAutomaton:
+    """Every step has `size` tokens, whatever they are: tables over one column that stands for all tokens."""
+    next_state = (np.arange(size, dtype=np.int32)[:, None] + 1) % size
+    return StepAutomaton(next_state=next_state, ends=next_state == 0)
+
+
 def advance(automaton: StepAutomaton, state: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Read one token a row: state, token i32[...] (token in 0..V-1) -> (next state i32[...], step ended bool[...])."""
+    if automaton.next_state.shape[1] == 1:
+        token = jax.numpy.zeros_like(token)
     return jax.numpy.asarray(automaton.next_state)[state, token], jax.numpy.asarray(automaton.ends)[state, token]
 
 

@@ -5,6 +5,11 @@ import jax
 
 from motab_jax.data.steps import StepAutomaton
 from motab_jax.rollout.decode import ENDLESS
+from motab_jax.rollout.monitor import Rules
+from motab_jax.rollout.opinion import Asked
+from motab_jax.rollout.signal import EXPONENTIAL
+
+FULL_REWINDS = 4  # whole texts that a row may lose to rewinds, where nothing else is said
 
 
 @flax.struct.dataclass
@@ -38,16 +43,24 @@ class RolloutConfig:
     top_k: int = _static(0)
     top_p: float = _static(0.95)
     monitored: bool = _static(True)
+    entropy_top_k: int = _static(0)
+    signal: str = _static("likelihood")  # see signal.py
+    signal_top_k: int = _static(0)
+    alarm_is_high: bool = _static(False)  # a step strays above its boundary, not below
+    running_mean: bool = _static(False)  # the boundary is eps0 times the mean of the text's earlier steps
+    patience: int = _static(1)  # stray steps in a row that make a breach
+    first_token_certain: bool = _static(False)  # as released: a step's first token counts with probability 1
+    window: int = _static(0)  # every step has so many tokens; 0: steps end at a delimiter
     target: str = _static("root")  # or breach
-    intervention: str = _static("suffix")  # or steps
+    intervention: str = _static("suffix")  # or steps, or stop
     steps: int = _static(1)
     max_interventions: int = _static(1)
+    max_discarded: int | None = _static(None)  # tokens that a row may lose to rewinds; None: see most_discarded
     teacher_batch: int = _static(0)  # waiting rows that call the teacher; 0: as many as there are slots
     teacher_rows: int = _static(0)  # slots that the teacher writes in at a time; 0: all
-    entropy_top_k: int = _static(0)
     read_after: bool = _static(False)  # without a monitor: the teacher reads finished rows, in one pass
     targets: str = _static("hidden")  # what is kept of the teacher's distributions: hidden, topk or sampled
-    targets_k: int = _static(64)
+    targets_k: int = _static(64)  # likeliest tokens kept, for targets topk
     targets_dtype: str | None = _static(None)  # None: the teacher's
 
     @property
@@ -58,7 +71,21 @@ class RolloutConfig:
     @property
     def rewinds(self) -> int:
         """How often one trajectory can be rewound at most."""
-        return self.max_interventions if self.monitored else 0
+        return self.max_interventions if self.monitored and self.intervention != "stop" else 0
+
+    @property
+    def stops(self) -> bool:
+        """Whether a breach ends the text."""
+        return self.monitored and self.intervention == "stop"
+
+    @property
+    def most_discarded(self) -> int:
+        """Tokens that the rewinds of one trajectory can discard at most; a step that would exceed it stays."""
+        each = self.max_new_tokens
+        if self.window and self.target == "breach":
+            each = min(each, self.window)
+        most = each * self.rewinds
+        return min(most, FULL_REWINDS * self.max_new_tokens if self.max_discarded is None else self.max_discarded)
 
     @property
     def hands_back(self) -> bool:
@@ -69,6 +96,19 @@ class RolloutConfig:
     def teacher_budget(self) -> int:
         """Steps the teacher writes at an intervention."""
         return self.steps if self.intervention == "steps" else ENDLESS
+
+    @property
+    def asked(self) -> Asked:
+        """What the teacher is asked about each token."""
+        return Asked(self.entropy_top_k, self.kept_k, self.signal, self.signal_top_k)
+
+    @property
+    def rules(self) -> Rules:
+        """How steps are judged."""
+        return Rules(
+            self.signal in EXPONENTIAL, self.alarm_is_high, self.running_mean, self.patience, self.first_token_certain,
+            self.target == "root", self.most_discarded,
+        )  # fmt: skip
 
     @property
     def kept_k(self) -> int:

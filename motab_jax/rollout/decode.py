@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from motab_jax.data.steps import StepAutomaton, advance
 from motab_jax.models.cache import KVCache
 from motab_jax.models.transformer import Model, encode, unembed
-from motab_jax.rollout.opinion import Opinion, opinion_of
+from motab_jax.rollout.opinion import Asked, Opinion, opinion_of
 from motab_jax.rollout.rows import pick
 from motab_jax.rollout.sampling import sample
 from motab_jax.rollout.tape import DEAD, Tape, append
@@ -60,6 +60,7 @@ class Segment:
     stop: jax.Array  # bool[B,C]; the token is a stop token
     closes: jax.Array  # bool[B,C]; a step ends here: delimiter complete, or length limit
     hidden: jax.Array  # [B,C,D]; the teacher's state that predicted each token ([B,C,0] without a teacher)
+    mine: jax.Array  # [B,C,S]; the student's state that did, where the monitor's signal needs it (else [B,C,0])
     opinion: Opinion  # the teacher's, [B,C]
 
     @property
@@ -78,8 +79,7 @@ class Writing(NamedTuple):
     temperature: float
     top_k: int
     top_p: float
-    entropy_top_k: int
-    targets_k: int
+    asked: Asked
 
 
 def lay_out(tape: Tape, pen: Pen, known: Known, segment: Segment) -> tuple[Tape, Pen, Segment]:
@@ -123,7 +123,9 @@ def write_segment(model: Model, reader: Reader, tape: Tape, pen: Pen, segment: S
         new = {"tokens": token, "alive": pen.active, "forced": pen.active & forced, "stop": stop, "closes": closes}
         if opine:
             new["hidden"] = reader.hidden
-            new["opinion"] = opinion_of(logits, token, entropy_top_k=how.entropy_top_k, targets_k=how.targets_k)
+            new["opinion"] = opinion_of(logits, token, how.asked)
+        elif segment.mine.shape[-1]:
+            new["mine"] = reader.hidden
         segment = segment.replace(**{k: jax.tree.map(_put(place), getattr(segment, k), new[k]) for k in new})
         reader = Reader(cache, jnp.where(pen.active[:, None], hidden[:, 0], reader.hidden))
         return place + 1, reader, tape, after, segment

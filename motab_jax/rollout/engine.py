@@ -46,7 +46,7 @@ from motab_jax.rollout.slots import (
 )
 from motab_jax.rollout.state import RolloutState, begin, blank_segment, empty_log
 from motab_jax.rollout.tape import packing, rewind
-from motab_jax.rollout.trajectory import LENGTH, STOP, Trajectory
+from motab_jax.rollout.trajectory import ENDED, LENGTH, STOP, Trajectory
 
 PACK_ABOVE = 512  # columns; a shorter tape is packed only when it is full
 
@@ -84,7 +84,7 @@ class _Loop:
         self.intervenes = config.rewinds > 0 and teacher is not None
         self.how = Writing(
             config.automaton, config.stop_ids, config.vocab_size, config.segment_tokens, config.temperature,
-            config.top_k, config.top_p, config.entropy_top_k, 0 if teacher is None else config.kept_k,
+            config.top_k, config.top_p, config.asked,
         )  # fmt: skip
 
     def row(self, slots: Slots):
@@ -145,7 +145,7 @@ class _Loop:
     def write(self, state: RolloutState, turn, part) -> tuple[RolloutState, Segment, Pen]:
         """Put a segment on the tape: known text, or what the student or the teacher writes."""
         slots, known = state.slots, self._known(state)
-        tape, segment = state.tape, blank_segment(self.teacher, self.config, self.slots)
+        tape, segment = state.tape, blank_segment(self.student, self.teacher, self.config, self.slots)
         taught = turn == TEACHER_WRITES
         pen = Pen(part, slots.position, slots.automaton, jnp.where(taught, slots.budget, ENDLESS))
         tape, pen, segment = lay_out(tape, pen.replace(active=part & (turn == READ)), known, segment)
@@ -185,6 +185,7 @@ class _Loop:
     def read(self, state: RolloutState, segment: Segment, turn, begin) -> tuple[RolloutState, Segment]:
         """Have the segment read by the models that did not write it; the teacher gives its opinion of the student's."""
         phase = phases(state.rows, state.slots, self.row(state.slots))
+        compares = segment.mine.shape[-1] > 0
         for_student = (turn == READ) & (jnp.any(phase == STUDENT_WRITES) | self.config.hands_back)
         if self.config.hands_back:
             for_student |= turn == TEACHER_WRITES
@@ -197,8 +198,8 @@ class _Loop:
 
         def opine(_):
             return score(
-                self.teacher, hidden, segment.tokens, vocab_size=self.config.vocab_size,
-                entropy_top_k=self.config.entropy_top_k, targets_k=self.how.targets_k,
+                self.teacher, hidden, segment.tokens, self.how.asked, vocab_size=self.config.vocab_size,
+                student=self.student if compares else None, states=segment.mine if compares else None,
             )  # fmt: skip
 
         state = state.replace(student=when(for_student, student_reads, state.student))
@@ -235,12 +236,13 @@ class _Loop:
         judged = config.monitored & (turn == STUDENT_WRITES)
         source = jnp.where(turn == TEACHER_WRITES, TEACHER, STUDENT)
         columns = monitor.Columns(
-            segment.opinion.logprob, segment.opinion.entropy, segment.written, segment.stop, segment.closes
+            segment.opinion.signal, segment.opinion.entropy, segment.written, segment.stop, segment.closes
         )
         open_, steps, accepted, breach = monitor.observe(
             state.slots.open, state.log.steps, columns, view(state.log.length, row),
-            (view(state.log.num_rewinds, row) < config.rewinds) & judged,
-            eps0=config.eps0, theta=config.theta, source=source, judged=judged, row=row,
+            (config.stops | (view(state.log.num_rewinds, row) < config.rewinds)) & judged,
+            eps0=config.eps0, theta=config.theta, source=source, judged=judged, row=row, rules=config.rules,
+            lost=view(state.log.length - (state.rows.known - state.rows.offset), row),
         )  # fmt: skip
         log = trajectory.extend(
             state.log.replace(steps=steps), segment.tokens, segment.opinion, segment.hidden, accepted, source, row
@@ -261,12 +263,14 @@ class _Loop:
         return self.hand_back(state, part & (turn == TEACHER_WRITES)) if config.hands_back else state
 
     def finish(self, state: RolloutState, segment: Segment, accepted, breach) -> RolloutState:
-        """Rows whose writer came to a stop token or to the length limit are done."""
+        """Rows whose writer came to a stop token or to the length limit are done, or whose breach ends them."""
         row = self.row(state.slots)
         stopped = jnp.any(accepted & segment.stop, axis=1)
         full = view(state.rows.known, row) >= view(state.rows.limit, row)
         done = jnp.any(accepted, axis=1) & ~breach & (stopped | full)
         reason = jnp.where(done, jnp.where(stopped, STOP, LENGTH), view(state.log.finish, row))
+        if self.config.stops:
+            done, reason = done | breach, jnp.where(breach, ENDED, reason)
         return state.replace(
             rows=settle(state.rows, row, done, phase=DONE),
             log=state.log.replace(finish=store(state.log.finish, row, reason)),
@@ -279,7 +283,7 @@ class _Loop:
         """
         row, slots = self.row(state.slots), state.slots
         steps = view(state.log.steps, row)
-        root = monitor.find_root(steps, slots.open.first, self.config.target)
+        root = monitor.find_root(steps, slots.open.first, self.config.target, self.config.rules)
         first = pick(steps.start, root)
         known = view(state.rows.known, row) - (view(state.log.length, row) - first)
         return state.replace(

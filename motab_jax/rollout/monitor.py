@@ -1,7 +1,8 @@
 """The safety monitor: step values, the adaptive boundary, and the root step (MOTAB, eq. 5-9).
 
 `observe` walks token by token over C columns with the teacher's opinion of them and judges every step that ends,
-`find_root` says where the trouble began. Numbers are natural logarithms (nats), at temperature 1.
+`find_root` says where the trouble began. Numbers are natural logarithms (nats), at temperature 1. `Rules` holds what
+other methods judge by: the same walk serves them.
 """
 
 from typing import NamedTuple
@@ -10,15 +11,18 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from motab_jax.data.sources import STUDENT
 from motab_jax.rollout.rows import store, store_window, to_front, view
-from motab_jax.rollout.trajectory import StepTable
+from motab_jax.rollout.trajectory import KEPT, StepTable
+
+NEVER = 1e30  # as a boundary, with the sign of the alarm: nothing strays
 
 
 @flax.struct.dataclass
 class OpenStep:
     """The step that each row is in; B rows."""
 
-    log_likelihood: jax.Array  # f32[B]; sum of the teacher's log-probabilities so far
+    total: jax.Array  # f32[B]; sum of the signal so far
     tokens: jax.Array  # i32[B]; tokens counted so far
     entropy: jax.Array  # f32[B]; H_k, the teacher's entropy where the step began
     first: jax.Array  # i32[B]; step table entries below it belong to before the last hand-back
@@ -30,6 +34,25 @@ def open_step(rows: int) -> OpenStep:
     return OpenStep(real, whole, real, whole)
 
 
+class Rules(NamedTuple):
+    """How steps are judged; the defaults are the paper's."""
+
+    exponential: bool = True  # a step's value is exp of its signal's mean, not the mean
+    alarm_is_high: bool = False  # a step strays above its boundary, not below
+    running_mean: bool = False  # the boundary is eps0 times the mean value of the text's earlier student steps
+    patience: int = 1  # stray steps in a row that make a breach
+    first_token_certain: bool = False  # as released: a step's first token counts as if it had probability 1
+    whole: bool = True  # a rewind may discard all of the text (target root), not its last step alone
+    most_lost: int | None = None  # tokens of a text that rewinds may discard in all; None: any number
+
+    def beyond(self, value: jax.Array, bar: jax.Array) -> jax.Array:
+        """Whether a value is on the wrong side of its boundary."""
+        return value > bar if self.alarm_is_high else value < bar
+
+
+PAPER = Rules()
+
+
 def boundary(entropy: jax.Array, eps0: jax.Array, theta: jax.Array) -> jax.Array:
     """eps_k = eps0 * exp(-theta * H_k) (eq. 7)."""
     return eps0 * jnp.exp(-theta * entropy)
@@ -39,7 +62,7 @@ def boundary(entropy: jax.Array, eps0: jax.Array, theta: jax.Array) -> jax.Array
 class Columns:
     """C columns to be judged; all [B,C]."""
 
-    logprob: jax.Array  # f32
+    signal: jax.Array  # f32; see signal.py
     entropy: jax.Array  # f32
     alive: jax.Array  # bool; a prefix of each row
     stop: jax.Array  # bool; the token is a stop token
@@ -60,42 +83,92 @@ class Ended(NamedTuple):
 
 def observe(
     open_: OpenStep, steps: StepTable, columns: Columns, log_length, may_stray, *, eps0, theta, source, judged=True,
-    row=None,
+    row=None, rules: Rules = PAPER, lost=0,
 ):  # fmt: skip
     """Walk over the columns of slots whose logs hold log_length i32[B] entries; judge every step that ends.
 
     may_stray bool[B]: slots in which a stray step is a breach; the walk of a slot ends there, and a stop token behind
     the breaching step is not accepted. Without `judged` (bool), steps are entered and none strays. The step table is
-    the rows' (see rollout/rows.py). Returns (open step, step table, accepted bool[B,C], breach bool[B]).
+    the rows' (see rollout/rows.py). lost i32[B]: tokens of the logs that rewinds have discarded. Returns (open step,
+    step table, accepted bool[B,C], breach bool[B]).
     """
 
     def walk(carry, column):
-        open_, place, breach = carry
+        open_, past, place, breach = carry
         alive = column.alive & ~breach
         counts = alive & ~column.stop
         fresh = counts & (open_.tokens == 0)
+        summed = counts & ~fresh if rules.first_token_certain else counts
         open_ = open_.replace(
-            log_likelihood=open_.log_likelihood + jnp.where(counts, column.logprob, 0.0),
+            total=open_.total + jnp.where(summed, column.signal, 0.0),
             tokens=open_.tokens + counts,
             entropy=jnp.where(fresh, column.entropy, open_.entropy),
         )
         close = alive & (column.closes | column.stop) & (open_.tokens > 0)
-        ended = _end(open_, close, place + counts, boundary(open_.entropy, eps0, theta), judged)
-        breach = breach | (ended.stray & may_stray)
+        bar = past.bar(eps0, rules) if rules.running_mean else boundary(open_.entropy, eps0, theta)
+        ended = _end(open_, close, place + counts, bar, judged, rules)
+        past = past.after(ended)
+        breach = breach | (ended.stray & may_stray & (past.streak >= rules.patience) & _fits(ended, lost, rules))
         accepted = alive & ~(column.stop & breach)
-        still = jnp.where(close, 0, 1)
-        open_ = open_.replace(log_likelihood=open_.log_likelihood * still, tokens=open_.tokens * still)
-        return (open_, place + accepted, breach), (accepted, ended)
+        open_ = open_.replace(total=jnp.where(close, 0.0, open_.total), tokens=jnp.where(close, 0, open_.tokens))
+        return (open_, past, place + accepted, breach), (accepted, ended)
 
-    start = (open_, log_length, jnp.zeros_like(may_stray))
-    (open_, _, breach), (accepted, ended) = jax.lax.scan(walk, start, jax.tree.map(jnp.transpose, columns))
+    past = _past(view(steps, row), open_.first, rules)
+    start = (open_, past, log_length, jnp.zeros_like(may_stray))
+    (open_, _, _, breach), (accepted, ended) = jax.lax.scan(walk, start, jax.tree.map(jnp.transpose, columns))
     return open_, _enter(steps, Ended(*(x.T for x in ended)), source, row), accepted.T, breach
 
 
-def _end(open_: OpenStep, close, end, bar, judged) -> Ended:
+@flax.struct.dataclass
+class _Past:
+    """What a judgement needs of a text's earlier steps; B rows."""
+
+    total: jax.Array  # f32[B]; sum of the student's values
+    count: jax.Array  # i32[B]; of them
+    streak: jax.Array  # i32[B]; stray steps in a row, the last one included
+
+    def bar(self, eps0, rules: Rules) -> jax.Array:
+        """eps0 times the running mean; before the first step nothing strays."""
+        never = NEVER if rules.alarm_is_high else -NEVER
+        return jnp.where(self.count > 0, eps0 * self.total / jnp.maximum(self.count, 1), never)
+
+    def after(self, ended: Ended) -> "_Past":
+        """With the steps that ended in a column."""
+        return _Past(
+            self.total + jnp.where(ended.close, ended.value, 0.0),
+            self.count + ended.close,
+            jnp.where(ended.close, jnp.where(ended.stray, self.streak + 1, 0), self.streak),
+        )
+
+
+def _past(steps: StepTable, first: jax.Array, rules: Rules) -> _Past:
+    """Read from the table; what the rules don't ask for is left at zero."""
+    zero = jnp.zeros_like(steps.count)
+    found = _Past(zero.astype(jnp.float32), zero, zero)
+    index = jnp.arange(steps.value.shape[1])[None]
+    entered = index < steps.count[:, None]
+    if rules.running_mean:
+        mine = entered & (steps.source == STUDENT) & (steps.discarded_by == KEPT)
+        total = jnp.sum(jnp.where(mine, steps.value, 0.0), axis=1)
+        found = found.replace(total=total, count=jnp.sum(mine, axis=1, dtype=jnp.int32))
+    if rules.patience > 1:
+        safe = jnp.max(jnp.where(entered & ~steps.stray, index + 1, 0), axis=1)
+        found = found.replace(streak=steps.count - jnp.maximum(safe, first))
+    return found
+
+
+def _fits(ended: Ended, lost, rules: Rules) -> jax.Array:
+    """Whether the rows may lose what a rewind of the step that ended would discard at most."""
+    if rules.most_lost is None:
+        return ended.close
+    return ended.end - (lost if rules.whole else ended.start) <= rules.most_lost - lost
+
+
+def _end(open_: OpenStep, close, end, bar, judged, rules: Rules) -> Ended:
     """The open step held against its boundary bar f32[B], in the slots where it closes before log place end i32[B]."""
-    value = jnp.exp(open_.log_likelihood / jnp.maximum(open_.tokens, 1))
-    return Ended(close, end - open_.tokens, end, value, open_.entropy, bar, close & (value < bar) & judged)
+    value = open_.total / jnp.maximum(open_.tokens, 1)
+    value = jnp.exp(value) if rules.exponential else value
+    return Ended(close, end - open_.tokens, end, value, open_.entropy, bar, close & rules.beyond(value, bar) & judged)
 
 
 def _enter(steps: StepTable, ended: Ended, source, row) -> StepTable:
@@ -113,19 +186,20 @@ def _enter(steps: StepTable, ended: Ended, source, row) -> StepTable:
     )
 
 
-def find_root(steps: StepTable, first: jax.Array, target: str) -> jax.Array:
+def find_root(steps: StepTable, first: jax.Array, target: str, rules: Rules = PAPER) -> jax.Array:
     """The root step i32[B] of a breach at the last entry of the table (eq. 8-9).
 
-    It is the step k with the steepest fall V_k - V_{k-1} among those whose predecessor was safe; the first index wins
-    a tie. Steps before `first` i32[B] (before the last hand-back) are out of question; where no step qualifies, and
-    for target 'breach', it is the breaching step itself.
+    It is the step k with the steepest fall V_k - V_{k-1} (a rise, where the alarm is high) among those whose
+    predecessor was safe; the first index wins a tie. Steps before `first` i32[B] (before the last hand-back) are out
+    of question; where no step qualifies, and for target 'breach', it is the breaching step itself.
     """
     last = steps.count - 1
     if target == "breach":
         return last
     index = jnp.arange(steps.value.shape[1])[None]
     fall = steps.value - jnp.roll(steps.value, 1, axis=1)
-    safe_before = jnp.roll(steps.value >= steps.boundary, 1, axis=1)
+    fall = -fall if rules.alarm_is_high else fall
+    safe_before = jnp.roll(~rules.beyond(steps.value, steps.boundary), 1, axis=1)
     candidate = safe_before & (index >= 1) & (index >= first[:, None]) & (index <= last[:, None])
     root = jnp.argmin(jnp.where(candidate, fall, jnp.inf), axis=1).astype(jnp.int32)
     return jnp.where(jnp.any(candidate, axis=1), root, last)

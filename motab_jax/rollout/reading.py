@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from motab_jax.models.transformer import Model, encode
 from motab_jax.rollout.config import RolloutConfig
 from motab_jax.rollout.counters import count
-from motab_jax.rollout.opinion import score
+from motab_jax.rollout.opinion import Asked, score
 from motab_jax.rollout.trajectory import Trajectory
 
 # Tokens that are read at a time: activations of all rows would not fit a chip, nor a CPU's caches.
@@ -34,10 +34,7 @@ def read_finished(teacher: Model, log: Trajectory, config: RolloutConfig) -> Tra
     log = log.replace(steps=steps, teacher_logprob=jnp.full_like(log.teacher_logprob, jnp.nan))
     if config.targets == "hidden":
         return log.replace(teacher_hidden=hidden.astype(log.teacher_hidden.dtype))
-    opinion = score(
-        teacher, hidden, log.tokens, vocab_size=config.vocab_size, entropy_top_k=config.entropy_top_k,
-        targets_k=config.kept_k,
-    )  # fmt: skip
+    opinion = score(teacher, hidden, log.tokens, Asked(targets_k=config.kept_k), vocab_size=config.vocab_size)
     topk = opinion.topk
     if topk is not None:
         topk = topk.replace(logprobs=topk.logprobs.astype(log.teacher_topk.logprobs.dtype))

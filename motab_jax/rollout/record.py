@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from motab_jax.data.sources import WORDS
+from motab_jax.rollout.monitor import NEVER
 from motab_jax.rollout.trajectory import FINISH_WORDS, KEPT, Trajectory
 
 
@@ -44,9 +45,7 @@ class Row:
             "start": int(places[step["start"]]),
             "end": int(places[step["end"]]),
             "source": WORDS[step["source"]],
-            "value": float(step["value"]),
-            "entropy": float(step["entropy"]),
-            "boundary": float(step["boundary"]),
+            **{name: _number(step[name]) for name in ("value", "entropy", "boundary")},
             "stray": bool(step["stray"]),
         }
 
@@ -71,6 +70,11 @@ class Row:
             return decode(self.tokens[self.discarded_by == KEPT].tolist())
         edges = [0, *(rewind["rewind_at"] for rewind in self.rewinds), len(self.tokens)]
         return transition.join(decode(self.tokens[a:b].tolist()) for a, b in itertools.pairwise(edges))
+
+
+def _number(value: np.ndarray) -> float | None:
+    """None where there is nothing to say: no number, or a boundary that nothing passes."""
+    return float(value) if abs(value) < NEVER else None
 
 
 def describe(trajectory: Trajectory, row: int, decode, *, target: str, transition: str) -> dict[str, Any]:

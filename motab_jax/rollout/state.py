@@ -69,7 +69,7 @@ def empty_log(teacher: Model | None, prompts: Prompts, config: RolloutConfig) ->
     """Trajectories with nothing written, with room for the targets that config names."""
     width = prompts.tokens.shape[1]
     index = jnp.arange(width, dtype=jnp.int32)[None] - (width - prompts.lengths[:, None])
-    entries = config.max_new_tokens * (1 + config.rewinds) + config.segment_tokens
+    entries = config.max_new_tokens + config.most_discarded + config.segment_tokens
     kept = teacher is not None and config.targets == "hidden"
     return empty_trajectory(
         prompts.tokens, jnp.maximum(index, -1), entries, config.rewinds, teacher.config.width if kept else 0,
@@ -94,10 +94,12 @@ def _rows(prompts: Prompts, config: RolloutConfig, slots: int) -> Rows:
     )
 
 
-def blank_segment(teacher: Model | None, config: RolloutConfig, slots: int) -> Segment:
+def blank_segment(student: Model, teacher: Model | None, config: RolloutConfig, slots: int) -> Segment:
     """A segment with nothing in it."""
     shape = (slots, config.segment_tokens)
     no, width = jnp.zeros(shape, bool), 0 if teacher is None else teacher.config.width
     hidden = jnp.zeros((*shape, width), jnp.float32 if teacher is None else teacher.dtype)
     opinion = no_opinion(shape, 0 if teacher is None else config.kept_k)
-    return Segment(jnp.zeros(shape, jnp.int32), no, no, no, no, hidden, opinion)
+    compares = teacher is not None and config.monitored and config.asked.needs_student
+    mine = jnp.zeros((*shape, student.config.width if compares else 0), student.dtype)
+    return Segment(jnp.zeros(shape, jnp.int32), no, no, no, no, hidden, mine, opinion)

@@ -13,8 +13,8 @@ from motab_jax.rollout.counters import Counters, no_counts
 from motab_jax.rollout.opinion import Opinion
 from motab_jax.rollout.rows import pick, store, store_window, to_front, view
 
-RUNNING, STOP, LENGTH = range(3)
-FINISH_WORDS = ("running", "stop", "length")
+RUNNING, STOP, LENGTH, ENDED = range(4)
+FINISH_WORDS = ("running", "stop", "length", "monitor")  # the last: the monitor ended it (intervention stop)
 KEPT = -1
 
 
@@ -25,7 +25,7 @@ class StepTable:
     start: jax.Array  # i32[B,M]; first token
     end: jax.Array  # i32[B,M]; one past the last token (a stop token is never inside)
     source: jax.Array  # i32[B,M]; STUDENT or TEACHER
-    value: jax.Array  # f32[B,M]; V_k in (0,1]
+    value: jax.Array  # f32[B,M]; V_k in (0,1], or another signal's mean
     entropy: jax.Array  # f32[B,M]; H_k in nats
     boundary: jax.Array  # f32[B,M]; eps_k
     stray: jax.Array  # bool[B,M]
@@ -55,7 +55,7 @@ class Trajectory:
     rewind_at: jax.Array  # i32[B,R]; log length when the rewind happened
     breach_step: jax.Array  # i32[B,R]; the breaching step's entry in the step table
     root_step: jax.Array  # i32[B,R]; the root step's entry in the step table
-    finish: jax.Array  # i32[B]; STOP or LENGTH
+    finish: jax.Array  # i32[B]; STOP, LENGTH or ENDED
     counters: Counters
 
     @property

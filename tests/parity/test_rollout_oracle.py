@@ -38,6 +38,7 @@ PROMPTS = 50
 CANDIDATES = 60
 MAX_NEW_TOKENS = 28
 MIN_MARGIN = 1e-4
+TRANSITION = "b.c"
 TOLERANCE = 1e-4
 STUDENT_NOISE, LOGIT_SCALE, LAYER_SCALE, MIDDLE_SCALE = 0.15, 2.5, 1.5, 0.2
 LETTERS = "abcdefghijkl"
@@ -53,6 +54,12 @@ RULES = (
     "monitor",
     "eps0",
     "theta",
+    "signal",
+    "boundary",
+    "alarm",
+    "patience",
+    "top_k",
+    "window",
 )
 FAMILIES = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
@@ -78,6 +85,13 @@ class Case:
     padded_teacher: int = 0
     eps0: float = 0.2
     theta: float = 0.5
+    signal: str = "likelihood"
+    boundary: str = "entropy_adaptive"
+    alarm: str = "low"
+    patience: int = 1
+    top_k: int = 0
+    window: int = 0
+    trained_on: str = "stitched"
 
 
 CASES = {
@@ -87,7 +101,24 @@ CASES = {
         "qwen2", "..", seed=7, segment_tokens=8, intervention="steps", max_interventions=3, padded_teacher=4
     ),
     "monitor-off": Case("llama", ".\n", seed=4, segment_tokens=16, monitor=False),
-}
+    # The rivals' triggers. SKD by token: a token outside the teacher's likeliest is the teacher's to write.
+    "skd": Case(
+        "qwen3", ".", seed=8, segment_tokens=4, signal="top_k", top_k=3, window=1, eps0=1.0, boundary="fixed",
+        theta=0.0, target="breach", intervention="steps", max_interventions=MAX_NEW_TOKENS, trained_on="spliced",
+    ),
+    "skd-step": Case(
+        "llama", ".", seed=9, segment_tokens=6, signal="likelihood_ratio", eps0=0.9, boundary="fixed", theta=0.0,
+        target="breach", intervention="steps", max_interventions=4, trained_on="spliced",
+    ),
+    "adaswitch": Case(
+        "qwen2", ".", seed=10, segment_tokens=8, signal="reverse_kl", alarm="high", window=1, eps0=3.0,
+        boundary="running_mean", target="breach", trained_on="spliced",
+    ),
+    "kat": Case(
+        "qwen3", ".", seed=11, segment_tokens=7, signal="reverse_kl", window=3, patience=2, eps0=0.8,
+        boundary="fixed", theta=0.0, intervention="stop", trained_on="spliced",
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -209,9 +240,12 @@ def write_inputs(case, student, teacher, tokenizer, prompts, folder):
         "data": {"source": "jsonl", "path": str(folder / "prompts.jsonl"), "chat_template": False},
         "rollout": {"batch_size": 16, "max_new_tokens": MAX_NEW_TOKENS, "segment_tokens": case.segment_tokens},
         "monitor": {"enabled": case.monitor, "step_delimiter": case.delimiter, "entropy_top_k": case.entropy_top_k},
+        "objective": {"target": case.trained_on, "transition_text": TRANSITION},
         "backtrack": {"target": case.target, "intervention": case.intervention, "steps": case.steps},
     }
-    config["monitor"] |= {"eps0": case.eps0, "theta": case.theta}
+    config["monitor"] |= {"eps0": case.eps0, "theta": case.theta, "boundary": case.boundary, "signal": case.signal}
+    config["monitor"] |= {"alarm": case.alarm, "patience": case.patience, "step_tokens": case.window}
+    config["monitor"] |= {"top_k": case.top_k or 1}
     config["backtrack"] |= {"max_interventions": case.max_interventions}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder / "config.yaml"
@@ -229,6 +263,12 @@ def synthesize(config, output):
     return {record["id"]: record for record in records}
 
 
+def target_text(case, expected, tokenizer):
+    """What is trained on (eq. 11): all that was written, with the transition at each intervention, or what was kept."""
+    stretches = expected["written"] if case.trained_on == "stitched" else [expected["tokens"]]
+    return TRANSITION.join(tokenizer.decode(ids, skip_special_tokens=True) for ids in stretches)
+
+
 def compare(record, expected, monitor):
     """Tokens, provenance and rewinds are equal; the step table is equal in its integers and to TOLERANCE elsewhere."""
     assert record["tokens"] == expected["tokens"]
@@ -242,9 +282,12 @@ def compare(record, expected, monitor):
     facts = ("start", "end", "source", "stray")
     got, want = ([{name: step[name] for name in facts} for step in r["steps"]] for r in (record, expected))
     assert got == want
-    for name in ("value", "entropy", "boundary"):
-        got, want = ([step[name] for step in r["steps"]] for r in (record, expected))
-        assert got == pytest.approx(want, abs=TOLERANCE, rel=0), name
+    for got, want in zip(record["steps"], expected["steps"], strict=True):
+        for name in ("value", "entropy", "boundary"):
+            # What a signal that compares both models is at the teacher's tokens, the engine doesn't ask.
+            if got[name] is not None or got["source"] == "student":
+                close = pytest.approx(want[name] or 0.0, abs=TOLERANCE, rel=0)
+                assert got[name] == (None if want[name] is None else close), name
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -254,8 +297,9 @@ def test_synthesize_equals_the_oracle(case, tmp_path):
     student, teacher = make_pair(case, len(words))
     expected = expected_rollouts(case, student, teacher, tokenizer, words)
     rewinds = [rewind for result in expected.values() for rewind in result["rewinds"]]
-    assert len(rewinds) >= (20 if case.monitor else 0)
-    if case.monitor and case.target == "root":
+    ended = sum(result["finish_reason"] == "monitor" for result in expected.values())
+    assert len(rewinds) + ended >= (20 if case.monitor else 0)
+    if case.target == "root" and rewinds:
         assert sum(rewind["root_step"] < rewind["breach_step"] for rewind in rewinds) >= 5
     config = write_inputs(case, student, teacher, tokenizer, expected, tmp_path)
     records = synthesize(config, tmp_path / "out.jsonl")
@@ -263,3 +307,4 @@ def test_synthesize_equals_the_oracle(case, tmp_path):
     for n, (prompt, result) in enumerate(expected.items()):
         assert records[f"p{n}"]["prompt"] == prompt
         compare(records[f"p{n}"], result, case.monitor)
+        assert records[f"p{n}"]["target_text"] == target_text(case, result, tokenizer)

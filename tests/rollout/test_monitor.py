@@ -11,7 +11,7 @@ import pytest
 from motab_jax.data.sources import STUDENT, TEACHER
 from motab_jax.models.transformer import unembed
 from motab_jax.rollout.monitor import Columns, boundary, find_root, observe, open_step
-from motab_jax.rollout.opinion import entropy_of, score
+from motab_jax.rollout.opinion import Asked, entropy_of, score
 from motab_jax.rollout.trajectory import KEPT, empty_steps
 from tests.rollout.pair import VOCAB, teacher
 
@@ -22,7 +22,7 @@ def judge(text: str, logprobs, entropies, *, eps0=0.5, theta=1.0, alive=None, ma
     """Observe one row of letters: '.' closes a step, '$' is a stop token, 'x' anything else; in pieces where cut."""
     count = len(text)
     columns = Columns(
-        logprob=jnp.asarray([logprobs], jnp.float32),
+        signal=jnp.asarray([logprobs], jnp.float32),
         entropy=jnp.asarray([entropies], jnp.float32),
         alive=jnp.asarray([[True] * count if alive is None else alive]),
         stop=jnp.asarray([[c == "$" for c in text]]),
@@ -66,7 +66,7 @@ def test_an_unfinished_step_stays_open():
     open_, steps, _, _ = judge("x.xx", [LOG_HALF] * 4, [3.0, 1.0, 2.0, 5.0])
     assert table(steps) == [(0, 2, STUDENT, False)]
     assert int(open_.tokens[0]) == 2 and float(open_.entropy[0]) == 2.0
-    assert float(open_.log_likelihood[0]) == pytest.approx(2 * LOG_HALF)
+    assert float(open_.total[0]) == pytest.approx(2 * LOG_HALF)
 
 
 def test_boundary_and_entropy_by_hand():
@@ -169,7 +169,7 @@ def test_scores_equal_numpy(top_k):
     model = teacher()
     hidden = jax.random.normal(jax.random.key(5), (3, 4, model.config.width))
     tokens = jax.random.randint(jax.random.key(6), (3, 4), 0, VOCAB)
-    opinion = score(model, hidden, tokens, vocab_size=VOCAB, entropy_top_k=top_k)
+    opinion = score(model, hidden, tokens, Asked(entropy_top_k=top_k), vocab_size=VOCAB)
     logprob, entropy = opinion.logprob, opinion.entropy
     logits = np.asarray(unembed(model.params, model.config, hidden), np.float64)[..., :VOCAB]
     whole = logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -81,9 +81,16 @@ def test_each_program_compiles_once(finished):
 def test_the_second_start_compiles_little(pair, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     command = [*words(pair, tmp_path, "run.steps=1"), *prompts_alone(tmp_path)]
-    first, second = (start_and_summarise(command, tmp_path, name) for name in ("one", "two"))
-    assert first["compile_cached"] == 0 and second["compile_cached"] >= 2
-    assert second["compile_seconds"] <= first["compile_seconds"] / 4
+    first, programs = start_and_summarise(command, tmp_path, "one"), kept_programs(tmp_path)
+    second = start_and_summarise(command, tmp_path, "two")
+    assert first["compile_cached"] == 0 and second["compile_cached"] >= len(programs) >= 2
+    assert kept_programs(tmp_path) == programs, "a large program was compiled anew"
+
+
+def kept_programs(folder):
+    """The large ones: how long a small one takes, and so whether it is kept, differs from start to start."""
+    names = ("jit_generate", "jit_train_step")
+    return {path.name for path in (folder / "compiled").glob("*-cache") if path.name.startswith(names)}
 
 
 def start_and_summarise(command, runs, name):
