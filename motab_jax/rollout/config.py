@@ -107,7 +107,7 @@ class RolloutConfig:
         """How steps are judged."""
         return Rules(
             self.signal in EXPONENTIAL, self.alarm_is_high, self.running_mean, self.patience, self.first_token_certain,
-            self.target == "root", self.most_discarded,
+            self.target == "root", None if self.stops else self.most_discarded,
         )  # fmt: skip
 
     @property
