@@ -135,7 +135,7 @@ def work(words: list[str]) -> int:
     path, overrides, own = split_words(words, own=("output",))
     config = read_config(path, overrides)
     enable_compilation_cache()
-    session = open_session(config)
+    session = open_session(config, teacher=config.eval.reverse_kl)
     prompts = held_out_prompts(session)
     if prompts is None:
         raise UserError(f"data.source={config.data.source} has no held-out split; set eval.source (and eval.path)")

@@ -41,7 +41,17 @@ class Costs:
         return {name: seconds * share / total if total > 0 else 0.0 for name, share in shares.items()}
 
 
-def measure(program: Callable, student: Model, teacher: Model, prompts: Prompts, config: RolloutConfig) -> Costs:
+def split_off_policy(seconds: float, counters: Counters) -> dict[str, float]:
+    """The same of a step whose text the student did not write: all of it the teacher's writing, or else its reading."""
+    wrote, read = float(counters.teacher_turns) > 0, float(counters.teacher_scored) > 0
+    return {
+        "student_decode": 0.0,
+        "teacher_scoring": seconds if read and not wrote else 0.0,
+        "teacher_writing": seconds if wrote else 0.0,
+    }
+
+
+def measure(program: Callable, student: Model, teacher: Model | None, prompts: Prompts, config: RolloutConfig) -> Costs:
     """Time short rollouts of the compiled program; `config.muted` must be an array, `prompts.limits` too."""
     size = min(config.segment_tokens, config.max_new_tokens // 2)
 

@@ -1,4 +1,4 @@
-"""The run's jitted programs: rollout and update, and the training state they start from."""
+"""The run's jitted programs: rollout, its like for text of others, update; and the training state they start from."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from motab_jax.distill import (
     make_update,
 )
 from motab_jax.rollout import rollout
+from motab_jax.rollout.given import given, written_by_teacher
 from motab_jax.runtime.mesh import replicated
 from motab_jax.session import Session, layout, transition_ids
 
@@ -29,7 +30,8 @@ from motab_jax.session import Session, layout, transition_ids
 class Programs:
     """The run's jitted programs, each compiled once, and the schedule for the log."""
 
-    rollout: Callable
+    rollout: Callable | None  # None: no step is on-policy
+    off_policy: Callable | None  # None: every step is
     update: Callable
     schedule: Callable
     teacher_head: Any
@@ -80,14 +82,31 @@ def make_programs(session: Session) -> tuple[Programs, TrainState]:
         batch = build_targets(trajectory, target=target, transition=transition, max_tokens=room)
         return update(state, teacher_head, batch)
 
-    def generate(*arguments):  # a function of its own: jit counts the compilations of each function
-        return rollout(*arguments)
-
     state = jax.jit(lambda params: init_state(params, optimizer))(session.student.params)
     state = _lay_out(session, state)
     places = jax.tree.map(lambda x: x.sharding, state)
     program = jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
-    return Programs(jax.jit(generate), program, schedule, head_of(session.teacher, objective)), state
+    head = head_of(session.teacher, objective)
+    return Programs(*_writers(config, read=head is not None), program, schedule, head), state
+
+
+def _writers(config: Config, *, read: bool) -> tuple[Callable | None, Callable | None]:
+    """The programs of on-policy and of other steps, each None where there is no such step.
+
+    The second is called with (teacher, prompts, the data's completions or None, key, numbers); read: whether the loss
+    compares with the teacher's distributions, for which it must read text that is not its own.
+    """
+
+    def generate(*arguments):  # a function of its own: jit counts the compilations of each function
+        return rollout(*arguments)
+
+    def off_policy(teacher, prompts, text, key, numbers):
+        if text is None:
+            return written_by_teacher(teacher, prompts, key, numbers, read=read)
+        return given(teacher, prompts, text, numbers, read=read)
+
+    share = config.rollout.on_policy
+    return jax.jit(generate) if share > 0 else None, jax.jit(off_policy) if share < 1 else None
 
 
 def _lay_out(session: Session, state: TrainState) -> TrainState:

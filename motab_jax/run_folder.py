@@ -12,7 +12,7 @@ from motab_jax.runtime.distributed import is_main
 from motab_jax.runtime.metrics import MetricsLog, open_trackers
 
 # Keys that may differ when a run goes on: they don't change what was computed so far.
-FREE = {"run.steps", "run.keep", "run.save_every", "run.sample_every", "run.dir", "run.name"}
+FREE = {"run.steps", "run.epochs", "run.keep", "run.save_every", "run.sample_every", "run.dir", "run.name"}
 
 
 def open_run_folder(config: Config) -> Path:

@@ -36,9 +36,10 @@ class Session:
     config: Config
     mesh: Any
     student: Model  # in the update layout
-    teacher: Model  # in the serve layout
+    teacher: Model | None  # in the serve layout; None where nothing asks for it
     tokenizer: Any
     source: str  # folder or hub id that the student's other files come from
+    stop: int  # the token that ends a text
     vocab_size: int
     rollout: RolloutConfig
     serving: Callable[[Params], Model]  # jitted
@@ -85,32 +86,54 @@ def layout(mesh, config, name: str, specs=None):
     return shardings(mesh, axes, name, shapes)
 
 
-def open_session(config: Config) -> Session:
-    """Load both models and check that they fit each other, the tokenizer and the mesh."""
+def open_session(config: Config, *, teacher: bool | None = None) -> Session:
+    """Load both models and check that they fit each other, the tokenizer and the mesh.
+
+    teacher: whether its weights are needed; None: as `needs_teacher` says. A teacher that is named and not needed still
+    has its say on the tokenizer and the stop tokens, so that all methods end a text alike.
+    """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    student_path, teacher_path = model_paths(config)
-    tokenizer = load_tokenizer(teacher_path)
-    stops = stop_ids(tokenizer, teacher_path)
-    if student_path != teacher_path:
+    needed = needs_teacher(config) if teacher is None else teacher or config.student.init_from_teacher is not None
+    student_path, teacher_path = model_paths(config, teacher=needed)
+    tokenizer = load_tokenizer(teacher_path or student_path)
+    stops = stop_ids(tokenizer, teacher_path or student_path)
+    stop = stops[0]
+    if teacher_path not in (None, student_path):
         check_same_tokenizer(load_tokenizer(student_path), tokenizer)
         stops = tuple(sorted({*stops, *stop_ids(tokenizer, student_path)}))
     size = vocab_size(tokenizer)
-    teacher = Model(*load_pretrained(teacher_path, config.teacher.dtype))
-    student = _load_student(config, student_path, teacher)
-    for role, model, path in (("student", student, student_path), ("teacher", teacher, teacher_path)):
-        _check_model(config, role, model, str(path), size)
-    teacher = serving(mesh, teacher.config, config, int8=config.teacher.quantize == "int8")(teacher.params)
+    master = Model(*load_pretrained(teacher_path, config.teacher.dtype)) if needed and teacher_path else None
+    student = _load_student(config, student_path, master)
+    for role, model, path in (("student", student, student_path), ("teacher", master, teacher_path)):
+        if model is not None:
+            _check_model(config, role, model, str(path), size)
+    if master is not None:
+        master = serving(mesh, master.config, config, int8=config.teacher.quantize == "int8")(master.params)
     student = Model(jax.device_put(student.params, layout(mesh, student.config, "update")), student.config)
     return Session(
         config=config,
         mesh=mesh,
         student=student,
-        teacher=teacher,
+        teacher=master,
         tokenizer=tokenizer,
         source=str(student_path),
+        stop=stop,
         vocab_size=size,
         rollout=rollout_config(config, tokenizer, stops, size, mesh),
         serving=serving(mesh, student.config, config, dtype=config.rollout.serve_dtype),
+    )
+
+
+def needs_teacher(config: Config) -> bool:
+    """Whether training asks anything of the teacher's weights."""
+    objective, rollout = config.objective, config.rollout
+    losses = (objective.student_loss, objective.teacher_loss, objective.flawed_loss)
+    return (
+        any(loss.weight > 0 and loss.name not in ("cross_entropy", "masked") for loss in losses)
+        or (config.monitor.enabled and rollout.on_policy > 0)
+        or (rollout.off_policy == "teacher" and rollout.on_policy < 1)
+        or config.student.init_from_teacher is not None
+        or config.eval.reverse_kl
     )
 
 
@@ -127,23 +150,26 @@ def serving(mesh, shape: ModelConfig, config: Config, *, dtype: str | None = Non
     return jax.jit(relay, out_shardings=Model(layout(mesh, shape, "serve", specs), shape))
 
 
-def model_paths(config: Config) -> tuple[str | Path, str | Path]:
-    """(student, teacher) folders or hub ids; with neither named, the shipped pair."""
-    student, teacher = config.student.path, config.teacher.path
+def model_paths(config: Config, *, teacher: bool = True) -> tuple[str | Path, str | Path | None]:
+    """(student, teacher) folders or hub ids; with neither named, the shipped pair.
+
+    teacher: whether one is needed; None in its place where it is neither needed nor named.
+    """
+    student, master = config.student.path, config.teacher.path
     if config.student.init_from_teacher is not None:
         if student is not None:
             raise UserError("student.path and student.init_from_teacher are both set; keep one of them")
-        student = teacher or str(SHIPPED / "teacher")
-    if student is None and teacher is None:
+        student = master or str(SHIPPED / "teacher")
+    if student is None and master is None:
         return SHIPPED / "student", SHIPPED / "teacher"
     if student is None:
         raise UserError("teacher.path is set but student.path is not; name a folder or hub id, or init_from_teacher")
-    return student, teacher or SHIPPED / "teacher"
+    return student, master or (SHIPPED / "teacher" if teacher else None)
 
 
-def _load_student(config: Config, path: str | Path, teacher: Model) -> Model:
+def _load_student(config: Config, path: str | Path, teacher: Model | None) -> Model:
     cut = config.student.init_from_teacher
-    if cut is None:
+    if cut is None or teacher is None:
         return Model(*load_pretrained(path, config.student.dtype))
     if "layers" not in cut:
         raise UserError("student.init_from_teacher needs 'layers', for example {layers: [0, 2, 4]}")

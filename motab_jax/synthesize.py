@@ -45,7 +45,7 @@ def work(words: list[str]) -> int:
         raise UserError("synthesize needs output=FILE.jsonl, the file to write")
     config = read_config(path, overrides)
     enable_compilation_cache()
-    session = open_session(config)
+    session = open_session(config, teacher=True)
     check_batch(session.mesh, config.rollout.batch_size, "rollout.batch_size")
     encoded = training_prompts(session)
     samples, size = config.rollout.samples_per_prompt, config.rollout.batch_size

@@ -16,16 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
+from motab_jax.batches import Batch, Batches, open_batches, with_steps
 from motab_jax.cli import STOPPED, Signals, enable_compilation_cache, read_config, run_verb, split_words
 from motab_jax.config import Config, UserError
 from motab_jax.data.prompts import PromptStream
 from motab_jax.distill import TrainState
 from motab_jax.evaluate import Evaluator, make_evaluator
 from motab_jax.export import export_student
-from motab_jax.phases import Costs, measure
+from motab_jax.phases import Costs, measure, split_off_policy
 from motab_jax.programs import Programs, make_programs
 from motab_jax.report import choose, show
-from motab_jax.rollout import Prompts, Trajectory
+from motab_jax.rollout import Trajectory
 from motab_jax.rollout.record import statistics
 from motab_jax.rollout.state import cache_bytes
 from motab_jax.run_folder import Logs, open_logs, open_run_folder, write_config, write_summary
@@ -36,13 +37,7 @@ from motab_jax.runtime.distributed import initialize, is_main
 from motab_jax.runtime.mesh import check_batch
 from motab_jax.runtime.metrics import MetricsLog, read_log
 from motab_jax.runtime.progress import Progress
-from motab_jax.session import (
-    EncodedPrompts,
-    Session,
-    held_out_prompts,
-    open_session,
-    training_prompts,
-)
+from motab_jax.session import Session, held_out_prompts, open_session, training_prompts
 from motab_jax.synthesize import make_record
 
 SAMPLES = 3
@@ -63,8 +58,7 @@ class Run:
     """What a run works with from its first step to its last."""
 
     session: Session
-    prompts: EncodedPrompts
-    stream: PromptStream
+    batches: Batches
     evaluator: Evaluator | None
     programs: Programs
     rates: np.ndarray  # f32[run.steps]; learning rates, so that a log line asks nothing of a busy device
@@ -72,17 +66,6 @@ class Run:
     console: Console
     clock: CompileClock
     costs: Costs | None = None  # of the rollout's turns
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """The prompts of a step, laid out before the step's turn."""
-
-    indices: list[int]
-    prompts: Prompts
-    key: jax.Array
-    stream: dict[str, int]  # the stream's state behind them
-    epoch: int
 
 
 @dataclasses.dataclass
@@ -106,10 +89,11 @@ def train(config: Config, *, profile: bool = False) -> int:
     enable_compilation_cache()
     with CompileClock() as clock:
         run, state = _prepare(config, clock)
+        config = run.session.config
         with contextlib.ExitStack() as opened:
             signals = opened.enter_context(Signals())
             checkpoints = opened.enter_context(Checkpointer(run.folder / "checkpoints", config.run.keep))
-            state, done = _resume(checkpoints, state, run.stream, run.console)
+            state, done = _resume(checkpoints, state, run.batches.stream, run.console)
             logs = open_logs(opened, config, run.folder, int(state.step))
             write_config(run.folder, config)
             if done.before is None:
@@ -133,12 +117,14 @@ def _prepare(config: Config, clock: CompileClock) -> tuple[Run, TrainState]:
     session = open_session(config)
     check_batch(session.mesh, config.rollout.batch_size // config.optimizer.accumulate, "rollout.batch_size")
     prompts, held_out = training_prompts(session), held_out_prompts(session)
-    fresh = config.rollout.batch_size // config.rollout.samples_per_prompt
-    stream = PromptStream(len(prompts.prompts), fresh, config.data.shuffle_seed)
+    session = with_steps(session, len(prompts.prompts))
+    batches = open_batches(session, prompts)
+    if batches.completions is not None and batches.completions.cut:
+        console.out(str(batches.completions))
     evaluator = None if held_out is None else make_evaluator(session, held_out)
     programs, state = make_programs(session)
-    rates = np.asarray(jax.jit(jax.vmap(programs.schedule))(jnp.arange(config.run.steps)))
-    return Run(session, prompts, stream, evaluator, programs, rates, folder, console, clock), state
+    rates = np.asarray(jax.jit(jax.vmap(programs.schedule))(jnp.arange(session.config.run.steps)))
+    return Run(session, batches, evaluator, programs, rates, folder, console, clock), state
 
 
 def _loop(run: Run, state: TrainState, done: Progressed, checkpoints: Checkpointer, logs: Logs, signals, profile: bool):
@@ -148,7 +134,7 @@ def _loop(run: Run, state: TrainState, done: Progressed, checkpoints: Checkpoint
     """
     config, first, unwritten = run.session.config.run, int(state.step) + 1, None
     profiled = min(first + 2, config.steps) if profile else None
-    batch = _draw(run, first)
+    batch = run.batches.draw(first)
     run = dataclasses.replace(run, costs=_costs(run, state, batch))
     with Progress(config.steps, "train", console=run.console) as progress, StepClock(run.clock) as clock:
         for step in range(first, config.steps + 1):
@@ -156,7 +142,7 @@ def _loop(run: Run, state: TrainState, done: Progressed, checkpoints: Checkpoint
                 state, asked = _ask(run, state, step, batch, clock)
                 if unwritten is not None:
                     _write(run, logs, done, progress, unwritten)
-                batch = _draw(run, step + 1)
+                batch = run.batches.draw(step + 1)
                 jax.block_until_ready(asked.figures)
             if config.eval_every and step % config.eval_every == 0:
                 began = now()
@@ -176,35 +162,36 @@ def _loop(run: Run, state: TrainState, done: Progressed, checkpoints: Checkpoint
 
 
 def _costs(run: Run, state: TrainState, batch: Batch) -> Costs | None:
-    """What a turn of each kind costs, for the split of the seconds; None where no step is left to be split."""
-    if int(state.step) >= run.session.config.run.steps:
-        return None
+    """What a turn of each kind costs, for the split of the seconds; None where there is no step to be split."""
     session = run.session
+    if run.programs.rollout is None or int(state.step) >= session.config.run.steps:
+        return None
     return measure(run.programs.rollout, session.serve(state.params), session.teacher, batch.prompts, session.rollout)
 
 
-def _draw(run: Run, step: int) -> Batch:
-    """The next prompts of the stream, for `step`."""
-    session, indices = run.session, next(run.stream)
-    rows = [index for index in indices for _ in range(session.config.rollout.samples_per_prompt)]
-    prompts = run.prompts.batch(rows, range(len(rows)), session.mesh)
-    key = jax.random.fold_in(jax.random.key(session.config.run.seed), step - 1)
-    return Batch(indices, prompts, key, run.stream.get_state(), run.stream.epoch)
-
-
 def _ask(run: Run, state: TrainState, step: int, batch: Batch, clock: StepClock) -> tuple[TrainState, Asked]:
-    """Ask the device for one step: student laid out for serving, rollout, update. Waits for nothing."""
-    session, programs, began = run.session, run.programs, now()
-    student = session.serve(state.params)
-    clock.asked("relayout", student.fused, at=began)
-    trajectory = programs.rollout(student, session.teacher, batch.prompts, batch.key, session.rollout)
+    """Ask the device for one step: trajectories, update. Waits for nothing."""
+    programs = run.programs
+    trajectory, cached = _obtain(run, state, batch, clock)
     clock.asked("rollout", trajectory.length)
     if jax.default_backend() == "cpu" and compilations(programs.update) == 0:
         jax.block_until_ready(trajectory.length)  # here the compiler and the rollout would share the cores
     state, figures = programs.update(state, programs.teacher_head, trajectory)
     clock.asked("update", figures)
-    cached = cache_bytes(student, session.teacher, batch.prompts, session.rollout)
     return state, Asked(step, batch, trajectory.slim(), figures, trajectory.target_bytes, cached)
+
+
+def _obtain(run: Run, state: TrainState, batch: Batch, clock: StepClock) -> tuple[Trajectory, int]:
+    """The step's trajectories, whoever writes them, and the bytes of the caches for it."""
+    session, began = run.session, now()
+    student = session.serve(state.params) if batch.on_policy else None
+    clock.asked("relayout", () if student is None else student.fused, at=began)
+    if student is not None:
+        trajectory = run.programs.rollout(student, session.teacher, batch.prompts, batch.key, session.rollout)
+        return trajectory, cache_bytes(student, session.teacher, batch.prompts, session.rollout)
+    trajectory = run.programs.off_policy(session.teacher, batch.prompts, batch.text, batch.key, session.rollout)
+    writer = session.teacher if batch.text is None else None
+    return trajectory, cache_bytes(writer, None, batch.prompts, session.rollout)
 
 
 def _write(run: Run, logs: Logs, done: Progressed, progress: Progress, asked: Asked) -> None:
@@ -213,14 +200,16 @@ def _write(run: Run, logs: Logs, done: Progressed, progress: Progress, asked: As
     host, figures = jax.device_get((asked.trajectory, asked.figures))
     stats, seconds = statistics(host), asked.seconds
     written = stats["tokens_student"] + stats["tokens_teacher"]
+    split = run.costs.split if asked.batch.on_policy else split_off_policy
     if config.sample_every and (step % config.sample_every == 0 or step == 1):
         _write_samples(run, logs.trajectories, step, asked.batch.indices, host)
     metrics = {
         **{name: value.item() for name, value in figures.items()},
         **stats,
+        "on_policy": asked.batch.on_policy,
         "learning_rate": float(run.rates[step - 1]),
         "tokens_per_second": written / (seconds["relayout"] + seconds["rollout"] + seconds["update"]),
-        "seconds": {**seconds, **run.costs.split(seconds["rollout"], host.counters), "host": now() - began},
+        "seconds": {**seconds, **split(seconds["rollout"], host.counters), "host": now() - began},
         "target_bytes_per_token": asked.target_bytes,
         "cache_bytes": asked.cache_bytes,
         "epoch": asked.batch.epoch,
@@ -275,15 +264,14 @@ def _write_samples(run: Run, log: MetricsLog, step: int, indices: list[int], hos
     strayed_first = sorted(range(len(host.length)), key=lambda row: not host.num_rewinds[row])
     for row in strayed_first[:SAMPLES]:
         index = indices[row // samples]
-        prompt, tokens = run.prompts.prompts[index], run.prompts.tokens[index]
+        prompt, tokens = run.batches.prompts.prompts[index], run.batches.prompts.tokens[index]
         log.append(step, make_record(run.session, prompt, tokens, row % samples, host, row))
 
 
 def _summary(run: Run, state: TrainState, done: Progressed, after: dict[str, Any] | None) -> dict[str, Any]:
     before, compiled = done.before, run.clock.read()
-    programs = {"rollout": run.programs.rollout, "update": run.programs.update}
-    if run.evaluator is not None:
-        programs["generate"] = run.evaluator.generate
+    programs = {name: getattr(run.programs, name) for name in ("rollout", "off_policy", "update")}
+    programs["generate"] = None if run.evaluator is None else run.evaluator.generate
     return {
         "name": run.session.config.run.name,
         "accuracy_before": None if before is None else before["accuracy"],
@@ -295,7 +283,7 @@ def _summary(run: Run, state: TrainState, done: Progressed, after: dict[str, Any
         "tokens": done.tokens,
         "compile_seconds": compiled.seconds,
         "compile_cached": compiled.cached,
-        "compiles": {name: compilations(program) for name, program in programs.items()},
+        "compiles": {name: compilations(program) for name, program in programs.items() if program is not None},
         "before": before,
         "after": after,
     }

@@ -31,6 +31,9 @@ class RunConfig(Section):
     name: str = "quickstart"
     dir: str = Field(default="runs", description="folder of runs; the run folder is dir/name")
     steps: Positive = 100
+    epochs: Positive | None = Field(
+        default=None, description="passes over the prompts, in place of steps: rounded up to whole steps"
+    )
     seed: Natural = 0
     eval_every: Natural = Field(default=0, description="evaluate every n steps (0: before and after only)")
     save_every: Positive = 50
@@ -60,7 +63,7 @@ class DataConfig(Section):
 
     source: str = "arithmetic"
     path: str | None = None
-    fields: dict[str, str] = Field(default_factory=dict, description="prompt/answer/id -> field name")
+    fields: dict[str, str] = Field(default_factory=dict, description="prompt/answer/id/completion -> field name")
     split: str = "train"
     count: Positive | None = Field(default=None, description="use only the first so many prompts")
     max_prompt_tokens: Positive = 64
@@ -72,6 +75,10 @@ class DataConfig(Section):
 class RolloutSection(Section):
     """Generation by both models."""
 
+    on_policy: Share = Field(default=1.0, description="share of the steps whose text the student writes")
+    off_policy: Literal["data", "teacher"] = Field(
+        default="data", description="whose text the other steps have: the data's completions, or the teacher's own"
+    )
     batch_size: Positive = Field(default=32, description="trajectories a step")
     samples_per_prompt: Positive = 1
     max_new_tokens: Positive = 128
@@ -259,5 +266,15 @@ class Config(Section):
             raise ValueError(
                 f"rollout.batch_size={rollout.batch_size} is not a multiple of "
                 f"optimizer.accumulate={self.optimizer.accumulate}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_given_completion_is_one_sample(self):
+        rollout = self.rollout
+        if rollout.on_policy == 0 and rollout.off_policy == "data" and rollout.samples_per_prompt > 1:
+            raise ValueError(
+                f"rollout.samples_per_prompt={rollout.samples_per_prompt} with rollout.on_policy=0 and "
+                "rollout.off_policy=data trains as often on the same text in one step; set it to 1"
             )
         return self

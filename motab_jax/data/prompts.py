@@ -2,7 +2,7 @@
 
 Sources: `arithmetic` (generated), `jsonl` and `parquet` (a file at data.path), `hub:<id>` (a Hugging Face data set;
 data.path may name its configuration), `reasoning_gym:<task>` (generated). A record needs a prompt, a string or a list
-of chat messages, and may have `id`, `answer` and `grader`; data.fields renames the first three.
+of chat messages, and may have `id`, `answer`, `completion` and `grader`; data.fields renames all but the last.
 Left out: streaming. All prompts of a run are read, checked and tokenised before it starts.
 """
 
@@ -20,7 +20,7 @@ from motab_jax.data import arithmetic
 from motab_jax.data.tokenizer import encode_prompt
 
 GRADERS = ("arithmetic", "math", "reasoning_gym", "exact", "none")
-FIELDS = ("prompt", "answer", "id")
+FIELDS = ("prompt", "answer", "id", "completion")
 POOL = {"train": 20_000, "held_out": 1_000}  # prompts of a generated source when no count is given
 TASK_POOL = {"train": 2_000, "held_out": 500}  # reasoning-gym tasks are slower to generate
 TASK_HELD_OUT_SHARE = 4
@@ -37,6 +37,7 @@ class Prompt:
     answer: str | None
     grader: str  # one of GRADERS
     extra: dict | None = None  # reasoning_gym: task, seed, size, index, entry
+    completion: str | None = None  # a good text to follow the prompt
 
 
 class DataSection(Protocol):
@@ -163,7 +164,10 @@ class PromptStream:
 
 def _arithmetic(split: str, count: int | None, seed: int) -> list[Prompt]:
     found = arithmetic.problems(count or POOL[split], seed=seed, split=split)
-    return [Prompt(f"arithmetic-{split}-{n}", p.prompt, p.answer, "arithmetic") for n, p in enumerate(found)]
+    return [
+        Prompt(f"arithmetic-{split}-{n}", p.prompt, p.answer, "arithmetic", completion=arithmetic.solution(p))
+        for n, p in enumerate(found)
+    ]
 
 
 def _tasks(names: str, split: str, count: int | None, seed: int) -> list[Prompt]:
@@ -257,7 +261,7 @@ def _hub(name: str, configuration: str | None, split: str) -> Iterable[tuple[str
 
 
 def _prompt(record: Any, fields: dict[str, str], place: str) -> Prompt:
-    """Check one record. An answer or id field must be there only if data.fields names it."""
+    """Check one record. An answer, id or completion field must be there only if data.fields names it."""
     if not isinstance(record, dict):
         raise UserError(f"{place}: expected an object with the field '{fields.get('prompt', 'prompt')}'")
     for role in FIELDS:
@@ -269,12 +273,14 @@ def _prompt(record: Any, fields: dict[str, str], place: str) -> Prompt:
     for role in ("answer", "id"):
         if values[role] is not None and not isinstance(values[role], str | int | float):
             raise UserError(f"{place}: the field '{fields.get(role, role)}' is neither text nor a number")
+    if not isinstance(values["completion"], str | None):
+        raise UserError(f"{place}: the field '{fields.get('completion', 'completion')}' is not text")
     answer = None if values["answer"] is None else str(values["answer"])
     grader = "none" if answer is None else record.get("grader") or "math"
     if grader not in ("math", "exact", "arithmetic", "none"):
         raise UserError(f"{place}: grader '{grader}' is unknown; it is math, exact or arithmetic")
     identity = place.rpartition(" ")[2] if values["id"] is None else str(values["id"])
-    return Prompt(identity, values["prompt"], answer, grader)
+    return Prompt(identity, values["prompt"], answer, grader, completion=values["completion"])
 
 
 def _check_prompt(prompt: Any, field: str, place: str) -> None:

@@ -50,10 +50,12 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     return TrainState(step, params, optimizer.init(widen(params)), skipped, in_a_row)
 
 
-def head_of(teacher: Model, objective: Objective) -> Model | None:
+def head_of(teacher: Model | None, objective: Objective) -> Model | None:
     """The part of the teacher that the loss needs: its output head, or nothing at all."""
     if not any(loss.needs_teacher for loss in objective.losses().values()):
         return None
+    if teacher is None:
+        raise ValueError("the loss compares with a teacher, and there is none")
     return Model(heads.head_of(teacher.params), teacher.config)
 
 

@@ -108,10 +108,10 @@ def statistics(trajectory: Trajectory) -> dict[str, Any]:
         return float(np.asarray(values)[where].mean()) if where.any() else None
 
     counts = {name: float(value) for name, value in vars(trajectory.counters).items()}
-    emitted = max(int(used.sum()), 1)
+    emitted, decoded = max(int(used.sum()), 1), counts["student_columns"] + counts["teacher_columns"]
     return {
-        "occupancy": counts["busy_columns"] / max(counts["student_columns"] + counts["teacher_columns"], 1.0),
-        "dead_columns": 1.0 - counts["live_columns"] / max(counts["tape_columns"], 1.0),
+        "occupancy": counts["busy_columns"] / decoded if decoded else None,
+        "dead_columns": 1.0 - counts["live_columns"] / counts["tape_columns"] if decoded else None,
         "teacher_scored_per_token": counts["teacher_scored"] / emitted,
         "teacher_reread_per_token": counts["teacher_reread"] / emitted,
         "tokens_student": int((used & (np.asarray(trajectory.sources) == WORDS.index("student"))).sum()),

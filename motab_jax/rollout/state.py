@@ -50,7 +50,7 @@ def tape_columns(prompts: Prompts, config: RolloutConfig) -> int:
     return prompts.tokens.shape[1] + config.max_new_tokens + max(config.segment_tokens, config.max_new_tokens // 4)
 
 
-def cache_bytes(student: Model, teacher: Model | None, prompts: Prompts, config: RolloutConfig) -> int:
+def cache_bytes(student: Model | None, teacher: Model | None, prompts: Prompts, config: RolloutConfig) -> int:
     """Bytes of the caches that a rollout of these prompts holds, on all devices together."""
     slots = min(config.slots or len(prompts.lengths), len(prompts.lengths))
     cells = 2 * slots * tape_columns(prompts, config)

@@ -1,0 +1,27 @@
+"""Completions that come with the data: their token ids, ready to follow the prompt's.
+
+Left out: completions that are chat messages. With a chat template the text goes behind the opened assistant's turn.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from motab_jax.config import UserError
+from motab_jax.data.prompts import Prompt
+
+
+def encode_completions(prompts: list[Prompt], tokenizer: Any, *, stop: int, path: str | Path | None) -> list[list[int]]:
+    """Token ids of every prompt's completion, the stop token behind them.
+
+    Raises UserError naming the first prompt that has no completion, or a blank one.
+    """
+    encoded = []
+    for prompt in prompts:
+        if not (prompt.completion or "").strip():
+            where = f"{path}: prompt '{prompt.id}'" if path else f"prompt '{prompt.id}'"
+            raise UserError(
+                f"{where} has no completion, which steps with rollout.off_policy=data train on; data.fields.completion "
+                "says which field holds it. Drop the prompt, or let the teacher write: rollout.off_policy=teacher"
+            )
+        encoded.append([*map(int, tokenizer.encode(prompt.completion, add_special_tokens=False)), stop])
+    return encoded
