@@ -1,6 +1,7 @@
 """The run's jitted programs: rollout, its like for text of others, update; and the training state they start from."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from motab_jax.distill import (
 )
 from motab_jax.rollout import rollout
 from motab_jax.rollout.given import given, written_by_teacher
+from motab_jax.rollout.monitor import next_boundary
 from motab_jax.runtime.mesh import replicated
 from motab_jax.session import Session, layout, transition_ids
 
@@ -32,6 +34,7 @@ class Programs:
 
     rollout: Callable | None  # None: no step is on-policy
     off_policy: Callable | None  # None: every step is
+    boundary: Callable | None  # (eps0, step table) -> the next eps0; None: it stays
     update: Callable
     schedule: Callable
     teacher_head: Any
@@ -87,7 +90,17 @@ def make_programs(session: Session) -> tuple[Programs, TrainState]:
     places = jax.tree.map(lambda x: x.sharding, state)
     program = jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
     head = head_of(session.teacher, objective)
-    return Programs(*_writers(config, read=head is not None), program, schedule, head), state
+    writers = _writers(config, read=head is not None)
+    return Programs(*writers, _boundary(session), program, schedule, head), state
+
+
+def _boundary(session: Session) -> Callable | None:
+    """The program that lets the boundary follow the steps' values, if it is to."""
+    section = session.config.monitor
+    if not section.enabled or section.boundary != "quantile":
+        return None
+    high = session.rollout.alarm_is_high
+    return jax.jit(functools.partial(next_boundary, rate=section.rate, pace=section.pace, alarm_is_high=high))
 
 
 def _writers(config: Config, *, read: bool) -> tuple[Callable | None, Callable | None]:

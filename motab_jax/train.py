@@ -26,7 +26,7 @@ from motab_jax.export import export_student
 from motab_jax.phases import Costs, measure, split_off_policy
 from motab_jax.programs import Programs, make_programs
 from motab_jax.report import choose, show
-from motab_jax.rollout import Trajectory
+from motab_jax.rollout import RolloutConfig, Trajectory
 from motab_jax.rollout.record import statistics
 from motab_jax.rollout.state import cache_bytes
 from motab_jax.run_folder import Logs, open_logs, open_run_folder, write_config, write_summary
@@ -51,6 +51,7 @@ class Progressed:
     before: dict[str, Any] | None = None
     tokens: int = 0
     seconds: float = 0.0
+    eps0: float | None = None  # of the next step, where the boundary follows the values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +140,13 @@ def _loop(run: Run, state: TrainState, done: Progressed, checkpoints: Checkpoint
     with Progress(config.steps, "train", console=run.console) as progress, StepClock(run.clock) as clock:
         for step in range(first, config.steps + 1):
             with _profile(run, step) if step == profiled else contextlib.nullcontext():
-                state, asked = _ask(run, state, step, batch, clock)
+                state, asked = _ask(run, state, step, batch, clock, done.eps0)
                 if unwritten is not None:
                     _write(run, logs, done, progress, unwritten)
                 batch = run.batches.draw(step + 1)
                 jax.block_until_ready(asked.figures)
+                if "eps0" in asked.figures:
+                    done.eps0 = float(asked.figures["eps0"])
             if config.eval_every and step % config.eval_every == 0:
                 began = now()
                 asked.evaluation = _evaluate(run, state, f"step {step}")
@@ -169,29 +172,36 @@ def _costs(run: Run, state: TrainState, batch: Batch) -> Costs | None:
     return measure(run.programs.rollout, session.serve(state.params), session.teacher, batch.prompts, session.rollout)
 
 
-def _ask(run: Run, state: TrainState, step: int, batch: Batch, clock: StepClock) -> tuple[TrainState, Asked]:
-    """Ask the device for one step: trajectories, update. Waits for nothing."""
-    programs = run.programs
-    trajectory, cached = _obtain(run, state, batch, clock)
+def _ask(
+    run: Run, state: TrainState, step: int, batch: Batch, clock: StepClock, eps0: float | None
+) -> tuple[TrainState, Asked]:
+    """Ask the device for one step: trajectories, update. Waits for nothing. eps0: None: as configured."""
+    programs, numbers = run.programs, run.session.rollout
+    numbers = numbers if eps0 is None else numbers.replace(eps0=jnp.float32(eps0))
+    trajectory, cached = _obtain(run, state, batch, clock, numbers)
     clock.asked("rollout", trajectory.length)
     if jax.default_backend() == "cpu" and compilations(programs.update) == 0:
         jax.block_until_ready(trajectory.length)  # here the compiler and the rollout would share the cores
     state, figures = programs.update(state, programs.teacher_head, trajectory)
     clock.asked("update", figures)
+    if programs.boundary is not None and batch.on_policy:
+        figures["eps0"] = programs.boundary(numbers.eps0, trajectory.steps)
     return state, Asked(step, batch, trajectory.slim(), figures, trajectory.target_bytes, cached)
 
 
-def _obtain(run: Run, state: TrainState, batch: Batch, clock: StepClock) -> tuple[Trajectory, int]:
+def _obtain(
+    run: Run, state: TrainState, batch: Batch, clock: StepClock, numbers: RolloutConfig
+) -> tuple[Trajectory, int]:
     """The step's trajectories, whoever writes them, and the bytes of the caches for it."""
     session, began = run.session, now()
     student = session.serve(state.params) if batch.on_policy else None
     clock.asked("relayout", () if student is None else student.fused, at=began)
     if student is not None:
-        trajectory = run.programs.rollout(student, session.teacher, batch.prompts, batch.key, session.rollout)
-        return trajectory, cache_bytes(student, session.teacher, batch.prompts, session.rollout)
-    trajectory = run.programs.off_policy(session.teacher, batch.prompts, batch.text, batch.key, session.rollout)
+        trajectory = run.programs.rollout(student, session.teacher, batch.prompts, batch.key, numbers)
+        return trajectory, cache_bytes(student, session.teacher, batch.prompts, numbers)
+    trajectory = run.programs.off_policy(session.teacher, batch.prompts, batch.text, batch.key, numbers)
     writer = session.teacher if batch.text is None else None
-    return trajectory, cache_bytes(writer, None, batch.prompts, session.rollout)
+    return trajectory, cache_bytes(writer, None, batch.prompts, numbers)
 
 
 def _write(run: Run, logs: Logs, done: Progressed, progress: Progress, asked: Asked) -> None:

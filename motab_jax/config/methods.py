@@ -7,6 +7,7 @@ what the method does and where it comes from.
 from typing import Any
 
 Table = dict[str, dict[str, Any]]
+UNLIMITED = 1_000_000  # interventions; a text has no more of them than tokens
 
 
 def motab() -> Table:
@@ -66,4 +67,58 @@ def gkd() -> Table:
     }
 
 
-METHODS = {function.__name__: function for function in (motab, opd, sft, seqkd, gkd)}
+def skd() -> Table:
+    """Speculative distillation: a student's token outside the teacher's 25 likeliest is the teacher's to write.
+
+    Each token is a step of its own, and there is no limit to the interventions (arXiv 2410.11325, algorithm 1). The
+    loss is the forward KL on every token, whoever wrote it.
+    """
+    return {
+        "monitor": {"signal": "top_k", "top_k": 25, "boundary": "fixed", "eps0": 1.0, "step_tokens": 1},
+        "backtrack": {"target": "breach", "intervention": "steps", "steps": 1, "max_interventions": UNLIMITED},
+        "objective": {"target": "spliced", "student_loss": "forward_kl", "teacher_loss": "forward_kl"},
+    }
+
+
+def skd_step() -> Table:
+    """Speculative distillation by steps of reasoning: the teacher writes a step anew unless V_T > 0.9 V_S.
+
+    V are the models' mean likelihoods per token of the step; otherwise as `skd` (after arXiv 2410.11325).
+    """
+    return {
+        "monitor": {"signal": "likelihood_ratio", "boundary": "fixed", "eps0": 0.9},
+        "backtrack": {"target": "breach", "intervention": "steps", "steps": 1, "max_interventions": UNLIMITED},
+        "objective": {"target": "spliced", "student_loss": "forward_kl", "teacher_loss": "forward_kl"},
+    }
+
+
+def adaswitch() -> Table:
+    """AdaSwitch: at the first token whose KL(student || teacher) is above 3 times its running mean, the teacher takes
+    over to the end (arXiv 2510.07842).
+
+    The mean is over all tokens before, not over a window of them.
+    """
+    return {
+        "monitor": {"signal": "reverse_kl", "boundary": "running_mean", "eps0": 3.0, "step_tokens": 1},
+        "backtrack": {"target": "breach", "intervention": "suffix"},
+        "objective": {"target": "spliced", "student_loss": "reverse_kl", "teacher_loss": "forward_kl"},
+    }
+
+
+def kat() -> Table:
+    """On-policy distillation whose rollouts end in an agreement trap: 4 windows of 64 tokens in a row with a low
+    KL(student || teacher) (arXiv 2606.09471).
+
+    Low is below the lowest tenth of recent windows, which the boundary follows.
+    """
+    return {
+        "monitor": {
+            "signal": "reverse_kl", "alarm": "low", "boundary": "quantile", "eps0": 0.0, "rate": 0.1,
+            "step_tokens": 64, "patience": 4,
+        },
+        "backtrack": {"intervention": "stop"},
+        "objective": {"target": "spliced", "student_loss": "reverse_kl"},
+    }  # fmt: skip
+
+
+METHODS = {function.__name__: function for function in (motab, opd, sft, seqkd, gkd, skd, skd_step, adaswitch, kat)}

@@ -70,8 +70,9 @@ class RolloutConfig:
 
     @property
     def rewinds(self) -> int:
-        """How often one trajectory can be rewound at most."""
-        return self.max_interventions if self.monitored and self.intervention != "stop" else 0
+        """How often one trajectory can be rewound at most: each time the teacher writes a token at least."""
+        most = min(self.max_interventions, self.max_new_tokens)
+        return most if self.monitored and self.intervention != "stop" else 0
 
     @property
     def stops(self) -> bool:

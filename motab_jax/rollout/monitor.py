@@ -34,6 +34,17 @@ def open_step(rows: int) -> OpenStep:
     return OpenStep(real, whole, real, whole)
 
 
+def next_boundary(eps0: jax.Array, steps: StepTable, *, rate: float, pace: float, alarm_is_high: bool) -> jax.Array:
+    """eps0 f32[] for the next batch, such that in the long run a share `rate` of the student's steps strays.
+
+    It goes a share `pace` of the way to the quantile of this batch's student steps, the discarded ones included; where
+    there is none, it stays.
+    """
+    mine = (jnp.arange(steps.value.shape[1])[None] < steps.count[:, None]) & (steps.source == STUDENT)
+    found = jnp.nanquantile(jnp.where(mine, steps.value, jnp.nan), 1.0 - rate if alarm_is_high else rate)
+    return jnp.where(jnp.any(mine), (1.0 - pace) * eps0 + pace * found, eps0)
+
+
 class Rules(NamedTuple):
     """How steps are judged; the defaults are the paper's."""
 
