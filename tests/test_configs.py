@@ -82,6 +82,16 @@ def test_a_method_sets_defaults_under_the_users_keys():
     assert load_config(None, ["method=opd", "objective.student_loss=jsd"]).objective.student_loss.name == "jsd"
 
 
+def test_a_method_among_the_overrides_stands_over_the_file(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("objective: {student_loss: jsd}\nrollout: {batch_size: 8}\n")
+    over = load_config(recipe, ["method=opd"])
+    assert over.objective.student_loss.name == "reverse_kl" and over.rollout.batch_size == 8
+    recipe.write_text("method: opd\nobjective: {student_loss: jsd}\n")
+    assert load_config(recipe).objective.student_loss.name == "jsd"
+    assert load_config(recipe, ["method=gkd", "rollout.on_policy=1.0"]).rollout.on_policy == 1.0
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_loads_cites_its_source_and_survives_a_dump(method, tmp_path):
     config = load_config(None, [f"method={method}"])

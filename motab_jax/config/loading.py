@@ -18,7 +18,10 @@ from motab_jax.config.sections import Config
 
 
 def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a sparse YAML file and `section.key=value` overrides into a `Config`, over what its method sets.
+    """Read a sparse YAML file and `section.key=value` overrides into a `Config`.
+
+    A method sets keys where it is named: one in the file stands under the file's keys, one among the overrides stands
+    over the file and under the other overrides.
 
     Raises UserError for a missing or broken file, an unknown key (with the nearest valid one) and a bad value.
     """
@@ -29,8 +32,9 @@ def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
         if "=" not in word or word.startswith("-"):
             raise UserError(f"'{word}' is not an override; write section.key=value, for example run.steps=50")
     try:
-        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
-        plain = OmegaConf.to_container(OmegaConf.merge(_method_defaults(tree), tree), resolve=True)
+        words = OmegaConf.from_dotlist(list(overrides))
+        layers = (part for given in (tree, words) for part in (_method_table(given), given))
+        plain = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
     except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{path or 'overrides'}: {_first_line(error)}") from None
     try:
@@ -39,8 +43,8 @@ def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
         raise UserError(_explain(error, path)) from None
 
 
-def _method_defaults(tree: Any) -> Any:
-    """What the tree's method sets; an unknown name is left to the types to refuse."""
+def _method_table(tree: Any) -> Any:
+    """What the method named in the tree sets; an unknown name is left to the types to refuse."""
     name = tree.get("method")
     return OmegaConf.create(METHODS[name]() if isinstance(name, str) and name in METHODS else {})
 
