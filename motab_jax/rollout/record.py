@@ -1,7 +1,7 @@
 """A trajectory as a JSON record: what `synthesize` and `trajectories.jsonl` hold, one object a trajectory.
 
 Positions count from the first completion token, steps from 0. The steps of a rewind are numbered as they stood when
-it happened. Takes trajectories whose arrays are on the host.
+it happened. Takes trajectories whose arrays are on the host. record.schema.json says the same as a JSON Schema.
 """
 
 import itertools
