@@ -46,8 +46,8 @@ def open_output(path: str) -> TextIO:
 
 def check_writable(word: str, path: Path) -> None:
     """UserError unless word=PATH can be written whole (a partial file, then renamed); leaves nothing behind."""
-    if path.is_dir():
-        raise UserError(f"{word}={path}: is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{word}={path}: can't be written: it is not a file")
     partial = path.with_name(path.name + ".partial")
     try:
         partial.touch()

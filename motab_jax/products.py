@@ -21,7 +21,7 @@ Decode = Callable[..., str]  # data.tokenizer.decode, given its tokenizer
 GROUP = 64  # records of a Parquet row group
 
 
-def chosen(log: Path, only_correct: bool) -> Iterator[tuple[bytes, Record]]:
+def wanted_records(log: Path, only_correct: bool) -> Iterator[tuple[bytes, Record]]:
     """(line, record) of the records wanted: all, or those that are known to be right."""
     return (found for found in read_records(log) if not only_correct or found[1]["correct"] is True)
 
@@ -33,14 +33,15 @@ def chat(record: Record) -> Record:
     return {"messages": [*messages, {"role": "assistant", "content": record["target_text"]}]}
 
 
-def preference_pairs(record: Record, decode: Decode) -> Iterator[Record]:
+def preference_pairs(record: Record, decode: Decode, *, templated: bool) -> Iterator[Record]:
     """One line a rewind: `prompt` up to the last safe state, `rejected` what was discarded there, `chosen` instead.
 
     Chosen are the teacher's first steps from there, as many as were discarded or as it wrote. All three are plain text:
-    the prompt is what the models read, template and special tokens included. A rewind after which the teacher wrote no
-    step, or the same text again, says nothing and is left out.
+    a prompt that the models read through a chat template (`templated`) is that text, special tokens included. A rewind
+    after which the teacher wrote no step, or the same text again, says nothing and is left out.
     """
-    prompt, tokens, steps = decode(record["prompt_tokens"], special=True), record["tokens"], record["steps"]
+    tokens, steps = record["tokens"], record["steps"]
+    prompt = decode(record["prompt_tokens"], special=True) if templated else record["prompt"]
     ends = [*(rewind["root_step"] for rewind in record["rewinds"][1:]), len(steps)]
     for rewind, end in zip(record["rewinds"], ends, strict=False):
         root = rewind["root_step"]
@@ -77,7 +78,7 @@ def prompt_type(prompts: Sequence[Prompt]):
     except ImportError:
         raise UserError("output=FILE.parquet needs the package pyarrow: pip install motab_jax[data]") from None
     try:
-        return pyarrow.infer_type([prompt.prompt for prompt in prompts])
+        return pyarrow.array([prompt.prompt for prompt in prompts]).type
     except pyarrow.ArrowException:
         raise UserError(
             "output=FILE.parquet: the prompts do not fit one column, as all text or all messages do; write FILE.jsonl"

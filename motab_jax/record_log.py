@@ -7,6 +7,7 @@ what is left to do. Beside it lies the configuration that wrote it. Left out: wh
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import sys
@@ -74,11 +75,7 @@ def look(path: Path, sidecar: Path, config: Config, prompts: Sequence[Prompt]) -
     if size:
         _check_configuration(path, sidecar, config)
     done = kept = 0
-    for line, record in read_records(path) if size else ():
-        if done == total:
-            raise UserError(
-                f"{path} holds more than the {total} records asked for; raise data.count, or name a new file"
-            )
+    for line, record in itertools.islice(read_records(path), total) if size else ():
         prompt = prompts[done // samples]
         if (record["id"], record["sample"], record["prompt"]) != (prompt.id, done % samples, prompt.prompt):
             raise UserError(
@@ -86,6 +83,8 @@ def look(path: Path, sidecar: Path, config: Config, prompts: Sequence[Prompt]) -
                 f"prompt '{prompt.id}', sample {done % samples} belongs: the prompts have changed; name a new file"
             )
         done, kept = done + 1, kept + len(line)
+    if done == total and kept < size:
+        raise UserError(f"{path} holds more than the {total} records asked for; raise data.count, or name a new file")
     return RecordLog(path, sidecar, config, total, done, kept, size)
 
 

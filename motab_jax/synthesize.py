@@ -184,7 +184,7 @@ def _records(session: Session, encoded: EncodedPrompts, host: Trajectory, jobs: 
 
 def _write_products(wanted: Wanted, log: RecordLog, prompts: list[Prompt]) -> None:
     """Make, of the finished log, each file that is wanted besides it, and say what is where."""
-    found = functools.partial(products.chosen, log.path, wanted.only_correct)
+    found = functools.partial(products.wanted_records, log.path, wanted.only_correct)
     counts = {wanted.output: log.total}
     if wanted.parquet:
         counts[wanted.output] = products.write_parquet(wanted.output, (record for _, record in found()), prompts)
@@ -195,7 +195,8 @@ def _write_products(wanted: Wanted, log: RecordLog, prompts: list[Prompt]) -> No
         counts[wanted.sft] = products.write_lines(wanted.sft, chats)
     if wanted.preferences is not None:
         text_of = functools.partial(decode, load_tokenizer(model_paths(log.config)[1]))
-        pairs = (products.to_line(pair) for _, record in found() for pair in products.preference_pairs(record, text_of))
+        pairs_of = functools.partial(products.preference_pairs, decode=text_of, templated=log.config.data.chat_template)
+        pairs = (products.to_line(pair) for _, record in found() for pair in pairs_of(record))
         counts[wanted.preferences] = products.write_lines(wanted.preferences, pairs)
     for path, count in counts.items():
         print(f"{path}: {count} lines" if path != wanted.output else f"{path}: {count} of {log.total} records")
