@@ -183,6 +183,19 @@ def test_other_prompts_are_refused(copy, pair):
         look(copy, sidecar, config, changed)
 
 
+def test_two_processes_do_not_write_one_file(copy):
+    """Neither at the same time, nor one behind what the other has added since."""
+    sidecar = copy.with_name("out.jsonl.config.yaml")
+    config = read_config(str(sidecar), [])
+    log = look(copy, sidecar, config, read_prompts(config))
+    with log.opened() as file:
+        with pytest.raises(UserError, match="another process"), log.opened():
+            pass
+        file.write(b"more\n")
+    with pytest.raises(UserError, match="another process"), log.opened():
+        pass
+
+
 def test_a_finished_file_is_left_alone_whatever_does_not_matter(copy, pair, capsys):
     before = copy.read_bytes()
     changes = ["rollout.batch_size=16", "rollout.slots=4", "run.name=other", "run.steps=3", "optimizer.learning_rate=1"]
