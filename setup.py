@@ -62,6 +62,7 @@ setup(
     package_dir={"motab_jax": "motab_jax", "motab_jax.configs": "configs"},
     package_data={
         "motab_jax.configs": ["*.yaml"],
+        "motab_jax.rollout": ["record.schema.json"],
         "motab_jax.quickstart": ["**/*.json", "**/*.safetensors", "**/*.jinja", "**/*.txt"],
     },
 )

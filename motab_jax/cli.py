@@ -44,6 +44,26 @@ def open_output(path: str) -> TextIO:
         raise UserError(f"output={path}: can't be written: {error.strerror}") from None
 
 
+def check_writable(word: str, path: Path) -> None:
+    """UserError unless word=PATH can be written whole (a partial file, then renamed); leaves nothing behind."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{word}={path}: can't be written: it is not a file")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise UserError(f"{word}={path}: can't be written: {error.strerror}") from None
+
+
+def read_flag(own: dict[str, str], name: str) -> bool:
+    """The verb's own word name=true or name=false; false where it isn't given."""
+    value = own.get(name, "false")
+    if value not in ("true", "false"):
+        raise UserError(f"{name}={value}: it is true or false")
+    return value == "true"
+
+
 def run_verb(
     usage: str | None,
     work: Callable[[list[str]], int | None],

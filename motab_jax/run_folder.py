@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from motab_jax.config import Config, UserError, dump_config, load_config
 from motab_jax.runtime.distributed import is_main
 from motab_jax.runtime.metrics import MetricsLog, open_trackers
 
-# Keys that may differ when a run goes on: they don't change what was computed so far.
-FREE = {"run.steps", "run.epochs", "run.keep", "run.save_every", "run.sample_every", "run.dir", "run.name"}
+# Keys and sections that may differ when a run goes on: they don't change what was computed so far.
+FREE = frozenset(
+    {"run.steps", "run.epochs", "run.keep", "run.save_every", "run.sample_every", "run.dir", "run.name", "log"}
+)
 
 
 def open_run_folder(config: Config) -> Path:
@@ -50,11 +53,13 @@ def write_config(folder: Path, config: Config) -> None:
     write_whole(folder / "config.yaml", dump_config(config))
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """Dotted keys that differ and matter to what the run computes."""
+def differences(old: Config, new: Config, free: Collection[str] = FREE) -> list[str]:
+    """Dotted keys that differ, but for those in `free` (keys and whole sections)."""
     before, after = _flat(old), _flat(new)
     return [
-        key for key, value in before.items() if key.split(".")[0] != "log" and key not in FREE and value != after[key]
+        key
+        for key, value in before.items()
+        if key.split(".")[0] not in free and key not in free and value != after[key]
     ]
 
 

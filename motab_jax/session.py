@@ -15,7 +15,7 @@ import numpy as np
 from motab_jax.config import Config, UserError
 from motab_jax.data.prompts import Prompt, encode_all, has_held_out, load_prompts
 from motab_jax.data.steps import compile_delimiter, compile_window
-from motab_jax.data.tokenizer import check_same_tokenizer, load_tokenizer, stop_ids, token_bytes, vocab_size
+from motab_jax.data.tokenizer import check_same_tokenizer, decode, load_tokenizer, stop_ids, token_bytes, vocab_size
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.pretrained import load_pretrained
 from motab_jax.models.prune import init_from_teacher
@@ -46,7 +46,7 @@ class Session:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return decode(self.tokenizer, tokens)
 
     def serve(self, params) -> Model:
         """The student in serving form, laid out for generation: new arrays, once a step."""
@@ -254,10 +254,15 @@ def rollout_config(config: Config, tokenizer, stops: Sequence[int], size: int, m
     )
 
 
-def training_prompts(session: Session) -> EncodedPrompts:
-    """The training split, encoded."""
-    data = session.config.data
-    return _encode(session, load_prompts(data, split="train", count=data.count, seed=data.shuffle_seed), data.path)
+def read_prompts(config: Config) -> list[Prompt]:
+    """The training split as its source gives it; no model is needed."""
+    return load_prompts(config.data, split="train", count=config.data.count, seed=config.data.shuffle_seed)
+
+
+def training_prompts(session: Session, prompts: list[Prompt] | None = None) -> EncodedPrompts:
+    """The training split, encoded; `prompts` is what `read_prompts` gave, where that was called before."""
+    found = read_prompts(session.config) if prompts is None else prompts
+    return _encode(session, found, session.config.data.path)
 
 
 def held_out_prompts(session: Session) -> EncodedPrompts | None:

@@ -137,7 +137,10 @@ def _loop(run: Run, state: TrainState, done: Progressed, checkpoints: Checkpoint
     profiled = min(first + 2, config.steps) if profile else None
     batch = run.batches.draw(first)
     run = dataclasses.replace(run, costs=_costs(run, state, batch))
-    with Progress(config.steps, "train", console=run.console) as progress, StepClock(run.clock) as clock:
+    with (
+        Progress(config.steps, "train", done=first - 1, console=run.console) as progress,
+        StepClock(run.clock) as clock,
+    ):
         for step in range(first, config.steps + 1):
             with _profile(run, step) if step == profiled else contextlib.nullcontext():
                 state, asked = _ask(run, state, step, batch, clock, done.eps0)

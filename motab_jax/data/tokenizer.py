@@ -7,6 +7,7 @@ Left out: WordPiece and other decoders (refused by name), tokenizers that need r
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ def encode_prompt(tokenizer: Any, prompt: str | list[dict], *, chat_template: bo
     if not ids:
         raise UserError("a prompt encodes to no token at all")
     return [int(i) for i in ids]
+
+
+def decode(tokenizer: Any, tokens: Sequence[int], *, special: bool = False) -> str:
+    """Text of token ids, as it was written; special tokens are left out unless `special`."""
+    return tokenizer.decode(list(tokens), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
 
 
 def stop_ids(tokenizer: Any, folder_or_id: str | Path) -> tuple[int, ...]:

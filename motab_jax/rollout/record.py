@@ -1,7 +1,7 @@
 """A trajectory as a JSON record: what `synthesize` and `trajectories.jsonl` hold, one object a trajectory.
 
 Positions count from the first completion token, steps from 0. The steps of a rewind are numbered as they stood when
-it happened. Takes trajectories whose arrays are on the host.
+it happened. Takes trajectories whose arrays are on the host. record.schema.json says the same as a JSON Schema.
 """
 
 import itertools
@@ -120,7 +120,7 @@ def statistics(trajectory: Trajectory) -> dict[str, Any]:
         "strayed": float((student & np.asarray(steps.stray)).any(axis=1).mean()),
         "rewinds": float(np.asarray(trajectory.num_rewinds).mean()),
         "value": mean(steps.value, student),
-        "boundary": mean(steps.boundary, student),
+        "boundary": mean(steps.boundary, student & (np.abs(steps.boundary) < NEVER)),
         "length_mean": float(lengths.mean()),
         "length_max": int(lengths.max()),
         "truncated": float((np.asarray(trajectory.finish) == FINISH_WORDS.index("length")).mean()),

@@ -46,7 +46,7 @@ class MetricsLog:
         """Write one line: the step, then the record; arrays of one element become numbers, others lists."""
         if self._file is None:
             return
-        plain = {"step": int(step), **_plain(record)}
+        plain = {"step": int(step), **as_json(record)}
         self._file.write(json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
         if self._trackers:
@@ -104,18 +104,18 @@ def _step_of(line: bytes) -> int | None:
     return record.get("step") if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
-def _plain(value: Any) -> Any:
-    """`value` in JSON's terms."""
+def as_json(value: Any) -> Any:
+    """`value` in JSON's terms: arrays as numbers or lists, NaN and infinities as null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [as_json(item) for item in value]
     if isinstance(value, bool | int | str) or value is None:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     array = np.asarray(value)
-    return _plain(array.item() if array.size == 1 else array.tolist())
+    return as_json(array.item() if array.size == 1 else array.tolist())
 
 
 def _figures(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

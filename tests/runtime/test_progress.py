@@ -32,3 +32,19 @@ def test_time_brings_more_lines():
 def test_a_terminal_gets_a_live_line():
     text = show(terminal=True)
     assert "4/4" in text and "rewinds 4" in text and "\x1b[" in text
+
+
+def test_the_time_left_is_reckoned_from_the_first_update_on(monkeypatch):
+    """Steps 101 and 102 of 200 came 30 s apart: 98 more take 49 minutes, whatever was done before or compiled first."""
+    clock = iter([1000.0, 1030.0, 1060.0])
+    monkeypatch.setattr("motab_jax.runtime.progress.time.monotonic", lambda: next(clock))
+    console = Console(file=io.StringIO(), width=100)
+    with Progress(200, "train", done=100, console=console) as progress:
+        for step in (101, 102, 200):
+            progress.update(step)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.split() for line in lines] == [
+        ["train", "101/200"],
+        ["train", "102/200", "left", "0:49:00"],
+        ["train", "200/200"],
+    ]

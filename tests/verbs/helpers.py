@@ -16,6 +16,7 @@ from motab_jax.data.tokenizer import load_tokenizer
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.pretrained import save_pretrained
 from motab_jax.models.transformer import init
+from tests.verbs.schema import RECORD_SCHEMA, faults
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 24
@@ -66,23 +67,24 @@ def words(pair: Path, runs: Path, *changes: str) -> list[str]:
     ]
 
 
-def _environment() -> dict[str, str]:
-    """As a user's: one device, not the 8 of the tests."""
-    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", "")).strip()
+def _environment(devices: int) -> dict[str, str]:
+    """As a user's: one device, unless it is to be the 8 of the tests."""
+    count = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", count, os.environ.get("XLA_FLAGS", "")).strip()
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 
-def start(verb: str, arguments: list[str]) -> subprocess.Popen:
+def start(verb: str, arguments: list[str], devices: int = 1) -> subprocess.Popen:
     """The verb in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", f"motab_jax.{verb}", *arguments],
-        env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=_environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
-def spawn(verb: str, arguments: list[str]) -> subprocess.CompletedProcess:
+def spawn(verb: str, arguments: list[str], devices: int = 1) -> subprocess.CompletedProcess:
     """Run a verb to its end."""
-    with start(verb, arguments) as process:
+    with start(verb, arguments, devices) as process:
         try:
             out, err = process.communicate(timeout=SPAWN_LIMIT)
         finally:
@@ -90,9 +92,11 @@ def spawn(verb: str, arguments: list[str]) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def stop_at(arguments: list[str], log: Path, step: int, number: int) -> subprocess.CompletedProcess:
-    """Train, and send the signal as soon as the log holds `step` lines."""
-    with start("train", arguments) as process:
+def stop_at(
+    arguments: list[str], log: Path, step: int, number: int, *, verb: str = "train", devices: int = 1
+) -> subprocess.CompletedProcess:
+    """Run a verb, and send the signal as soon as the log holds `step` lines."""
+    with start(verb, arguments, devices) as process:
         try:
             deadline = time.monotonic() + SPAWN_LIMIT
             while process.poll() is None and time.monotonic() < deadline:
@@ -124,6 +128,7 @@ def tokenizer_of(folder: Path):
 
 def check_record(record: dict, tokenizer) -> None:
     """What holds of every trajectory record of a run with root, suffix and the spliced target."""
+    assert faults(record, RECORD_SCHEMA) == []
 
     def decode(ids):
         return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
