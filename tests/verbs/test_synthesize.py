@@ -245,7 +245,7 @@ def test_the_schema_sees_what_is_wrong(records):
             {"prompt": [{"role": "user"}]},
         ),
         *({"finish_reason": "running"}, {"sources": ["prompt"]}, {"correct": "yes"}, {"more": 1}, {"rewinds": {}}),
-        *({"steps": [step | {"value": 1.5}]}, {"steps": [step | {"stray": None}]}, {"steps": [step | {"length": 1}]}),
+        *({"steps": [step | {"value": "1.5"}]}, {"steps": [step | {"stray": None}]}, {"steps": [step | {"length": 1}]}),
         *({"rewinds": [rewind | {"root_step": "0"}]}, {"rewinds": [rewind | {"discarded_steps": []}]}),
     ):
         assert len(faults(record | wrong, RECORD_SCHEMA)) >= 1, wrong
