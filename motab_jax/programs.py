@@ -40,7 +40,7 @@ def make_objective(config: Config, vocab_size: int) -> Objective:
     section = config.objective
 
     def loss(found: LossConfig) -> TokenLoss:
-        return TokenLoss(found.name, found.weight, found.reverse_weight)
+        return TokenLoss(found.name, found.weight, found.reverse_weight, found.gate)
 
     return Objective(
         student=loss(section.student_loss),
@@ -75,9 +75,10 @@ def make_programs(session: Session) -> tuple[Programs, TrainState]:
 
     target = config.objective.target
     room = config.rollout.max_new_tokens if target == "spliced" else None
+    logprobs = objective.needs_logprob and config.rollout.targets != "hidden"
 
     def train_step(state: TrainState, teacher_head, trajectory):
-        batch = build_targets(trajectory, target=target, transition=transition, max_tokens=room)
+        batch = build_targets(trajectory, target=target, transition=transition, max_tokens=room, logprobs=logprobs)
         return update(state, teacher_head, batch)
 
     def generate(*arguments):  # a function of its own: jit counts the compilations of each function

@@ -21,6 +21,7 @@ from tests.distill.batches import (
     naive_loss,
     params_of,
     random_batch,
+    rivals,
     teacher,
     uniform,
 )
@@ -31,8 +32,9 @@ MIXED = {
     "flawed": TokenLoss("jsd", 0.25, 0.7),
     "transition": TokenLoss("masked"),
 }
-OBJECTIVES = {name: uniform(name) for name in LOSSES if name != "masked"} | {
+OBJECTIVES = {name: uniform(name) for name in ("cross_entropy", "forward_kl", "reverse_kl", "jsd")} | {
     "mixed": Objective(**MIXED, vocab_size=VOCAB, normalize="sequence", temperature=2.0),
+    "rivals": rivals(temperature=1.5),
 }
 
 
@@ -85,7 +87,8 @@ def test_masked_kinds_get_no_gradient():
 
 def test_the_teachers_head_goes_along_only_where_a_divergence_needs_it():
     assert head_of(teacher(), uniform("cross_entropy")) is None
-    assert head_of(teacher(), Objective(teacher=LOSSES["jsd"])).params.keys() == {"head"}
+    for name in ("jsd", "policy_gradient"):
+        assert head_of(teacher(), Objective(student=LOSSES[name])).params.keys() == {"head"}
     tied = Model(params_of(), STUDENT)
     assert head_of(tied, uniform("forward_kl")).params.keys() == {"embed"}
 
@@ -97,14 +100,17 @@ def test_logits_beyond_the_vocabulary_never_count():
     assert float(loss(params)) == float(loss(spoilt))
 
 
-def test_full_logits_are_never_held(monkeypatch):
+@pytest.mark.parametrize(
+    "names", [("forward_kl",), ("minillm", "adaptive_kl", "policy_gradient", "entropy_gated_kl")], ids=" ".join
+)
+def test_full_logits_are_never_held(names, monkeypatch):
     vocab, rows, columns = 4096, 4, 64
     config = ModelConfig("llama", vocab, 16, 32, 1, 2, 2, 8, 128, tied=True)
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", rows * vocab * 2)
     weights = init(config, jax.random.key(0))
     zero = jnp.zeros((rows, columns), jnp.int32)
     batch = TargetBatch(zero, zero + jnp.arange(columns)[None], zero + 1, jnp.zeros((rows, columns, config.width)))
-    objective = Objective(student=LOSSES["forward_kl"], vocab_size=vocab)
+    objective = Objective(*(LOSSES[name] for name in names), vocab_size=vocab)
 
     def chunked(params, judge, batch):
         judge = Model(judge, config)

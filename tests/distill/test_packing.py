@@ -22,6 +22,7 @@ from tests.distill.batches import (
     jit,
     naive_loss,
     params_of,
+    rivals,
     teacher,
     uniform,
 )
@@ -123,12 +124,17 @@ def gradient(batch: TargetBatch, objective, *, mesh=None, params=None, **options
 
 
 @pytest.mark.parametrize(
-    ("options", "normalize"),
-    [({}, "token"), ({"accumulate": 8, "remat": "full"}, "sequence"), ({"groups": 4, "accumulate": 2}, "sequence")],
+    ("options", "objective"),
+    [
+        ({}, uniform("jsd")),
+        ({"accumulate": 8, "remat": "full"}, uniform("jsd", normalize="sequence")),
+        ({"groups": 4, "accumulate": 2}, uniform("jsd", normalize="sequence")),
+        ({"groups": 2, "accumulate": 2}, rivals()),
+    ],
 )
-def test_packed_texts_give_the_naive_gradient(options, normalize, monkeypatch):
+def test_packed_texts_give_the_naive_gradient(options, objective, monkeypatch):
     monkeypatch.setitem(module.MICRO_TOKENS, "cpu", 3 * COLUMNS)
-    batch, objective = short_texts(), uniform("jsd", normalize=normalize)
+    batch = short_texts()
     naive, naive_grads = jit(jax.value_and_grad(lambda p: naive_loss(p, batch, objective)))(params_of())
     grads, metrics = gradient(batch, objective, **options)
     assert float(metrics["loss"]) == pytest.approx(float(naive), abs=1e-5)
@@ -156,8 +162,9 @@ def test_texts_with_nothing_to_train_are_left_out():
     assert metrics["loss"] == 0 and all(not x.any() for x in jax.tree.leaves(nothing))
 
 
-def test_groups_on_their_devices_equal_one_device(devices):
-    batch, objective = short_texts(), uniform("jsd")
+@pytest.mark.parametrize("objective", [uniform("jsd"), rivals()], ids=["jsd", "rivals"])
+def test_groups_on_their_devices_equal_one_device(objective, devices):
+    batch = short_texts()
     mesh = make_mesh(1, 4, 2)
     specs = weight_specs(STUDENT)
     axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
