@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.distill.divergence import cross_entropy
+from motab_jax.distill.heads import take
 
 
 def policy_gradient(student_logits: jax.Array, labels: jax.Array, teacher_logprob: jax.Array) -> jax.Array:
@@ -39,13 +40,17 @@ def reward_to_go(reward: jax.Array, counted: jax.Array, positions: jax.Array) ->
     MiniLLM's (arXiv 2306.08543) length-normalised reward of the long-range part, with the number of later tokens as
     the length. Texts lie side by side: a position i32[G,n] above 0 goes on with the text of the column before.
     """
-    goes_on = jnp.pad(positions[:, 1:] > 0, ((0, 0), (0, 1)))
+    column = jnp.arange(reward.shape[1], dtype=jnp.int32)[None]
+    text = column - positions  # the column where it begins
 
-    def join(later, earlier):
-        sums = (jnp.where(earlier[2], own + behind, own) for behind, own in zip(later[:2], earlier[:2], strict=True))
-        return (*sums, later[2] & earlier[2])
+    def double(number, sums):
+        """From sums over up to 2^number tokens behind each to those over twice as many."""
+        there = jnp.broadcast_to(column + 2**number, positions.shape)
+        same = take(text, there) == text
+        return jax.tree.map(lambda near, far: near + jnp.where(same, far, 0.0), sums, take(sums, there))
 
-    each = jnp.where(counted, reward, 0.0), counted.astype(jnp.float32), goes_on
-    total, count, _ = jax.lax.associative_scan(join, each, reverse=True, axis=1)
-    total, count = (jnp.where(goes_on, jnp.pad(x[:, 1:], ((0, 0), (0, 1))), 0.0) for x in (total, count))
+    own = jnp.where(counted, reward, 0.0), counted.astype(jnp.float32)
+    first = jax.tree.map(lambda x: jnp.where(positions[:, 1:] > 0, x[:, 1:], 0.0), own)
+    first = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 1))), first)
+    total, count = jax.lax.fori_loop(0, (reward.shape[1] - 1).bit_length(), double, first)
     return total / jnp.maximum(count, 1.0)
