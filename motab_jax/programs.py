@@ -45,7 +45,7 @@ def make_objective(config: Config, vocab_size: int) -> Objective:
     section = config.objective
 
     def loss(found: LossConfig) -> TokenLoss:
-        return TokenLoss(found.name, found.weight, found.reverse_weight)
+        return TokenLoss(found.name, found.weight, found.reverse_weight, found.gate)
 
     return Objective(
         student=loss(section.student_loss),
@@ -80,9 +80,10 @@ def make_programs(session: Session) -> tuple[Programs, TrainState]:
 
     target = config.objective.target
     room = config.rollout.max_new_tokens if target == "spliced" else None
+    logprobs = objective.needs_logprob and config.rollout.targets != "hidden"
 
     def train_step(state: TrainState, teacher_head, trajectory):
-        batch = build_targets(trajectory, target=target, transition=transition, max_tokens=room)
+        batch = build_targets(trajectory, target=target, transition=transition, max_tokens=room, logprobs=logprobs)
         return update(state, teacher_head, batch)
 
     state = jax.jit(lambda params: init_state(params, optimizer))(session.student.params)

@@ -150,9 +150,15 @@ class BacktrackConfig(Section):
 class LossConfig(Section):
     """One token source's loss. A bare name in YAML means weight 1; `masked` means weight 0."""
 
-    name: Literal["cross_entropy", "forward_kl", "reverse_kl", "jsd", "masked"] = "cross_entropy"
+    name: Literal[
+        "cross_entropy", "forward_kl", "reverse_kl", "jsd", "adaptive_kl", "entropy_gated_kl", "policy_gradient",
+        "minillm", "masked",
+    ] = "cross_entropy"  # fmt: skip
     weight: NonNegative = 1.0
     reverse_weight: Share = Field(default=0.5, description="jsd only: 0 leans to forward_kl, 1 to reverse_kl")
+    gate: NonNegative = Field(
+        default=0.8, description="entropy_gated_kl only: forward KL from this entropy on, in nats"
+    )
 
 
 def _loss(value: Any) -> Any:
@@ -178,6 +184,15 @@ class ObjectiveConfig(Section):
     def _transition_has_no_teacher(self):
         if self.transition_loss.name not in ("cross_entropy", "masked"):
             raise ValueError("transition_loss is cross_entropy or masked: the teacher never scored the transition text")
+        return self
+
+    @model_validator(mode="after")
+    def _the_students_own_samples(self):
+        if self.teacher_loss.name in ("policy_gradient", "minillm"):
+            raise ValueError(
+                f"teacher_loss={self.teacher_loss.name} is a policy gradient of the student's own samples, which the "
+                "teacher's tokens are not; use it as student_loss or flawed_loss"
+            )
         return self
 
 

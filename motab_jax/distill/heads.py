@@ -49,12 +49,11 @@ def score(
     token's unweighted loss; it gets `size` tokens of each group at a time. Where d_head f32[G,...] is given, the
     gradient is computed as well, the head's on top of it.
     """
-    groups, columns = weight.shape
+    groups = weight.shape[0]
     order, place, count = _trained_first((weight > 0) & (batch.positions > 0), size)
 
     def chunk(number, total: Scored) -> Scored:
-        index = jax.lax.dynamic_slice_in_dim(order, number * size, size, axis=1)
-        state = take(hidden, jnp.where(index < columns, index - 1, columns))
+        index, state = _chunk(order, number * size, size, hidden)
         part, share = take(batch, index), take(weight, index)
         logits = unembed(head, config, state)
         if d_head is None:
@@ -71,6 +70,30 @@ def score(
         return total
     behind = jnp.pad(place[:, 1:], ((0, 0), (0, 1)), constant_values=order.shape[1])
     return total._replace(d_hidden=take(total.d_hidden, behind))
+
+
+def each_token(
+    head: Params,
+    config: ModelConfig,
+    hidden: jax.Array,
+    batch: TargetBatch,
+    wanted: jax.Array,
+    function: Callable[[jax.Array, TargetBatch], jax.Array],
+    *,
+    size: int,
+) -> jax.Array:
+    """function(logits f32[G,size,V], batch [G,size]) of every wanted token (bool[G,n]), f32[G,n]; 0 elsewhere.
+
+    Arguments as of `score`; nothing is differentiated.
+    """
+    order, place, count = _trained_first(wanted & (batch.positions > 0), size)
+
+    def chunk(number, found):
+        index, state = _chunk(order, number * size, size, hidden)
+        each = function(unembed(head, config, state), take(batch, index))
+        return jax.lax.dynamic_update_slice_in_dim(found, each, number * size, axis=1)
+
+    return take(jax.lax.fori_loop(0, -(-jnp.max(count) // size), chunk, jnp.zeros(order.shape)), place)
 
 
 def take(tree: Any, index: jax.Array) -> Any:
@@ -96,6 +119,13 @@ def _trained_first(trained: jax.Array, size: int) -> tuple[jax.Array, jax.Array,
     empty, column = jnp.full((room,), columns, jnp.int32), jnp.arange(columns, dtype=jnp.int32)
     order = jax.vmap(lambda place: empty.at[place].set(column, mode="drop"))(place)
     return order, place, jnp.sum(trained, axis=1)
+
+
+def _chunk(order: jax.Array, start, size: int, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The columns i32[G,size] of `size` tokens of each group, from `start` on, and the states that predict them."""
+    columns = hidden.shape[1]
+    index = jax.lax.dynamic_slice_in_dim(order, start, size, axis=1)
+    return index, take(hidden, jnp.where(index < columns, index - 1, columns))
 
 
 def _by_kind(losses: jax.Array, kinds: jax.Array) -> jax.Array:

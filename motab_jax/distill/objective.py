@@ -11,8 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.config import UserError
-from motab_jax.distill.divergence import cross_entropy, forward_kl, jsd, reverse_kl, with_tail
-from motab_jax.distill.heads import Scored, head_of, score
+from motab_jax.distill.divergence import (
+    adaptive_kl,
+    cross_entropy,
+    entropy_gated_kl,
+    forward_kl,
+    jsd,
+    reverse_kl,
+    with_tail,
+)
+from motab_jax.distill.heads import Scored, each_token, head_of, score
+from motab_jax.distill.sampled import log_ratio, policy_gradient, reinforce, reward_to_go
 from motab_jax.distill.targets import KINDS, TargetBatch, targets_kind
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.topk import TopK
@@ -23,16 +32,18 @@ from motab_jax.models.transformer import Model, Params, encode, unembed
 # logits of 8192 tokens.
 CHUNK_ELEMENTS, CHUNK_TOKENS = 1 << 23, 256
 ACCELERATED = 4
-NEEDS_TEACHER = ("forward_kl", "reverse_kl", "jsd")
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "adaptive_kl", "entropy_gated_kl", "minillm")
+OF_SAMPLES = ("policy_gradient", "minillm")
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenLoss:
-    """One source's loss: cross_entropy, forward_kl, reverse_kl, jsd or masked; and its weight."""
+    """One source's loss and its weight: cross_entropy, masked, or one of DIVERGENCES and OF_SAMPLES."""
 
     name: str = "cross_entropy"
     weight: float = 1.0
-    reverse_weight: float = 0.5
+    reverse_weight: float = 0.5  # jsd
+    gate: float = 0.8  # entropy_gated_kl
 
     @property
     def trained(self) -> bool:
@@ -42,7 +53,12 @@ class TokenLoss:
     @property
     def needs_teacher(self) -> bool:
         """Whether it compares with the teacher's distribution."""
-        return self.trained and self.name in NEEDS_TEACHER
+        return self.trained and self.name in DIVERGENCES
+
+    @property
+    def needs_logprob(self) -> bool:
+        """Whether it takes the teacher's log-probability of the sampled token."""
+        return self.trained and self.name in OF_SAMPLES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +78,16 @@ class Objective:
         each = {KINDS.index(name): getattr(self, name) for name in KINDS[1:]}
         return {kind: loss for kind, loss in each.items() if loss.trained}
 
+    @property
+    def needs_logprob(self) -> bool:
+        """Whether one of the losses takes the teacher's log-probabilities of the sampled tokens."""
+        return any(loss.needs_logprob for loss in self.losses().values())
+
+    @property
+    def looks_ahead(self) -> tuple[int, ...]:
+        """Kind codes whose loss rewards a token by those behind it."""
+        return tuple(kind for kind, loss in self.losses().items() if loss.name == "minillm")
+
 
 def check_targets(objective: Objective, kind: str) -> None:
     """UserError if what the rollout keeps of the teacher (hidden, topk or sampled) doesn't carry the losses."""
@@ -72,29 +98,38 @@ def check_targets(objective: Objective, kind: str) -> None:
             f"rollout.targets=sampled keeps no distribution of the teacher's, which "
             f"objective.{name}_loss={getattr(objective, name).name} needs; use hidden or topk, or another loss"
         )
-    if kind == "topk" and divergences and objective.temperature != 1.0:
+    if kind != "hidden" and (divergences or objective.needs_logprob) and objective.temperature != 1.0:
         raise UserError(
-            f"objective.temperature={objective.temperature} with rollout.targets=topk: the k likeliest tokens don't "
-            "tell the distribution at another temperature; use temperature 1, or rollout.targets=hidden"
+            f"objective.temperature={objective.temperature} with rollout.targets={kind}: the log-probabilities that "
+            "are kept don't tell those at another temperature; use temperature 1, or rollout.targets=hidden"
         )
 
 
-def token_losses(student_logits, teacher, labels, kinds, objective: Objective) -> jax.Array:
+def token_losses(student_logits, teacher, labels, kinds, objective: Objective, **given) -> jax.Array:
     """Unweighted loss f32[...] of each token by its kind; zero where it isn't trained.
 
-    student_logits [...,V]; teacher: logits [...,V], or TopK, whose tail counts as one more token (None where no
-    divergence is used); labels, kinds i32[...].
+    student_logits [...,V]; teacher: logits [...,V], or TopK, whose tail counts as one more token (None where neither a
+    divergence nor its log-probabilities are used); labels, kinds i32[...]. Given by name, f32[...]: teacher_logprob of
+    the labels, where a loss needs it and there are no teacher logits; reward_to_go, for `minillm`.
     """
     computed, total = {}, jnp.zeros(labels.shape, jnp.float32)
     for kind, loss in objective.losses().items():
-        recipe = (loss.name, loss.reverse_weight)
+        recipe = (loss.name, loss.reverse_weight, loss.gate)
         if recipe not in computed:
-            if loss.name == "cross_entropy":
-                computed[recipe] = cross_entropy(student_logits, labels)
-            else:
-                computed[recipe] = _divergence(loss, student_logits, teacher, objective.temperature)
+            computed[recipe] = _loss(loss, student_logits, teacher, labels, objective.temperature, **given)
         total = total + jnp.where(kinds == kind, computed[recipe], 0.0)
     return total
+
+
+def _loss(loss: TokenLoss, student_logits, teacher, labels, heat: float, *, teacher_logprob=None, reward_to_go=None):
+    if loss.name == "cross_entropy":
+        return cross_entropy(student_logits, labels)
+    if loss.name == "policy_gradient":
+        return policy_gradient(student_logits / heat, labels, _logprob(teacher, labels, heat, teacher_logprob))
+    distance = _divergence(loss, student_logits, teacher, heat)
+    if loss.name == "minillm":
+        return distance + reinforce(student_logits / heat, labels, reward_to_go)
+    return distance
 
 
 def _divergence(loss: TokenLoss, student_logits, teacher, heat: float) -> jax.Array:
@@ -102,12 +137,20 @@ def _divergence(loss: TokenLoss, student_logits, teacher, heat: float) -> jax.Ar
         "forward_kl": forward_kl,
         "reverse_kl": reverse_kl,
         "jsd": functools.partial(jsd, reverse_weight=loss.reverse_weight),
+        "adaptive_kl": adaptive_kl,
+        "entropy_gated_kl": functools.partial(entropy_gated_kl, gate=loss.gate),
+        "minillm": reverse_kl,  # of a single step
     }[loss.name]
     if isinstance(teacher, TopK):
         total = jax.nn.logsumexp(student_logits, axis=-1, keepdims=True)
         mine = jnp.take_along_axis(student_logits, teacher.ids, axis=-1) - total
         return divergence(with_tail(mine), with_tail(teacher.logprobs))
     return divergence(student_logits / heat, teacher / heat)
+
+
+def _logprob(teacher, labels, heat: float, kept) -> jax.Array:
+    """The teacher's log-probability f32[...] of the labels: from its logits, or else what was kept of it."""
+    return kept if teacher is None or isinstance(teacher, TopK) else -cross_entropy(teacher / heat, labels)
 
 
 def weights_of(kinds: jax.Array, objective: Objective) -> jax.Array:
@@ -165,18 +208,32 @@ def score_batch(
 ) -> Scored:
     """`score` by an objective, `chunk` tokens at a time.
 
-    teacher: at least its head; None where no divergence is used, or with top-k targets.
+    teacher: at least its head; None where no loss compares with the teacher, or with other targets than hidden states.
     """
     kind, size = targets_kind(batch), objective.vocab_size
     check_targets(objective, kind)
+    if kind != "hidden" and objective.needs_logprob and batch.teacher_logprob is None:
+        raise ValueError("the losses need the teacher's log-probabilities: build_targets(..., logprobs=True)")
+
+    def target_of(part: TargetBatch):
+        if kind == "hidden" and teacher is not None:
+            return unembed(teacher.params, teacher.config, part.teacher_hidden, size)
+        return part.teacher_topk
 
     def losses_of(logits: jax.Array, part: TargetBatch) -> jax.Array:
-        target = part.teacher_topk
-        if kind == "hidden" and teacher is not None:
-            target = unembed(teacher.params, teacher.config, part.teacher_hidden, size)
-        return token_losses(logits[..., :size], target, part.tokens, part.kinds, objective)
+        target, given = target_of(part), {"teacher_logprob": part.teacher_logprob, "reward_to_go": part.reward_to_go}
+        return token_losses(logits[..., :size], target, part.tokens, part.kinds, objective, **given)
 
-    return score(head, config, hidden, batch, weight, losses_of, size=min(weight.shape[1], chunk), d_head=d_head)
+    def reward_of(logits: jax.Array, part: TargetBatch) -> jax.Array:
+        theirs = _logprob(target_of(part), part.tokens, objective.temperature, part.teacher_logprob)
+        return log_ratio(logits[..., :size] / objective.temperature, part.tokens, theirs)
+
+    chunk = min(weight.shape[1], chunk)
+    if objective.looks_ahead:
+        counted = jnp.isin(batch.kinds, jnp.array(objective.looks_ahead)) & (batch.positions > 0)
+        reward = each_token(head, config, hidden, batch, counted, reward_of, size=chunk)
+        batch = batch.replace(reward_to_go=reward_to_go(reward, counted, batch.positions))
+    return score(head, config, hidden, batch, weight, losses_of, size=chunk, d_head=d_head)
 
 
 def chunk_tokens(vocab_size: int, platform: str) -> int:

@@ -24,6 +24,8 @@ class TargetBatch:
     kinds: jax.Array  # i32[B,N]; whose token it is (index into KINDS), which chooses its loss
     teacher_hidden: jax.Array | None = None  # [B,N,D]; the teacher's state that predicted the token; zeros: none did
     teacher_topk: TopK | None = None  # [B,N,k]; its k likeliest tokens there, in place of the state
+    teacher_logprob: jax.Array | None = None  # f32[B,N]; its log-probability of the token; 0 where it gave none
+    reward_to_go: jax.Array | None = None  # f32[B,N]; what the loss `minillm` puts in: see sampled.py
 
 
 def targets_kind(batch: TargetBatch) -> str:
@@ -33,11 +35,14 @@ def targets_kind(batch: TargetBatch) -> str:
     return "sampled" if batch.teacher_hidden is None else "hidden"
 
 
-def build_targets(trajectory, *, target: str, transition: jax.Array, max_tokens: int | None = None) -> TargetBatch:
+def build_targets(
+    trajectory, *, target: str, transition: jax.Array, max_tokens: int | None = None, logprobs: bool = False
+) -> TargetBatch:
     """The training batch of a `Trajectory`; transition i32[J] are the transition text's tokens.
 
     At most max_tokens columns follow the prompt (None: room for all that can have been written; a spliced target
-    never needs more than the rollout's max_new_tokens).
+    never needs more than the rollout's max_new_tokens). logprobs: carry the teacher's log-probabilities of the tokens,
+    for losses that need them and have no hidden states to take them from.
 
     A teacher's token keeps the distribution of the teacher's own clean context: it never saw the flawed steps.
     """
@@ -66,7 +71,8 @@ def build_targets(trajectory, *, target: str, transition: jax.Array, max_tokens:
         kinds = kinds.at[each, index].set(TRANSITION_KIND, mode="drop")
     topk = getattr(trajectory, "teacher_topk", None)
     hidden = None if topk is not None or trajectory.teacher_hidden.shape[-1] == 0 else trajectory.teacher_hidden
-    return _with_prompt(trajectory, tokens, kinds, jax.tree.map(lambda x: _take(x, source), (hidden, topk)))
+    teacher = hidden, topk, trajectory.teacher_logprob if logprobs else None
+    return _with_prompt(trajectory, tokens, kinds, jax.tree.map(lambda x: _take(x, source), teacher))
 
 
 def _inverse(place: jax.Array, width: int) -> jax.Array:
@@ -85,16 +91,17 @@ def _take(table: jax.Array, source: jax.Array) -> jax.Array:
 
 
 def _with_prompt(trajectory, tokens, kinds, teacher) -> TargetBatch:
-    """Put the left-padded prompt in front; teacher: its hidden states and its top k, either may be None."""
+    """Put the left-padded prompt in front; teacher: its hidden states, top k and log-probabilities, or None each."""
     prompt, before = trajectory.prompt_tokens, trajectory.prompt_positions
     length = jnp.max(before, axis=1, keepdims=True) + 1
     positions = jnp.where(kinds != NONE, length + jnp.arange(tokens.shape[1])[None], -1)
     pad = ((0, 0), (prompt.shape[1], 0))
-    hidden, topk = jax.tree.map(lambda x: jnp.pad(x, (*pad, (0, 0))), teacher)
+    hidden, topk, logprob = jax.tree.map(lambda x: jnp.pad(x, (*pad, *[(0, 0)] * (x.ndim - 2))), teacher)
     return TargetBatch(
         tokens=jnp.concatenate([prompt, tokens], axis=1),
         positions=jnp.concatenate([before, positions], axis=1),
         kinds=jnp.pad(kinds, pad, constant_values=NONE),
         teacher_hidden=hidden,
         teacher_topk=topk,
+        teacher_logprob=logprob,
     )

@@ -52,7 +52,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 def head_of(teacher: Model | None, objective: Objective) -> Model | None:
     """The part of the teacher that the loss needs: its output head, or nothing at all."""
-    if not any(loss.needs_teacher for loss in objective.losses().values()):
+    if not any(loss.needs_teacher or loss.needs_logprob for loss in objective.losses().values()):
         return None
     if teacher is None:
         raise ValueError("the loss compares with a teacher, and there is none")

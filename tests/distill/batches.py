@@ -23,6 +23,10 @@ LOSSES = {
     "reverse_kl": TokenLoss("reverse_kl"),
     "jsd": TokenLoss("jsd", reverse_weight=0.3),
     "masked": TokenLoss("masked"),
+    "adaptive_kl": TokenLoss("adaptive_kl"),
+    "entropy_gated_kl": TokenLoss("entropy_gated_kl", gate=2.6),  # about half of the teacher's tokens are above
+    "policy_gradient": TokenLoss("policy_gradient"),
+    "minillm": TokenLoss("minillm"),
 }
 
 
@@ -43,6 +47,12 @@ def uniform(name: str, **numbers) -> Objective:
     return Objective(**dict.fromkeys(KINDS[1:], LOSSES[name]), vocab_size=VOCAB, **numbers)
 
 
+def rivals(**numbers) -> Objective:
+    """The losses of other methods, each for one kind of token."""
+    names = ("minillm", "adaptive_kl", "policy_gradient", "entropy_gated_kl")
+    return Objective(*(LOSSES[name] for name in names), vocab_size=VOCAB, **numbers)
+
+
 @functools.cache
 def random_batch(seed: int = 0, rows: int = ROWS) -> TargetBatch:
     """Left-padded prompts, then tokens of all kinds, then padding; with the teacher's own states."""
@@ -58,17 +68,41 @@ def random_batch(seed: int = 0, rows: int = ROWS) -> TargetBatch:
     return TargetBatch(tokens, positions, kinds, jnp.where((kinds > 0)[..., None], shifted, 0.0))
 
 
-def per_token(name: str, student, theirs, label: int, reverse_weight: float):
-    """One token's loss from two distributions [V] (logits), straight from the definition."""
+def per_token(loss: TokenLoss, student, theirs, label: int, later):
+    """One token's loss from two distributions [V] (logits), straight from the definition; later: minillm's reward."""
+    name, w = loss.name, loss.reverse_weight
     p, q = jax.nn.softmax(theirs), jax.nn.softmax(student)
+    forward, reverse = jnp.sum(p * jnp.log(p / q)), jnp.sum(q * jnp.log(q / p))
     if name == "cross_entropy":
         return -jnp.log(q[label])
     if name == "forward_kl":
-        return jnp.sum(p * jnp.log(p / q))
+        return forward
     if name == "reverse_kl":
-        return jnp.sum(q * jnp.log(q / p))
-    m = reverse_weight * p + (1 - reverse_weight) * q
-    return reverse_weight * jnp.sum(p * jnp.log(p / m)) + (1 - reverse_weight) * jnp.sum(q * jnp.log(q / m))
+        return reverse
+    if name == "jsd":
+        m = w * p + (1 - w) * q
+        return w * jnp.sum(p * jnp.log(p / m)) + (1 - w) * jnp.sum(q * jnp.log(q / m))
+    if name == "adaptive_kl":
+        order = jnp.argsort(-p)
+        gap = jax.lax.stop_gradient(jnp.abs(p - q))[order]
+        head = (jnp.cumsum(p[order]) <= 0.5).at[0].set(True)
+        share = jnp.sum(jnp.where(head, gap, 0.0)) / jnp.sum(gap)
+        return share * forward + (1 - share) * reverse
+    if name == "entropy_gated_kl":
+        return reverse + jnp.where(-jnp.sum(p * jnp.log(p)) > loss.gate, forward, 0.0)
+    ratio = jax.lax.stop_gradient(p[label] / q[label])
+    # A number times the gradient of log q is the gradient of that number times q, divided by q.
+    lift = q[label] / jax.lax.stop_gradient(q[label])
+    return -jnp.log(ratio) * lift if name == "policy_gradient" else reverse - later * lift
+
+
+def later_rewards(ours, theirs, labels, counted):
+    """Mean of log p_T - log p_S over the counted tokens of a row [T] behind each, from logits [T,V]; 0 if none."""
+    gain = jax.nn.log_softmax(theirs) - jax.nn.log_softmax(ours)
+    reward = jax.lax.stop_gradient(jnp.take_along_axis(gain, labels[:, None], axis=1)[:, 0])
+    number = jnp.arange(len(labels))
+    behind = (number[None] > number[:, None]) & counted[None]
+    return jnp.sum(jnp.where(behind, reward[None], 0.0), axis=1) / jnp.maximum(jnp.sum(behind, axis=1), 1)
 
 
 def naive_loss(params, batch: TargetBatch, objective: Objective):
@@ -77,13 +111,14 @@ def naive_loss(params, batch: TargetBatch, objective: Objective):
     theirs = (batch.teacher_hidden[:, 1:] @ teacher().params["head"])[..., :VOCAB]
     labels, kinds = batch.tokens[:, 1:], batch.kinds[:, 1:]
     total, trained = jnp.zeros(labels.shape), jnp.zeros(labels.shape, bool)
+    rewarded = sum((kinds == code for code in objective.looks_ahead), start=jnp.zeros(labels.shape, bool))
     for code, kind in enumerate(KINDS):
         loss = getattr(objective, kind, None)
         if loss is None or loss.name == "masked" or loss.weight == 0:
             continue
         heat = 1.0 if loss.name == "cross_entropy" else objective.temperature
-        one = functools.partial(per_token, loss.name, reverse_weight=loss.reverse_weight)
-        each = jax.vmap(jax.vmap(one))(ours / heat, theirs / heat, labels)
+        later = jax.vmap(later_rewards)(ours / heat, theirs / heat, labels, rewarded)
+        each = jax.vmap(jax.vmap(functools.partial(per_token, loss)))(ours / heat, theirs / heat, labels, later)
         total = total + jnp.where(kinds == code, loss.weight * each, 0.0)
         trained = trained | (kinds == code)
     if objective.normalize == "token":

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motab_jax.distill import cross_entropy, forward_kl, jsd, reverse_kl
+from motab_jax.distill import adaptive_kl, cross_entropy, entropy_gated_kl, forward_kl, jsd, reverse_kl
 
 STUDENT, TEACHER = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
-PAIRS = [forward_kl, reverse_kl, jsd, functools.partial(jsd, reverse_weight=0.1)]
+PAIRS = [forward_kl, reverse_kl, jsd, functools.partial(jsd, reverse_weight=0.1), adaptive_kl, entropy_gated_kl]
 
 
 def reference(student, teacher, weight=None, *, reverse=False):
@@ -97,3 +97,51 @@ def test_computed_in_float32(divergence):
     value = divergence(student, teacher)
     assert value.dtype == jnp.float32
     assert float(value) == pytest.approx(float(divergence(student.astype(jnp.float32), teacher.astype(jnp.float32))))
+
+
+# Four tokens, so that head and tail, both directions and their slopes can be followed by hand.
+P, Q = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.25, 0.25, 0.4, 0.1])
+FORWARD, REVERSE = (P * np.log(P / Q)).sum(), (Q * np.log(Q / P)).sum()
+FORWARD_SLOPE, REVERSE_SLOPE = Q - P, Q * (np.log(Q / P) - REVERSE)
+
+
+def check_at_four_tokens(divergence, value, slope):
+    """The value and the slope in the student's logits."""
+    found = jax.value_and_grad(divergence)(*(jnp.log(jnp.asarray(x, jnp.float32)) for x in (Q, P)))
+    assert float(found[0]) == pytest.approx(value, abs=1e-5)
+    np.testing.assert_allclose(found[1], slope, atol=1e-5)
+
+
+@pytest.mark.parametrize(("head_mass", "head"), [(0.1, 1), (0.5, 1), (0.75, 2), (0.95, 3), (1.5, 4)])
+def test_adaptive_kl_weighs_the_directions_by_the_heads_share_of_the_gap(head_mass, head):
+    gap = np.array([0.15, 0.05, 0.2, 0.0])
+    w = gap[:head].sum() / gap.sum()
+    divergence = functools.partial(adaptive_kl, head_mass=head_mass)
+    check_at_four_tokens(divergence, w * FORWARD + (1 - w) * REVERSE, w * FORWARD_SLOPE + (1 - w) * REVERSE_SLOPE)
+
+
+@pytest.mark.parametrize(("gate", "forward"), [(0.0, 1), (1.27, 1), (1.29, 0), (1.5, 0)])
+def test_entropy_gated_kl_adds_forward_kl_above_the_gate(gate, forward):
+    assert -(P * np.log(P)).sum() == pytest.approx(1.2799, abs=1e-4)
+    divergence = functools.partial(entropy_gated_kl, gate=gate)
+    check_at_four_tokens(divergence, REVERSE + forward * FORWARD, REVERSE_SLOPE + forward * FORWARD_SLOPE)
+
+
+def test_the_head_is_found_as_by_sorting():
+    rng = np.random.default_rng(2)
+    student, teacher = (3 * rng.normal(size=(40, 300)).astype(np.float32) for _ in range(2))
+    p, q = (np.exp(x.astype(np.float64)) for x in (teacher, student))
+    p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+    order = np.argsort(-p, axis=-1)
+    gap = np.take_along_axis(abs(p - q), order, -1)
+    inside = np.cumsum(np.take_along_axis(p, order, -1), axis=-1) <= 0.5
+    inside[:, 0] = True
+    assert inside.sum(-1).max() > 1 and inside.sum(-1).min() < inside.sum(-1).max()
+    w = (gap * inside).sum(-1) / gap.sum(-1)
+    expected = w * reference(student, teacher) + (1 - w) * reference(student, teacher, reverse=True)
+    np.testing.assert_allclose(adaptive_kl(student, teacher), expected, rtol=2e-5)
+    shuffled = rng.permutation(300)
+    again = adaptive_kl(student[:, shuffled], teacher[:, shuffled])
+    np.testing.assert_allclose(again, expected, rtol=2e-5)
+    ties = jnp.log(jnp.array([0.3, 0.3, 0.2, 0.2])), jnp.log(jnp.array([0.4, 0.2, 0.2, 0.2]))
+    assert float(adaptive_kl(ties[1], ties[0])) == pytest.approx(float(forward_kl(ties[1], ties[0])), abs=1e-6)

@@ -45,6 +45,7 @@ def check(pair, runs, changes: list[str], *parts: str) -> None:
         ("rollout.samples_per_prompt=3", ["rollout.batch_size=8", "rollout.samples_per_prompt=3"]),
         ("optimizer.accumulate=3", ["rollout.batch_size=8", "optimizer.accumulate=3"]),
         ("objective.student_loss=kl", ["objective.student_loss", "'kl'", "reverse_kl"]),
+        ("objective.teacher_loss=minillm", ["teacher_loss=minillm", "student_loss", "own samples"]),
         ("backtrack.max_interventions=2", ["max_interventions"]),
         ("data.source=csv", ["data.source", "'csv'", "jsonl"]),
         ("data.source=jsonl", ["data.path"]),
