@@ -121,4 +121,57 @@ def kat() -> Table:
     }  # fmt: skip
 
 
-METHODS = {function.__name__: function for function in (motab, opd, sft, seqkd, gkd, skd, skd_step, adaswitch, kat)}
+def opd_sampled() -> Table:
+    """On-policy distillation by the sampled tokens alone: a policy gradient with the advantage log p_T - log p_S.
+
+    As Thinking Machines' tinker has it; the objective is that of MiniLLM (arXiv 2306.08543, eq. 1) with one token's
+    reward for one token. The teacher's distributions are not kept.
+    """
+    return {
+        "rollout": {"targets": "sampled"},
+        "monitor": {"enabled": False},
+        "objective": {"target": "spliced", "student_loss": "policy_gradient"},
+    }
+
+
+def minillm() -> Table:
+    """MiniLLM: the reverse KL of whole texts; exact for each token, a policy gradient for what comes after it.
+
+    With length-normalised rewards (arXiv 2306.08543, eq. 6-8); without its teacher-mixed sampling and importance
+    weights: the rollout is the student's own.
+    """
+    return {
+        "monitor": {"enabled": False},
+        "objective": {"target": "spliced", "student_loss": "minillm"},
+    }
+
+
+def akl() -> Table:
+    """Adaptive KL on the data's text: forward and reverse KL, weighted by where the two distributions differ.
+
+    Source: arXiv 2404.02657.
+    """
+    return {
+        "rollout": {"on_policy": 0.0, "off_policy": "data"},
+        "monitor": {"enabled": False},
+        "objective": {"target": "spliced", "student_loss": "adaptive_kl", "teacher_loss": "adaptive_kl"},
+    }
+
+
+def eopd() -> Table:
+    """Entropy-aware on-policy distillation: reverse KL, and forward KL as well where the teacher is uncertain.
+
+    arXiv 2603.07079; the gate is `objective.student_loss.gate`.
+    """
+    return {
+        "monitor": {"enabled": False},
+        "objective": {"target": "spliced", "student_loss": "entropy_gated_kl"},
+    }
+
+
+METHODS = {
+    function.__name__: function
+    for function in (
+        motab, sft, seqkd, opd, opd_sampled, gkd, skd, skd_step, minillm, adaswitch, kat, akl, eopd,
+    )
+}  # fmt: skip
