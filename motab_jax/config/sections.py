@@ -59,7 +59,7 @@ class TeacherConfig(Section):
 
 
 class DataConfig(Section):
-    """Prompts: `arithmetic`, `jsonl`, `parquet`, `hub:<id>` or `reasoning_gym:<task>[,<task>...]`."""
+    """Prompts: `arithmetic`, `pointers`, `jsonl`, `parquet`, `hub:<id>` or `reasoning_gym:<task>[,<task>...]`."""
 
     source: str = "arithmetic"
     path: str | None = None

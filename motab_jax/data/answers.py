@@ -1,8 +1,9 @@
 """Grading: is a completion's final answer right, and what a set of graded completions amounts to.
 
-Graders: `arithmetic` and `exact` compare here; `math` (math-verify) and `reasoning_gym` (the task's own score) run in a
-helper process, because a model can write answers that take for ever to evaluate, and a time limit by signal works in
-the main thread only. An answer that breaks the helper or outlasts the limit counts as wrong.
+Graders: `arithmetic` (the closing `#` line: a number or a key) and `exact` compare here; `math` (math-verify) and
+`reasoning_gym` (the task's own score) run in a helper process, because a model can write answers that take for ever to
+evaluate, and a time limit by signal works in the main thread only. An answer that breaks the helper or outlasts the
+limit counts as wrong.
 Left out: partial credit, and graders that need a model.
 """
 

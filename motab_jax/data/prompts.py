@@ -1,8 +1,9 @@
 """Prompts: where they come from, their token ids, and the endless shuffled order they are read in.
 
-Sources: `arithmetic` (generated), `jsonl` and `parquet` (a file at data.path), `hub:<id>` (a Hugging Face data set;
-data.path may name its configuration), `reasoning_gym:<task>` (generated). A record needs a prompt, a string or a list
-of chat messages, and may have `id`, `answer`, `completion` and `grader`; data.fields renames all but the last.
+Sources: `arithmetic` and `pointers` (generated), `jsonl` and `parquet` (a file at data.path), `hub:<id>` (a Hugging
+Face data set; data.path may name its configuration), `reasoning_gym:<task>` (generated). A record needs a prompt, a
+string or a list of chat messages, and may have `id`, `answer`, `completion` and `grader`; data.fields renames all but
+the last.
 Left out: streaming. All prompts of a run are read, checked and tokenised before it starts.
 """
 
@@ -16,13 +17,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from motab_jax.config import UserError
-from motab_jax.data import arithmetic
+from motab_jax.data import arithmetic, pointers
 from motab_jax.data.tokenizer import encode_prompt
 
 GRADERS = ("arithmetic", "math", "reasoning_gym", "exact", "none")
 FIELDS = ("prompt", "answer", "id", "completion")
+TASKS = {"arithmetic": arithmetic, "pointers": pointers}
 POOL = {"train": 20_000, "held_out": 1_000}  # prompts of a generated source when no count is given
-TASK_POOL = {"train": 2_000, "held_out": 500}  # reasoning-gym tasks are slower to generate
+TASK_TASKS = {"arithmetic": arithmetic, "pointers": pointers}
+POOL = {"train": 2_000, "held_out": 500}  # reasoning-gym tasks are slower to generate
 TASK_HELD_OUT_SHARE = 4
 # reasoning-gym seeds question i with seed + i: seeds this far apart share no question but by chance.
 TASK_SEED_STRIDE = 100_000_000
@@ -55,7 +58,7 @@ class DataSection(Protocol):
 
 def has_held_out(source: str) -> bool:
     """Whether a source makes its own held-out split, so that a run needs no separate evaluation source."""
-    return source == "arithmetic" or source.startswith("reasoning_gym:")
+    return source in TASKS or source.startswith("reasoning_gym:")
 
 
 def load_prompts(data: DataSection, *, split: str, count: int | None, seed: int) -> list[Prompt]:
@@ -70,9 +73,9 @@ def load_prompts(data: DataSection, *, split: str, count: int | None, seed: int)
     if has_held_out(source):
         if split not in POOL:
             raise UserError(f"split '{split}': {source} has the splits {' and '.join(POOL)}")
-        return _arithmetic(split, count, seed) if kind == "arithmetic" else _tasks(name, split, count, seed)
+        return _shipped(source, split, count, seed) if source in TASKS else _tasks(name, split, count, seed)
     if kind not in ("jsonl", "parquet", "hub") or (kind == "hub") != bool(name):
-        known = "arithmetic, jsonl, parquet, hub:<id> or reasoning_gym:<task>[,<task>...]"
+        known = "arithmetic, pointers, jsonl, parquet, hub:<id> or reasoning_gym:<task>[,<task>...]"
         raise UserError(f"data.source = '{source}' is not a source; it is {known}")
     if split == "held_out" and data.split == "train":
         raise UserError(f"{source} has no held-out prompts of its own; set eval.source and eval.path")
@@ -162,11 +165,11 @@ class PromptStream:
         self._position = int(state["position"])
 
 
-def _arithmetic(split: str, count: int | None, seed: int) -> list[Prompt]:
-    found = arithmetic.problems(count or POOL[split], seed=seed, split=split)
+def _shipped(source: str, split: str, count: int | None, seed: int) -> list[Prompt]:
+    task = TASKS[source]
     return [
-        Prompt(f"arithmetic-{split}-{n}", p.prompt, p.answer, "arithmetic", completion=arithmetic.solution(p))
-        for n, p in enumerate(found)
+        Prompt(f"{source}-{split}-{n}", p.prompt, p.answer, "arithmetic", completion=task.solution(p))
+        for n, p in enumerate(task.problems(count or POOL[split], seed=seed, split=split))
     ]
 
 
