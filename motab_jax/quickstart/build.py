@@ -33,7 +33,7 @@ from motab_jax.distill.optimizer import make_optimizer, make_schedule
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.pretrained import save_pretrained
 from motab_jax.models.transformer import Model, Params, forward, init
-from motab_jax.quickstart.plans import PLANS, Hops, Plan, Round, Stage, Sums
+from motab_jax.quickstart.plans import PLANS, Arrows, Hops, Plan, Round, Stage, Sums
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 
 DELIMITER = "\n"  # a line is a step
@@ -75,19 +75,14 @@ def batches(stages: tuple[Stage, ...], tokenizer: Any, seed: str) -> Iterator[tu
             yield tuple(group(part, tokenizer, rng) for part in stage.parts)
 
 
-def group(part: Sums | Hops, tokenizer: Any, rng: random.Random) -> Group:
-    """Texts of a batch's part: <bos> prompt completion <eos>, padded on the right; the prompt isn't trained on."""
+def group(part: Sums | Hops | Arrows, tokenizer: Any, rng: random.Random) -> Group:
+    """Texts of a batch's part: <bos> text <eos>, padded on the right; the end token is trained on."""
     tokens = np.full((part.rows, part.columns), tokenizer.pad_token_id, np.int32)
     trained = np.zeros((part.rows, part.columns), bool)
-    row = 0
-    while row < part.rows:
-        problem = part.draw(rng)
-        if arithmetic.split_of(problem.prompt) != "train":
-            continue
-        start = len(problem.prompt) + 1
-        ids = [*tokenizer.encode(problem.prompt + part.task.solution(problem)), tokenizer.eos_token_id]
-        tokens[row, : len(ids)], trained[row, start : len(ids)] = ids, True
-        row += 1
+    for row in range(part.rows):
+        text, wanted = part.text(rng)
+        ids = [*tokenizer.encode(text), tokenizer.eos_token_id]
+        tokens[row, : len(ids)], trained[row, 1 : len(ids)] = ids, [*wanted, True]
     return tokens, trained
 
 
@@ -101,17 +96,6 @@ def loss(params: Params, config: ModelConfig, groups: tuple[Group, ...]) -> jax.
     return total / count
 
 
-def spread_letters(params: Params) -> Params:
-    """Take the mean letter out of the letters' embeddings.
-
-    The tied output has pushed letters that never came up all the same way, until they hardly differ.
-    """
-    letters = np.array([c.isalpha() for c in (*("",) * len(arithmetic.SPECIAL_TOKENS), *arithmetic.ALPHABET)])
-    embed = np.array(params["embed"])
-    embed[letters] -= embed[letters].mean(axis=0)
-    return {**params, "embed": jnp.asarray(embed)}
-
-
 class Learner:
     """A model in training: parameters, optimizer state, and the jitted step. Snapshots are plain references."""
 
@@ -121,8 +105,6 @@ class Learner:
 
     def begin(self, plan: Round) -> None:
         """Start a round: a new schedule and an optimizer that remembers nothing."""
-        if plan.new_letters:
-            self.params = spread_letters(self.params)
         schedule = make_schedule(plan.schedule, peak=plan.learning_rate, floor=0.0, steps=plan.steps, warmup_ratio=0.05)
         optimizer = make_optimizer(schedule, weight_decay=0.01, clip=1.0, beta1=0.9, beta2=0.98)
         self.optimizer_state = optimizer.init(self.params)
@@ -233,7 +215,7 @@ def build(name: str, folder: Path, seed: int) -> dict[str, Accuracy]:
     model = train(name, PLANS[name], tokenizer, seed)
     found = {
         task.__name__.rpartition(".")[2]: measure(model, tokenizer, REPORT_PROMPTS, REPORT_SEED, task)
-        for task in PLANS[name].rounds[-1].tasks
+        for task in PLANS[name].tasks
     }
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     save_pretrained(folder / name, model.params, model.config, generation_config=ids)

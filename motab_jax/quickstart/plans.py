@@ -5,10 +5,14 @@ Left out: the training itself, which is build.py.
 
 import dataclasses
 import random
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 from motab_jax.data import arithmetic, pointers
 from motab_jax.models.architecture import ModelConfig
+
+Text = tuple[str, list[bool]]  # a text, and which of its characters are trained on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +25,10 @@ class Sums:
     rows: int = 64
     task = arithmetic
 
-    def draw(self, rng: random.Random) -> arithmetic.Problem:
-        return arithmetic.sample_problem(rng, min_terms=self.min_terms, max_terms=self.max_terms)
+    def text(self, rng: random.Random) -> Text:
+        return _solved(
+            arithmetic, lambda: arithmetic.sample_problem(rng, min_terms=self.min_terms, max_terms=self.max_terms)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +42,37 @@ class Hops:
     rows: int = 64
     task = pointers
 
-    def draw(self, rng: random.Random) -> pointers.Problem:
-        return pointers.sample_problem(rng, min_hops=self.min_hops, max_hops=self.max_hops, entries=self.entries)
+    def text(self, rng: random.Random) -> Text:
+        lengths = {"min_hops": self.min_hops, "max_hops": self.max_hops, "entries": self.entries}
+        return _solved(pointers, lambda: pointers.sample_problem(rng, **lengths))
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrows:
+    """A batch's part: `rows` maps of `entries` arrows, each written twice in two orders: `kf,Qw,Qw,kf`.
+
+    Trained is where the arrows of the second writing lead. No task, but the shortest way to learn to look up a key.
+    """
+
+    entries: int
+    columns: int
+    rows: int
+    task = None
+
+    def text(self, rng: random.Random) -> Text:
+        keys = rng.sample(pointers.KEYS, 2 * self.entries)
+        arrows = [a + b for a, b in zip(keys[::2], keys[1::2], strict=True)]
+        text = ",".join(arrows + rng.sample(arrows, len(arrows)))
+        return text, [n % 3 == 1 and n > 3 * self.entries for n in range(len(text))]
+
+
+def _solved(task: ModuleType, draw: Callable[[], Any]) -> Text:
+    """The next problem that isn't held out and its golden completion, which is trained on."""
+    problem = draw()
+    while arithmetic.split_of(problem.prompt) != "train":
+        problem = draw()
+    completion = task.solution(problem)
+    return problem.prompt + completion, [False] * len(problem.prompt) + [True] * len(completion)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +80,7 @@ class Stage:
     """Part of a training plan: `steps` batches of the same make."""
 
     steps: int
-    parts: tuple[Sums | Hops, ...]
+    parts: tuple[Sums | Hops | Arrows, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,16 +90,10 @@ class Round:
     stages: tuple[Stage, ...]
     learning_rate: float
     schedule: str
-    new_letters: bool = False  # the rounds before had none: see spread_letters
 
     @property
     def steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
-
-    @property
-    def tasks(self) -> list[ModuleType]:
-        """The tasks of its last stage."""
-        return [part.task for part in self.stages[-1].parts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +104,11 @@ class Plan:
     rounds: tuple[Round, ...]
     wanted: tuple[float, float] | None = None
     check_every: int = 50
+
+    @property
+    def tasks(self) -> list[ModuleType]:
+        """What the model can do at the end: the tasks of the last stage."""
+        return [part.task for part in self.rounds[-1].stages[-1].parts if part.task]
 
 
 def architecture(*, layers: int, width: int, heads: int, head_dim: int, mlp: int) -> ModelConfig:
@@ -94,20 +128,30 @@ def architecture(*, layers: int, width: int, heads: int, head_dim: int, mlp: int
     )
 
 
-SHORT, MIDDLE, FULL = (Sums(2, 3, 32),), (Sums(2, 6, 64),), (Sums(5, 11, 112),)
+SHORT, MIDDLE, FULL = Sums(2, 3, 32), Sums(2, 6, 64), Sums(5, 11, 112)
+MAPS = Hops(4, 8, 12, 68, rows=16)
 
 # The student's stages are an upper limit: it stops at the wanted accuracy long before their end.
 PLANS = {
     "teacher": Plan(
         architecture(layers=4, width=128, heads=4, head_dim=32, mlp=256),
         (
-            Round((Stage(60, SHORT), Stage(300, MIDDLE), Stage(440, FULL)), 3e-3, "cosine"),
-            Round((Stage(240, FULL),), 1e-3, "cosine"),
+            Round(
+                (
+                    Stage(120, (Arrows(3, 20, rows=192),)),
+                    Stage(120, (Hops(2, 4, 4, 32, rows=96),)),
+                    Stage(120, (Hops(4, 8, 12, 68, rows=64),)),
+                ),
+                3e-3,
+                "constant",
+            ),
+            Round((Stage(60, (SHORT, MAPS)), Stage(240, (MIDDLE, MAPS)), Stage(360, (FULL, MAPS))), 3e-3, "cosine"),
+            Round((Stage(240, (FULL, MAPS)),), 1e-3, "cosine"),
         ),
     ),
     "student": Plan(
         architecture(layers=2, width=64, heads=4, head_dim=32, mlp=192),
-        (Round((Stage(100, SHORT), Stage(300, MIDDLE), Stage(2000, FULL)), 2e-3, "constant"),),
+        (Round((Stage(100, (SHORT,)), Stage(300, (MIDDLE,)), Stage(2000, (FULL,))), 2e-3, "constant"),),
         wanted=(0.25, 0.40),
     ),
 }

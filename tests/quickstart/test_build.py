@@ -11,7 +11,7 @@ from motab_jax.data.tokenizer import load_tokenizer
 from motab_jax.models.pretrained import load_pretrained
 from motab_jax.models.transformer import Model, init
 from motab_jax.quickstart import build
-from motab_jax.quickstart.plans import Hops, Plan, Round, Stage, Sums, architecture
+from motab_jax.quickstart.plans import Arrows, Hops, Plan, Round, Stage, Sums, architecture
 
 TINY = architecture(layers=1, width=16, heads=2, head_dim=8, mlp=16)
 
@@ -34,6 +34,20 @@ def test_a_batch_trains_the_completion_and_its_end_and_nothing_else(tokenizer):
         assert lines == arithmetic.solution(arithmetic.Problem(first, tuple(terms)))
         assert row[mask][-1] == tokenizer.eos_token_id
         assert not mask[row == tokenizer.pad_token_id].any()
+
+
+def test_batches_of_maps(tokenizer):
+    rng = random.Random(0)
+    for row, mask in zip(*build.group(Hops(2, 4, 5, columns=36, rows=8), tokenizer, rng), strict=True):
+        prompt, end = tokenizer.decode(row[: mask.argmax()], skip_special_tokens=True), mask.argmax() + mask.sum()
+        assert arithmetic.split_of(prompt) == "train" and mask[mask.argmax() : end].all()
+        arrows = tuple((arrow[0], arrow[1]) for arrow in prompt.partition(".")[0].split(","))
+        problem = pointers.Problem(arrows, prompt[-3], int(prompt[-2]))
+        assert tokenizer.decode(row[mask], skip_special_tokens=True) == pointers.solution(problem)
+    for row, mask in zip(*build.group(Arrows(3, columns=20, rows=8), tokenizer, rng), strict=True):
+        arrows = tokenizer.decode(row, skip_special_tokens=True).split(",")
+        assert sorted(arrows[:3]) == sorted(arrows[3:])
+        assert tokenizer.decode(row[mask], skip_special_tokens=True) == "".join(arrow[1] for arrow in arrows[3:])
 
 
 def columns(task):
@@ -63,14 +77,6 @@ def test_the_same_seed_gives_the_same_batches(tokenizer):
     ]
     assert np.array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0][0], runs[0][1])
-
-
-def test_new_letters_keep_only_what_tells_them_apart():
-    params = init(TINY, jax.random.key(0))
-    pushed = {**params, "embed": params["embed"].at[-52:].add(3.0)}
-    before, after = np.asarray(params["embed"]), np.asarray(build.spread_letters(pushed)["embed"])
-    np.testing.assert_array_equal(after[:-52], before[:-52])
-    np.testing.assert_allclose(after[-52:], before[-52:] - before[-52:].mean(0), atol=1e-5)
 
 
 def test_measure_counts_answers_and_chains(tokenizer, monkeypatch):
@@ -106,7 +112,7 @@ def test_training_goes_back_when_a_measurement_overshoots(tokenizer, monkeypatch
 
 def test_the_command_writes_a_pair_that_loads(tmp_path, monkeypatch, capsys):
     part = Round((Stage(2, (Sums(2, 3, 32, rows=4),)),), 1e-3, "cosine")
-    both = Round((Stage(2, (Sums(2, 3, 32, rows=4), Hops(1, 2, 3, 32, rows=4))),), 1e-3, "cosine", new_letters=True)
+    both = Round((Stage(2, (Sums(2, 3, 32, rows=4), Hops(1, 2, 3, 32, rows=4))),), 1e-3, "cosine")
     plans = {"teacher": Plan(TINY, (part, both)), "student": Plan(TINY, (part,))}
     monkeypatch.setattr(build, "PLANS", plans)
     monkeypatch.setattr(build, "REPORT_PROMPTS", 4)
