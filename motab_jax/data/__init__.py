@@ -1,4 +1,4 @@
-"""Everything about text: tokenizers, step delimiters, prompts, the arithmetic task and the grading of answers.
+"""Everything about text: tokenizers, step delimiters, prompts, the shipped tasks and the grading of answers.
 
 Import the modules by name (`from motab_jax.data.prompts import load_prompts`): each pulls in only what it needs.
 """

@@ -138,8 +138,8 @@ PLANS = {
         (
             Round(
                 (
-                    Stage(120, (Arrows(3, 20, rows=192),)),
-                    Stage(120, (Hops(2, 4, 4, 32, rows=96),)),
+                    Stage(220, (Arrows(3, 20, rows=192),)),
+                    Stage(160, (Hops(2, 4, 4, 32, rows=96),)),
                     Stage(120, (Hops(4, 8, 12, 68, rows=64),)),
                 ),
                 3e-3,
