@@ -33,7 +33,7 @@ from motab_jax.distill.optimizer import make_optimizer, make_schedule
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.pretrained import save_pretrained
 from motab_jax.models.transformer import Model, Params, forward, init
-from motab_jax.quickstart.plans import PLANS, Arrows, Hops, Plan, Round, Stage, Sums
+from motab_jax.quickstart.plans import PLANS, Part, Plan, Round, Stage
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 
 DELIMITER = "\n"  # a line is a step
@@ -75,7 +75,7 @@ def batches(stages: tuple[Stage, ...], tokenizer: Any, seed: str) -> Iterator[tu
             yield tuple(group(part, tokenizer, rng) for part in stage.parts)
 
 
-def group(part: Sums | Hops | Arrows, tokenizer: Any, rng: random.Random) -> Group:
+def group(part: Part, tokenizer: Any, rng: random.Random) -> Group:
     """Texts of a batch's part: <bos> text <eos>, padded on the right; the end token is trained on."""
     tokens = np.full((part.rows, part.columns), tokenizer.pad_token_id, np.int32)
     trained = np.zeros((part.rows, part.columns), bool)

@@ -26,9 +26,9 @@ class Sums:
     task = arithmetic
 
     def text(self, rng: random.Random) -> Text:
-        return _solved(
-            arithmetic, lambda: arithmetic.sample_problem(rng, min_terms=self.min_terms, max_terms=self.max_terms)
-        )
+        lengths = {"min_terms": self.min_terms, "max_terms": self.max_terms}
+        problem = _seen(lambda: arithmetic.sample_problem(rng, **lengths))
+        return _solved(problem.prompt, arithmetic.solution(problem))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Hops:
 
     def text(self, rng: random.Random) -> Text:
         lengths = {"min_hops": self.min_hops, "max_hops": self.max_hops, "entries": self.entries}
-        return _solved(pointers, lambda: pointers.sample_problem(rng, **lengths))
+        problem = _seen(lambda: pointers.sample_problem(rng, **lengths))
+        return _solved(problem.prompt, pointers.solution(problem))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +67,49 @@ class Arrows:
         return text, [n % 3 == 1 and n > 3 * self.entries for n in range(len(text))]
 
 
-def _solved(task: ModuleType, draw: Callable[[], Any]) -> Text:
-    """The next problem that isn't held out and its golden completion, which is trained on."""
+@dataclasses.dataclass(frozen=True)
+class Lost:
+    """A batch's part: like Hops, but one line, which is not trained on, has a key without an arrow.
+
+    From there on, wherever no arrow leads, the next key is any, by chance. No task: it teaches that nothing is known
+    there. A model that has seen good chains alone goes on from a key that looks like the wrong one, and is sure of it.
+    """
+
+    min_hops: int
+    max_hops: int
+    entries: int
+    columns: int
+    rows: int
+    task = None
+
+    def text(self, rng: random.Random) -> Text:
+        lengths = {"min_hops": self.min_hops, "max_hops": self.max_hops, "entries": self.entries}
+        problem = _seen(lambda: pointers.sample_problem(rng, **lengths))
+        target = dict(problem.arrows)
+        text, key, slip = problem.prompt, problem.start, rng.randint(1, problem.hops - 1)
+        trained = [False] * len(text)
+        for line in range(1, problem.hops + 1):
+            key = target.get(key) or rng.choice(pointers.KEYS)
+            if line == slip:
+                key = rng.choice([key for key in pointers.KEYS if key not in target])
+            text += f"{key}{problem.hops - line}\n"
+            trained += [line != slip, True, True]
+        return f"{text}#{key}", [*trained, True, True]
+
+
+def _seen(draw: Callable[[], Any]) -> Any:
+    """The next problem that isn't held out."""
     problem = draw()
     while arithmetic.split_of(problem.prompt) != "train":
         problem = draw()
-    completion = task.solution(problem)
-    return problem.prompt + completion, [False] * len(problem.prompt) + [True] * len(completion)
+    return problem
+
+
+def _solved(prompt: str, completion: str) -> Text:
+    return prompt + completion, [False] * len(prompt) + [True] * len(completion)
+
+
+Part = Sums | Hops | Arrows | Lost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +117,7 @@ class Stage:
     """Part of a training plan: `steps` batches of the same make."""
 
     steps: int
-    parts: tuple[Sums | Hops | Arrows, ...]
+    parts: tuple[Part, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +166,7 @@ def architecture(*, layers: int, width: int, heads: int, head_dim: int, mlp: int
 
 
 SHORT, MIDDLE, FULL = Sums(2, 3, 32), Sums(2, 6, 64), Sums(5, 11, 112)
-MAPS = Hops(4, 8, 12, 68, rows=16)
+MAPS = (Hops(4, 8, 12, 68, rows=16), Lost(4, 8, 12, 68, rows=8))
 
 # The student's stages are an upper limit: it stops at the wanted accuracy long before their end.
 PLANS = {
@@ -145,8 +182,8 @@ PLANS = {
                 3e-3,
                 "constant",
             ),
-            Round((Stage(60, (SHORT, MAPS)), Stage(240, (MIDDLE, MAPS)), Stage(360, (FULL, MAPS))), 3e-3, "cosine"),
-            Round((Stage(240, (FULL, MAPS)),), 1e-3, "cosine"),
+            Round((Stage(60, (SHORT, *MAPS)), Stage(240, (MIDDLE, *MAPS)), Stage(360, (FULL, *MAPS))), 3e-3, "cosine"),
+            Round((Stage(240, (FULL, *MAPS)),), 1e-3, "cosine"),
         ),
     ),
     "student": Plan(

@@ -11,7 +11,7 @@ from motab_jax.data.tokenizer import load_tokenizer
 from motab_jax.models.pretrained import load_pretrained
 from motab_jax.models.transformer import Model, init
 from motab_jax.quickstart import build
-from motab_jax.quickstart.plans import Arrows, Hops, Plan, Round, Stage, Sums, architecture
+from motab_jax.quickstart.plans import Arrows, Hops, Lost, Plan, Round, Stage, Sums, architecture
 
 TINY = architecture(layers=1, width=16, heads=2, head_dim=8, mlp=16)
 
@@ -48,6 +48,23 @@ def test_batches_of_maps(tokenizer):
         arrows = tokenizer.decode(row, skip_special_tokens=True).split(",")
         assert sorted(arrows[:3]) == sorted(arrows[3:])
         assert tokenizer.decode(row[mask], skip_special_tokens=True) == "".join(arrow[1] for arrow in arrows[3:])
+
+
+def test_lost_chains_follow_the_map_wherever_it_leads_and_train_on_all_but_the_wrong_key(tokenizer):
+    for row, mask in zip(*build.group(Lost(4, 6, 8, columns=52, rows=8), tokenizer, random.Random(0)), strict=True):
+        text = tokenizer.decode(row, skip_special_tokens=True)
+        prompt, _, completion = text.partition("=")
+        assert arithmetic.split_of(prompt + "=") == "train"
+        target = {arrow[0]: arrow[1] for arrow in prompt.partition(".")[0].split(",")}
+        *lines, last = completion.split("\n")
+        trained = mask[len(prompt) + 2 :]  # after <bos> and =
+        assert trained[: len(completion) + 1].sum() == len(completion)  # <eos> is trained on, one key is not
+        before, slip = prompt[-2], int(np.argmin(trained)) // 3
+        for number, line in enumerate(lines):
+            assert line[1:] == str(len(lines) - 1 - number)
+            assert line[0] not in target if number == slip else line[0] == target.get(before, line[0])
+            before = line[0]
+        assert last == f"#{before}" and trained[len(completion) + 1 :].sum() == 0
 
 
 def columns(task):
