@@ -184,6 +184,7 @@ PLANS = {
             ),
             Round((Stage(60, (SHORT, *MAPS)), Stage(240, (MIDDLE, *MAPS)), Stage(360, (FULL, *MAPS))), 3e-3, "cosine"),
             Round((Stage(240, (FULL, *MAPS)),), 1e-3, "cosine"),
+            Round((Stage(360, (FULL, *MAPS)),), 1e-3, "cosine"),
         ),
     ),
     "student": Plan(
