@@ -13,7 +13,7 @@ import jax
 from motab_jax.cli import enable_compilation_cache, open_output, read_config, run_verb, split_words
 from motab_jax.config import UserError
 from motab_jax.data.answers import grade
-from motab_jax.data.prompts import Prompt
+from motab_jax.data.records import Prompt
 from motab_jax.rollout import rollout
 from motab_jax.rollout.record import describe
 from motab_jax.runtime.mesh import check_batch
@@ -27,7 +27,7 @@ def make_record(
     """One trajectory as a JSON-able record; `correct` is null where no answer is known."""
     objective = session.config.objective
     found = describe(trajectory, row, session.decode, target=objective.target, transition=objective.transition_text)
-    correct = None if prompt.answer is None else grade(prompt, found["text"])
+    correct = None if prompt.grader == "none" else grade(prompt, found["text"])
     return {
         "id": prompt.id,
         "sample": sample,
