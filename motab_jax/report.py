@@ -53,7 +53,7 @@ def evaluation_table(evaluations: Sequence[Mapping[str, Any]]) -> Table:
     for found in evaluations:
         tasks = [{**task, "name": f"  {name}"} for name, task in found.get("tasks", {}).items()]
         for row in (found, *tasks):
-            table.add_row(*(_figure(key, row) if key in row else "" for key, _ in shown))
+            table.add_row(*(Text(_figure(key, row) if key in row else "") for key, _ in shown))
     return table
 
 

@@ -76,7 +76,7 @@ class PromptsSection(Section):
     grader: Literal["math", "exact", "choice"] = Field(
         default="math", description="of records that don't name their own"
     )
-    instruction: str = Field(default="", description="a line put at the end of every prompt")
+    instruction: str | None = Field(default=None, description="a line put at the end of every prompt")
 
 
 class DataConfig(PromptsSection):

@@ -60,8 +60,8 @@ class Helper:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, request: dict, seconds: float = TIME_LIMIT) -> float:
-        """Send one request and return the score. 0 if the helper dies or gives no reply within `seconds`."""
+    def ask(self, request: dict, seconds: float | None = None) -> float:
+        """Send one request and return the score. 0 if the helper dies or is silent for `seconds` (None: TIME_LIMIT)."""
         with self._lock:
             process = self._process or self._start()
             assert process.stdin is not None
@@ -71,7 +71,7 @@ class Helper:
             except OSError:  # it died since the last answer
                 self._stop()
                 return 0.0
-            reply = _read_line(process, seconds)
+            reply = _read_line(process, TIME_LIMIT if seconds is None else seconds)
             if reply is None:
                 self._stop()
                 return 0.0

@@ -10,6 +10,7 @@ _ANSWER_IS = re.compile(r"answer(?:\s+is|\s*:)\s*:?\s*([^\n]+)", re.IGNORECASE)
 # The sign counts only where it isn't a minus between two terms; a comma only before three digits.
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
 _SENTENCE_END = re.compile(r"\.\s")
+_UNBRACED = re.compile(r"\\boxed\s+([^\s{}$\\]+)")
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 _FONT = re.compile(r"\\(?:text|mathrm|mathbf|mathsf|mathit)\w*\s*\{([^{}]*)\}")
@@ -52,7 +53,7 @@ def extract_choice(completion: str) -> str:
     held, is_open = _last_box(text)
     held = last_tagged(text) if held is None else held
     if held is not None:
-        held = _bare(held)
+        held = _bare(held).rstrip(".")
         found = _CHOICE.fullmatch(held.upper() if len(held.strip("()")) == 1 else held)
         return found[1] if found else ""
     text = _bare(text)
@@ -73,7 +74,10 @@ def after_thinking(text: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last \boxed{...} or \fbox{...} that is closed and not empty, the inner of two; else None."""
+    r"""The content of the last \boxed{...} or \fbox{...} that is closed and not empty, the inner of two; else None.
+
+    With none such, what follows the last bare \boxed, as in \boxed 2.
+    """
     return _last_box(text)[0]
 
 
@@ -94,7 +98,10 @@ def _last_box(text: str) -> tuple[str | None, bool]:
                 begin, end = start, brace.start()
         elif brace[0][-1] == "{" and brace[0] != "\\{":  # a brace behind a backslash is a sign, not a brace
             opened.append(brace.end() if len(brace[0]) > 1 else None)
-    return (None if begin < 0 else text[begin:end]), any(start is not None for start in opened)
+    is_open = any(start is not None for start in opened)
+    if begin < 0 and not is_open and (bare := _UNBRACED.findall(text)):
+        return bare[-1], False
+    return (None if begin < 0 else text[begin:end]), is_open
 
 
 def _bare(text: str) -> str:

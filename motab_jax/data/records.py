@@ -72,7 +72,7 @@ def read_record(record: Any, rules: RecordRules, place: str) -> Prompt:
     return Prompt(identity, question, answer, grader, completion=values["completion"])
 
 
-def instructed(prompt: str | list[dict], instruction: str) -> str | list[dict]:
+def instructed(prompt: str | list[dict], instruction: str | None) -> str | list[dict]:
     """The prompt with a line more at its end: of the text, or of the last message."""
     if not instruction:
         return prompt
