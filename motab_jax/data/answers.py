@@ -145,7 +145,8 @@ def _is_equal(gold: str, completion: str) -> bool:
 
 
 def _score_reasoning_gym(prompt: Prompt, completion: str) -> float:
-    answer = extract_answer(completion)
+    tagged = last_tagged(after_thinking(completion))  # the tasks' own convention
+    answer = extract_answer(completion) if tagged is None else tagged.strip()
     if not answer or prompt.extra is None:
         return 0.0
     which = {key: prompt.extra[key] for key in ("task", "seed", "size", "index")}

@@ -162,10 +162,12 @@ def test_reasoning_gym():
 
 def test_reasoning_gym_scores_are_the_tasks_own():
     """One right name of two is worth 0.65 to knights_knaves, which asks for all of them."""
-    for prompt in tasks("knights_knaves", 10):
-        one, other = (said.rstrip(".").split()[-1] for said in str(prompt.answer).split(", and "))
-        if one != other:
-            break
+
+    def words(prompt: Prompt) -> list[str]:  # "Emma is a sage, and Zoey is a fool."
+        return [said.rstrip(".").split()[-1] for said in str(prompt.answer).split(", and ")]
+
+    prompt = next(prompt for prompt in tasks("knights_knaves", 10) if len(set(words(prompt))) == 2)
+    one, other = words(prompt)
     half = str(prompt.answer).replace(f"a {other}", f"a {one}")
     assert score(prompt, f"<answer>{prompt.answer}</answer>") == 1.0
     assert score(prompt, f"<answer>{half}</answer>") == pytest.approx(0.65)
