@@ -12,7 +12,8 @@ import numpy as np
 
 from motab_jax.config import Config
 from motab_jax.data.completions import encode_completions
-from motab_jax.data.prompts import Prompt, PromptStream
+from motab_jax.data.prompts import PromptStream
+from motab_jax.data.records import Prompt
 from motab_jax.rollout import Prompts
 from motab_jax.rollout.given import Completions
 from motab_jax.runtime.mesh import batch_sharding
