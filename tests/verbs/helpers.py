@@ -66,7 +66,7 @@ def words(pair: Path, runs: Path, *changes: str) -> list[str]:
     ]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """As a user's: one device, not the 8 of the tests."""
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", "")).strip()
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
@@ -76,7 +76,7 @@ def start(verb: str, arguments: list[str]) -> subprocess.Popen:
     """The verb in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", f"motab_jax.{verb}", *arguments],
-        env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
