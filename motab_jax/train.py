@@ -118,7 +118,7 @@ def _prepare(config: Config, clock: CompileClock) -> tuple[Run, TrainState]:
     session = open_session(config)
     check_batch(session.mesh, config.rollout.batch_size // config.optimizer.accumulate, "rollout.batch_size")
     prompts, evaluator = training_prompts(session), _evaluator(session)
-    session = with_steps(session, len(prompts.prompts))
+    session = dataclasses.replace(session, config=with_steps(config, len(prompts.prompts)))
     batches = open_batches(session, prompts)
     if batches.completions is not None and batches.completions.cut:
         console.out(str(batches.completions))
