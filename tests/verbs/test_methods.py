@@ -30,6 +30,18 @@ from tests.verbs.test_bad_input import check
 STEPS, ROWS, ROOM, PROMPTS = 3, 8, 32, 12
 SEED = 2  # with which the student writes in the third of the first four steps, and only there
 ON_POLICY = [False, False, True, False]
+# The texts of the tiny pair are short and its students poor: what would seldom happen is made to.
+RIVALS = {
+    "opd": (),
+    "opd_sampled": (),
+    "skd": ("monitor.top_k=5",),
+    "skd_step": (),
+    "minillm": (),
+    "adaswitch": ("monitor.eps0=1.5",),
+    "kat": ("monitor.step_tokens=2", "monitor.patience=1", "monitor.rate=0.5", "monitor.pace=1.0"),
+    "akl": (),
+    "eopd": (),
+}
 PROBLEMS = arithmetic.problems(PROMPTS, seed=5, split="train", min_terms=2, max_terms=4)
 TRAIN_ALL = "import json, sys; from motab_jax import train; [train.work(words) for words in json.load(sys.stdin)]"
 
@@ -68,6 +80,7 @@ def runs(pair, tmp_path_factory):
         method_words("gkd", pair, folder, *in_two, "run.steps=4"),
         [*again, "run.steps=2"],
         [*again, "run.steps=4"],
+        *(method_words(method, pair, folder, *changes) for method, changes in RIVALS.items()),
     ]
     flags = environment() | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     process = subprocess.run(
@@ -137,6 +150,28 @@ def test_epochs_give_the_number_of_steps(runs):
     assert config.run.steps == 3 and config.run.epochs == 2
     rates = [line["learning_rate"] for line in metrics]
     assert rates == pytest.approx([1e-3, 7.5e-4, 2.5e-4]), "a cosine over three steps"
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_three_steps_of_each_rival(runs, method):
+    metrics, summary, records = figures(runs / method)
+    assert len(metrics) == STEPS and all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in metrics)
+    assert set(summary["compiles"].values()) == {1} and summary["skipped"] == 0
+    rewinds = sum(line["rewinds"] for line in metrics)
+    assert (rewinds > 0) == (method in ("skd", "skd_step", "adaswitch"))
+    for line in metrics if method == "skd" else ():
+        assert line["tokens_teacher"] == line["tokens_discarded"] > 0, "one for one"
+    assert all(len(record["rewinds"]) <= 1 for record in records) or method.startswith("skd")
+    ended = [record["finish_reason"] for record in records].count("monitor")
+    assert (ended > 0) == (method == "kat")
+
+
+def test_the_boundary_follows_the_quantile(runs):
+    """At pace 1 it is the median of the windows of the step before: about half of them stray."""
+    metrics = read_lines(runs / "kat" / "metrics.jsonl")
+    assert metrics[0]["boundary"] == 0.0 and all(line["eps0"] > 0 for line in metrics)
+    assert metrics[1]["boundary"] == pytest.approx(metrics[0]["eps0"], rel=1e-6)
+    assert metrics[2]["strayed"] > 0 == metrics[0]["strayed"]
 
 
 def test_seqkd_trains_on_what_the_teacher_writes(runs):
