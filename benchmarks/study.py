@@ -11,13 +11,19 @@ A MOTAB setting is chosen on seeds of its own (--tuning-seeds), never on the hel
 import argparse
 import concurrent.futures
 import dataclasses
+import json
 import os
 import queue
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import study_biases
 import study_figures
+
+from motab_jax.data import arithmetic
+from motab_jax.data.arithmetic import Problem
 
 ROOT = Path(__file__).resolve().parents[1]
 HAND_BACK = ("backtrack.intervention=steps", "backtrack.steps=1", "backtrack.max_interventions=4")
@@ -37,6 +43,7 @@ MOTAB = {
 }
 RIVALS = ("sft", "seqkd", "opd", "opd_sampled", "gkd", "skd", "skd_step", "minillm", "adaswitch", "kat", "akl", "eopd")
 KAT = ("monitor.step_tokens=8", "monitor.patience=3")  # texts are short
+READ = ("sft", "opd", "motab")  # whose students' errors are counted step by step
 TUNED = 100  # seeds from here on are for choosing
 
 
@@ -70,11 +77,44 @@ class Job:
         return (self.folder / "summary.json").is_file()
 
     def run(self, core: int) -> None:
-        """Train on one core; RuntimeError with the run's last words if it fails."""
-        command = ["taskset", "-c", str(core), sys.executable, "-m", "motab_jax.train", "configs/quickstart.yaml"]
-        found = subprocess.run([*command, *self.words], cwd=ROOT, capture_output=True, text=True)
-        if found.returncode != 0:
-            raise RuntimeError(f"{self.folder}: {found.stderr[-2000:]}")
+        """Train on one core."""
+        _call(core, "train", self.words, self.folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a run's student writes on its seed's held-out problems, sampled: what it would write, errors and all."""
+
+    job: Job
+    size: Size
+
+    @property
+    def file(self) -> Path:
+        return self.job.folder / "problems.jsonl"
+
+    @property
+    def folder(self) -> Path:
+        return self.job.folder
+
+    @property
+    def done(self) -> bool:
+        return (self.job.folder / "read").is_file()
+
+    def run(self, core: int) -> None:
+        """Evaluate the run's export on one core."""
+        rows = min(self.size.held_out, 250)
+        words = [f"student.path={self.folder / 'export'}", f"output={self.file}", f"data.shuffle_seed={self.job.seed}"]
+        words += [f"eval.prompts={self.size.held_out}", f"eval.batch_size={rows}", "eval.temperature=1.0"]
+        _call(core, "evaluate", words, self.folder)
+        (self.folder / "read").touch()
+
+
+def _call(core: int, verb: str, words, folder: Path) -> None:
+    """A verb on the quickstart recipe, on one core; RuntimeError with its last words if it fails."""
+    command = ["taskset", "-c", str(core), sys.executable, "-m", f"motab_jax.{verb}", "configs/quickstart.yaml"]
+    found = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True)
+    if found.returncode != 0:
+        raise RuntimeError(f"{folder}: {found.stderr[-2000:]}")
 
 
 def words_of(setting: str) -> tuple[str, ...]:
@@ -100,14 +140,14 @@ def make_jobs(settings, seeds, size: Size, folder: Path) -> list[Job]:
     return jobs
 
 
-def work_off(jobs: list[Job]) -> None:
+def work_off(jobs: Sequence[Job | Reading]) -> None:
     """Run what isn't done, one job on each core at a time."""
     waiting = [job for job in jobs if not job.done]
     cores: queue.Queue[int] = queue.Queue()
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
 
-    def one(job: Job) -> Job:
+    def one(job: Job | Reading) -> Job | Reading:
         core = cores.get()
         try:
             job.run(core)
@@ -138,8 +178,24 @@ def main() -> None:
     )
     jobs = make_jobs(settings, range(given.seeds), size, folder)
     work_off([*tuning, *jobs])
+    work_off([Reading(job, size) for job in jobs if job.setting in READ])
     given.out.mkdir(parents=True, exist_ok=True)
-    study_figures.write(given.out, tuning, jobs, rivals=[name for name in settings if name in RIVALS], size=size)
+    figures = study_figures.write(
+        given.out, tuning, jobs, [x for x in settings if x in RIVALS], dataclasses.asdict(size)
+    )
+    biases = study_biases.write(given.out, {x: _texts(jobs, x, size) for x in READ if x in settings}, size.held_out)
+    (given.out / "study.json").write_text(json.dumps({**figures, **biases}, indent=1) + "\n")
+
+
+def _texts(jobs: list[Job], setting: str, size: Size) -> list[tuple[Problem, str]]:
+    """Every seed's held-out problems, and what the setting's student wrote."""
+    found = []
+    for job in jobs:
+        if job.setting == setting:
+            lines = Reading(job, size).file.read_text().splitlines()
+            texts = [json.loads(line)["text"] for line in lines]
+            found += zip(arithmetic.problems(size.held_out, seed=job.seed, split="held_out"), texts, strict=True)
+    return found
 
 
 if __name__ == "__main__":

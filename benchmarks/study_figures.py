@@ -128,10 +128,9 @@ def tables(figures: dict[str, Any]) -> str:
     return "\n".join(["| setting | accuracy, % (95% interval) | by seed |", "|---|---|---|", *rows])
 
 
-def write(out: Path, tuning, jobs, *, rivals: Sequence[str], size) -> dict[str, Any]:
-    """study.json, study-table.md and the pictures."""
-    figures = {**compare(tuning, jobs, rivals), "prompts": size.held_out, "size": dataclasses.asdict(size)}
-    (out / "study.json").write_text(json.dumps(figures, indent=1) + "\n")
+def write(out: Path, tuning, jobs, rivals: Sequence[str], size: dict[str, int]) -> dict[str, Any]:
+    """The figures; writes study-table.md and the pictures."""
+    figures = {**compare(tuning, jobs, rivals), "prompts": size["held_out"], "size": size}
     difference = Interval(figures["difference"], figures["difference_low"], figures["difference_high"])
     head = (
         f"{figures['best_motab']} (chosen on other seeds) against {figures['best_rival']} (the best rival): "
