@@ -81,7 +81,7 @@ def views(teacher: Model, tokenizer: Any, task: Any, *, flawed: Sequence[int], c
         prefixes = [task.corrupt(problem, steps, rng, lines=lines) for problem in room[:count]]
         texts = [problem.prompt + prefix for problem, prefix in zip(room, prefixes, strict=False)]
         entropy, continued = _go_on(teacher, tokenizer, texts)
-        ends = [task.final_answer(prefix + text) for prefix, text in zip(prefixes, continued, strict=True)]
+        ends = [arithmetic.final_answer(prefix + text) for prefix, text in zip(prefixes, continued, strict=True)]
         right = [end == problem.answer for end, problem in zip(ends, room, strict=False)]
         found.append(View(steps, entropy, float(np.mean(right))))
     return found

@@ -83,7 +83,7 @@ class PromptsSection(Section):
 
 
 class DataConfig(PromptsSection):
-    """Prompts: `arithmetic`, `jsonl`, `parquet`, `hub:<id>` or `reasoning_gym:<task>[,<task>...]`."""
+    """Prompts: `arithmetic`, `pointers`, `jsonl`, `parquet`, `hub:<id>` or `reasoning_gym:<task>[,<task>...]`."""
 
     preset: str | None = Field(default=None, description="a known data set: " + ", ".join(DATA))
     source: str = "arithmetic"

@@ -1,8 +1,9 @@
 """Grading: is a completion's final answer right.
 
-Graders: `arithmetic`, `exact` and `choice` compare here; `math` (math-verify) and `reasoning_gym` (the task's own
-score) run in a helper process, because a model can write answers that take for ever to evaluate, and a time limit by
-signal works in the main thread only. An answer that breaks the helper or outlasts the limit counts as wrong.
+Graders: `arithmetic` (the closing `#` line: a number or a key), `exact` and `choice` compare here; `math` (math-verify)
+and `reasoning_gym` (the task's own score) run in a helper process, because a model can write answers that take for ever
+to evaluate, and a time limit by signal works in the main thread only. An answer that breaks the helper or outlasts the
+limit counts as wrong.
 Left out: graders that need a model.
 """
 

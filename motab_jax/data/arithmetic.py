@@ -15,8 +15,10 @@ import hashlib
 import json
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from motab_jax.config import UserError
 
@@ -31,7 +33,17 @@ SPECIAL_TOKENS = (PAD, EOS, BOS, UNKNOWN)
 ALPHABET = "0123456789+-=#\n .,ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 # \Z, not $: a completion counts only if it ends with its final answer.
-_FINAL_ANSWER = re.compile(r"(?:\A|\n)#(-?\d+)\s*\Z")
+_FINAL_ANSWER = re.compile(r"(?:\A|\n)#(-?\d+|[A-Za-z]+)\s*\Z")
+
+
+class HasPrompt(Protocol):
+    """Any task's problem."""
+
+    @property
+    def prompt(self) -> str: ...
+
+
+Drawn = TypeVar("Drawn", bound=HasPrompt)
 
 
 @dataclass(frozen=True)
@@ -76,20 +88,30 @@ def problems(
     `train` and `held_out` never share a prompt, whatever their seeds. Raises UserError for an unknown split, for bad
     lengths, and when the range of lengths holds too few problems.
     """
-    if split not in SPLITS:
-        raise UserError(f"data.split = '{split}': the arithmetic source has the splits {' and '.join(SPLITS)}")
     if not 2 <= min_terms <= max_terms:
         raise UserError(f"arithmetic needs 2 <= min_terms <= max_terms, got {min_terms} and {max_terms}")
     rng = random.Random(f"arithmetic/{split}/{seed}")  # a text seed is hashed the same way on every platform
-    found: dict[str, Problem] = {}
+    return distinct_problems(
+        "arithmetic", lambda: sample_problem(rng, min_terms=min_terms, max_terms=max_terms), count, split
+    )
+
+
+def distinct_problems(source: str, draw: Callable[[], Drawn], count: int, split: str) -> list[Drawn]:
+    """Draw until `count` problems with different prompts of a split are found; in the order they were drawn.
+
+    Raises UserError, naming the source, for an unknown split and when too few turn up.
+    """
+    if split not in SPLITS:
+        raise UserError(f"data.split = '{split}': the {source} source has the splits {' and '.join(SPLITS)}")
+    found: dict[str, Drawn] = {}
     for _ in range(100 * count + 1000):
         if len(found) == count:
             break
-        problem = sample_problem(rng, min_terms=min_terms, max_terms=max_terms)
+        problem = draw()
         if split_of(problem.prompt) == split:
             found.setdefault(problem.prompt, problem)
     if len(found) < count:
-        raise UserError(f"arithmetic with {min_terms}..{max_terms} terms has too few '{split}' problems for {count}")
+        raise UserError(f"the {source} source has too few '{split}' problems of these lengths for {count}")
     return list(found.values())
 
 
@@ -97,15 +119,41 @@ def solution(problem: Problem) -> str:
     """The golden completion without the end token: one line an operation, then `#` and the answer."""
     lines, total = [], problem.first
     for term in problem.terms:
-        lines.append(f"{total}{term:+d}={total + term}\n")
+        lines.append(_line(total, term, total + term))
         total += term
     return "".join(lines) + f"#{total}"
 
 
 def final_answer(text: str) -> str | None:
-    """The number of the `#` line that ends a completion, or None if it doesn't end with one."""
+    """The number, or the letters, of the `#` line that ends a completion; None if it doesn't end with one."""
     match = _FINAL_ANSWER.search(text)
-    return str(int(match.group(1))) if match else None
+    if match is None:
+        return None
+    return match[1] if match[1].isalpha() else str(int(match[1]))
+
+
+def corrupt(problem: Problem, steps: int, rng: random.Random, *, lines: int | None = None) -> str:
+    """The first `lines` lines of a chain (None: a random number), the last `steps` of them wrong.
+
+    A wrong line goes on from the total before it, right or wrong, with the right term, and gives any other total that
+    is neither the sum nor the true total there. At least one operation is left to be done: raises ValueError unless
+    steps <= lines < operations.
+    """
+    lines = rng.randint(steps, len(problem.terms) - 1) if lines is None else lines
+    if not 0 <= steps <= lines < len(problem.terms):
+        raise ValueError(f"{steps} wrong of {lines} lines don't fit a chain of {len(problem.terms)} operations")
+    written, true = [], problem.first
+    total = true
+    for number, term in enumerate(problem.terms[:lines]):
+        true, before, total = true + term, total, total + term
+        if number >= lines - steps:
+            total = rng.choice([other for other in range(MAX_VALUE + 1) if other not in (total, true)])
+        written.append(_line(before, term, total))
+    return "".join(written)
+
+
+def _line(before: int, term: int, total: int) -> str:
+    return f"{before}{term:+d}={total}\n"
 
 
 def write_tokenizer(folder: str | Path) -> None:

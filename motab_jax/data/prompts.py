@@ -1,7 +1,8 @@
 """Prompts: where they come from, their token ids, and the endless shuffled order they are read in.
 
-Sources: `arithmetic` (generated), `jsonl` and `parquet` (a file at data.path), `hub:<id>` (a Hugging Face data set;
-data.path may name its configuration), `reasoning_gym:<task>` (generated). What a record needs is in `records.py`.
+Sources: `arithmetic` and `pointers` (generated), `jsonl` and `parquet` (a file at data.path), `hub:<id>` (a Hugging
+Face data set; data.path may name its configuration), `reasoning_gym:<task>` (generated). What a record needs is in
+`records.py`.
 Left out: streaming. All prompts of a run are read, checked and tokenised before it starts.
 """
 
@@ -15,10 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from motab_jax.config import UserError
-from motab_jax.data import arithmetic
+from motab_jax.data import arithmetic, pointers
 from motab_jax.data.records import FIELDS, LETTERS, Prompt, RecordRules, instructed, read_record
 from motab_jax.data.tokenizer import encode_prompt
 
+TASKS = {"arithmetic": arithmetic, "pointers": pointers}
 POOL = {"train": 20_000, "held_out": 1_000}  # prompts of a generated source when no count is given
 TASK_POOL = {"train": 2_000, "held_out": 500}  # reasoning-gym tasks are slower to generate
 TASK_HELD_OUT_SHARE = 4
@@ -41,7 +43,7 @@ class DataSection(RecordRules, Protocol):
 
 def has_held_out(source: str) -> bool:
     """Whether a source makes its own held-out split, so that a run needs no separate evaluation source."""
-    return source == "arithmetic" or source.startswith("reasoning_gym:")
+    return source in TASKS or source.startswith("reasoning_gym:")
 
 
 def load_prompts(data: DataSection, *, split: str, count: int | None, seed: int) -> list[Prompt]:
@@ -61,9 +63,9 @@ def _load(data: DataSection, split: str, count: int | None, seed: int) -> list[P
     if has_held_out(source):
         if split not in POOL:
             raise UserError(f"split '{split}': {source} has the splits {' and '.join(POOL)}")
-        return _arithmetic(split, count, seed) if kind == "arithmetic" else _tasks(name, split, count, seed)
+        return _shipped(source, split, count, seed) if source in TASKS else _tasks(name, split, count, seed)
     if kind not in ("jsonl", "parquet", "hub") or (kind == "hub") != bool(name):
-        known = "arithmetic, jsonl, parquet, hub:<id> or reasoning_gym:<task>[,<task>...]"
+        known = "arithmetic, pointers, jsonl, parquet, hub:<id> or reasoning_gym:<task>[,<task>...]"
         raise UserError(f"data.source = '{source}' is not a source; it is {known}")
     if split == "held_out" and data.split == "train":
         raise UserError(f"{source} has no held-out prompts of its own; set eval.source and eval.path")
@@ -155,11 +157,11 @@ class PromptStream:
         self._position = int(state["position"])
 
 
-def _arithmetic(split: str, count: int | None, seed: int) -> list[Prompt]:
-    found = arithmetic.problems(count or POOL[split], seed=seed, split=split)
+def _shipped(source: str, split: str, count: int | None, seed: int) -> list[Prompt]:
+    task = TASKS[source]
     return [
-        Prompt(f"arithmetic-{split}-{n}", p.prompt, p.answer, "arithmetic", completion=arithmetic.solution(p))
-        for n, p in enumerate(found)
+        Prompt(f"{source}-{split}-{n}", p.prompt, p.answer, "arithmetic", completion=task.solution(p))
+        for n, p in enumerate(task.problems(count or POOL[split], seed=seed, split=split))
     ]
 
 

@@ -1,10 +1,11 @@
-"""Makes the shipped pair: a teacher that solves the arithmetic task, and a student that has begun to learn it.
+"""Makes the shipped pair: a teacher that solves both shipped tasks, and a student that has begun to learn arithmetic.
 
     python -m motab_jax.quickstart.build [--out FOLDER] [--seed N] [--only teacher|student]
 
-Both learn golden chains (data/arithmetic.py) by next-token cross-entropy on the completion, with AdamW in float32,
-short chains first. The teacher trains to the end of its plan, in two rounds. The student stops while it is still poor:
-whenever a measurement has overshot the wanted range, training goes back to the last one and measures more often.
+Both learn golden chains (data/arithmetic.py, the teacher data/pointers.py too) by next-token cross-entropy on the
+completion, with AdamW in float32, short chains first. The teacher trains to the end of its plan, in rounds. The student
+stops while it is still poor: whenever a measurement has overshot the wanted range, training goes back to the last one
+and measures more often.
 Left out: distillation, which is what the pair is for, and machines with several devices.
 """
 
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -25,90 +27,22 @@ import optax
 
 from motab_jax.config import UserError
 from motab_jax.data import arithmetic
-from motab_jax.data.arithmetic import Problem
 from motab_jax.data.steps import compile_delimiter
 from motab_jax.data.tokenizer import load_tokenizer, token_bytes
 from motab_jax.distill.optimizer import make_optimizer, make_schedule
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.pretrained import save_pretrained
 from motab_jax.models.transformer import Model, Params, forward, init
+from motab_jax.quickstart.plans import PLANS, Hops, Plan, Round, Stage, Sums
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 
 DELIMITER = "\n"  # a line is a step
 MAX_NEW_TOKENS = 96  # the longest golden completion has 84
-PROMPT_COLUMNS = 24  # the longest prompt: <bos>, two digits, ten signed digits, =
+PROMPT_COLUMNS = 40  # the longest prompt of both tasks: <bos>, twelve arrows and their commas, key, hops, =
 REPORT_PROMPTS, CHECK_PROMPTS = 1000, 256
 REPORT_SEED, CHECK_SEED = 1, 2  # of the held-out prompts
 EVAL_ROWS = 256
 SAY_EVERY = 50  # steps
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """Part of a training plan: `steps` batches of `rows` chains of min_terms..max_terms numbers, `columns` wide."""
-
-    steps: int
-    min_terms: int
-    max_terms: int
-    columns: int
-    rows: int = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Round:
-    """Stages under one learning-rate schedule; every round starts with a fresh optimizer."""
-
-    stages: tuple[Stage, ...]
-    learning_rate: float
-    schedule: str
-
-    @property
-    def steps(self) -> int:
-        return sum(stage.steps for stage in self.stages)
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How one model of the pair is made. With `wanted` it stops as soon as its greedy accuracy lies in that range."""
-
-    config: ModelConfig
-    rounds: tuple[Round, ...]
-    wanted: tuple[float, float] | None = None
-    check_every: int = 50
-
-
-def architecture(*, layers: int, width: int, heads: int, head_dim: int, mlp: int) -> ModelConfig:
-    """A Qwen3 decoder with the task's vocabulary."""
-    return ModelConfig(
-        model_type="qwen3",
-        vocab_size=len(arithmetic.SPECIAL_TOKENS) + len(arithmetic.ALPHABET),
-        width=width,
-        mlp_width=mlp,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=heads // 2,
-        head_dim=head_dim,
-        max_positions=512,
-        tied=True,
-        qk_norm=True,
-    )
-
-
-# The student's stages are an upper limit: it stops at the wanted accuracy long before their end.
-PLANS = {
-    "teacher": Plan(
-        architecture(layers=4, width=128, heads=4, head_dim=32, mlp=256),
-        (
-            Round((Stage(60, 2, 3, 32), Stage(300, 2, 6, 64), Stage(440, 5, 11, 112)), 3e-3, "cosine"),
-            Round((Stage(240, 5, 11, 112),), 1e-3, "cosine"),
-        ),
-    ),
-    "student": Plan(
-        architecture(layers=2, width=64, heads=4, head_dim=32, mlp=192),
-        (Round((Stage(100, 2, 3, 32), Stage(300, 2, 6, 64), Stage(2000, 5, 11, 112)), 2e-3, "constant"),),
-        wanted=(0.25, 0.40),
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,37 +61,55 @@ class Accuracy:
         )
 
 
-def batches(stages: tuple[Stage, ...], tokenizer: Any, seed: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Training batches of a round: tokens i32[B,T] and which of them are trained on, bool[B,T].
+Group = tuple[np.ndarray, np.ndarray]  # tokens i32[B,T] and which of them are trained on, bool[B,T]
+
+
+def batches(stages: tuple[Stage, ...], tokenizer: Any, seed: str) -> Iterator[tuple[Group, ...]]:
+    """Training batches of a round, a group for each part of the stage.
 
     Problems are drawn anew for every batch; those of the held-out split are thrown away.
     """
     rng = random.Random(seed)
     for stage in stages:
         for _ in range(stage.steps):
-            yield batch(stage, tokenizer, rng)
+            yield tuple(group(part, tokenizer, rng) for part in stage.parts)
 
 
-def batch(stage: Stage, tokenizer: Any, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-    """One batch of a stage: <bos> prompt completion <eos>, padded on the right; the prompt isn't trained on."""
-    tokens = np.full((stage.rows, stage.columns), tokenizer.pad_token_id, np.int32)
-    trained = np.zeros((stage.rows, stage.columns), bool)
+def group(part: Sums | Hops, tokenizer: Any, rng: random.Random) -> Group:
+    """Texts of a batch's part: <bos> prompt completion <eos>, padded on the right; the prompt isn't trained on."""
+    tokens = np.full((part.rows, part.columns), tokenizer.pad_token_id, np.int32)
+    trained = np.zeros((part.rows, part.columns), bool)
     row = 0
-    while row < stage.rows:
-        problem = arithmetic.sample_problem(rng, min_terms=stage.min_terms, max_terms=stage.max_terms)
+    while row < part.rows:
+        problem = part.draw(rng)
         if arithmetic.split_of(problem.prompt) != "train":
             continue
         start = len(problem.prompt) + 1
-        ids = [*tokenizer.encode(problem.prompt + arithmetic.solution(problem)), tokenizer.eos_token_id]
+        ids = [*tokenizer.encode(problem.prompt + part.task.solution(problem)), tokenizer.eos_token_id]
         tokens[row, : len(ids)], trained[row, start : len(ids)] = ids, True
         row += 1
     return tokens, trained
 
 
-def loss(params: Params, config: ModelConfig, tokens: jax.Array, trained: jax.Array) -> jax.Array:
-    """Mean cross-entropy of the trained tokens; tokens i32[B,T], trained bool[B,T]."""
-    logits, targets, weight = forward(params, config, tokens[:, :-1]), tokens[:, 1:], trained[:, 1:]
-    return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weight) / jnp.sum(weight)
+def loss(params: Params, config: ModelConfig, groups: tuple[Group, ...]) -> jax.Array:
+    """Mean cross-entropy of all trained tokens."""
+    total = count = jnp.float32(0.0)
+    for tokens, trained in groups:
+        logits, targets, weight = forward(params, config, tokens[:, :-1]), tokens[:, 1:], trained[:, 1:]
+        total += jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weight)
+        count += jnp.sum(weight)
+    return total / count
+
+
+def spread_letters(params: Params) -> Params:
+    """Take the mean letter out of the letters' embeddings.
+
+    The tied output has pushed letters that never came up all the same way, until they hardly differ.
+    """
+    letters = np.array([c.isalpha() for c in (*("",) * len(arithmetic.SPECIAL_TOKENS), *arithmetic.ALPHABET)])
+    embed = np.array(params["embed"])
+    embed[letters] -= embed[letters].mean(axis=0)
+    return {**params, "embed": jnp.asarray(embed)}
 
 
 class Learner:
@@ -169,13 +121,15 @@ class Learner:
 
     def begin(self, plan: Round) -> None:
         """Start a round: a new schedule and an optimizer that remembers nothing."""
+        if plan.new_letters:
+            self.params = spread_letters(self.params)
         schedule = make_schedule(plan.schedule, peak=plan.learning_rate, floor=0.0, steps=plan.steps, warmup_ratio=0.05)
         optimizer = make_optimizer(schedule, weight_decay=0.01, clip=1.0, beta1=0.9, beta2=0.98)
         self.optimizer_state = optimizer.init(self.params)
 
         @jax.jit
-        def step(params, optimizer_state, tokens, trained):
-            value, gradient = jax.value_and_grad(loss)(params, self.config, tokens, trained)
+        def step(params, optimizer_state, groups):
+            value, gradient = jax.value_and_grad(loss)(params, self.config, groups)
             change, optimizer_state = optimizer.update(gradient, optimizer_state, params)
             return optax.apply_updates(params, change), optimizer_state, value
 
@@ -185,9 +139,9 @@ class Learner:
     def model(self) -> Model:
         return Model(self.params, self.config)
 
-    def learn(self, tokens: np.ndarray, trained: np.ndarray) -> jax.Array:
+    def learn(self, groups: tuple[Group, ...]) -> jax.Array:
         """One update; the batch's loss before it, f32[]."""
-        self.params, self.optimizer_state, value = self._step(self.params, self.optimizer_state, tokens, trained)
+        self.params, self.optimizer_state, value = self._step(self.params, self.optimizer_state, groups)
         return value
 
     def snapshot(self) -> tuple[Params, Any]:
@@ -197,18 +151,18 @@ class Learner:
         self.params, self.optimizer_state = snapshot
 
 
-def measure(model: Model, tokenizer: Any, count: int, seed: int) -> Accuracy:
-    """Greedy accuracy over `count` held-out problems of the task's own lengths."""
-    problems = arithmetic.problems(count, seed=seed, split="held_out")
+def measure(model: Model, tokenizer: Any, count: int, seed: int, task: ModuleType = arithmetic) -> Accuracy:
+    """Greedy accuracy over `count` held-out problems of a task's own lengths; the task is a module of data/."""
+    problems = task.problems(count, seed=seed, split="held_out")
     written: list[tuple[str, int]] = []
     for start in range(0, count, EVAL_ROWS):
         written += complete(model, tokenizer, problems[start : start + EVAL_ROWS])
     right = [arithmetic.final_answer(text) == p.answer for p, (text, _) in zip(problems, written, strict=True)]
-    exact = [text == arithmetic.solution(p) for p, (text, _) in zip(problems, written, strict=True)]
+    exact = [text == task.solution(p) for p, (text, _) in zip(problems, written, strict=True)]
     return Accuracy(float(np.mean(right)), float(np.mean(exact)), max(n for _, n in written), count)
 
 
-def complete(model: Model, tokenizer: Any, problems: list[Problem]) -> list[tuple[str, int]]:
+def complete(model: Model, tokenizer: Any, problems: list[Any]) -> list[tuple[str, int]]:
     """Greedy completions: each one's text and its number of tokens. Batches are filled up, so as to compile once."""
     rows = min(EVAL_ROWS, 1 << (len(problems) - 1).bit_length())
     tokens, lengths = np.zeros((rows, PROMPT_COLUMNS), np.int32), np.ones(rows, np.int32)
@@ -253,8 +207,8 @@ def train_round(name: str, plan: Plan, part: Round, learner: Learner, tokenizer:
     """Train one round; True if it ended early because the accuracy lies in the wanted range."""
     began = time.monotonic()
     every, safe, since = plan.check_every, learner.snapshot(), 0
-    for number, (tokens, trained) in enumerate(batches(part.stages, tokenizer, seed), 1):
-        value, since = learner.learn(tokens, trained), since + 1
+    for number, groups in enumerate(batches(part.stages, tokenizer, seed), 1):
+        value, since = learner.learn(groups), since + 1
         if number % SAY_EVERY == 0 or number == part.steps:
             print(f"{name}: step {number}, loss {float(value):.4f}, {time.monotonic() - began:.0f} s", flush=True)
         if plan.wanted is None or since < every:
@@ -270,22 +224,25 @@ def train_round(name: str, plan: Plan, part: Round, learner: Learner, tokenizer:
     return False
 
 
-def build(name: str, folder: Path, seed: int) -> Accuracy:
+def build(name: str, folder: Path, seed: int) -> dict[str, Accuracy]:
     """Train a model of the pair, measure it, and write its folder `folder/name`. UserError if it can't be written."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         arithmetic.write_tokenizer(scratch)
         tokenizer = load_tokenizer(scratch)
     model = train(name, PLANS[name], tokenizer, seed)
-    accuracy = measure(model, tokenizer, REPORT_PROMPTS, REPORT_SEED)
+    found = {
+        task.__name__.rpartition(".")[2]: measure(model, tokenizer, REPORT_PROMPTS, REPORT_SEED, task)
+        for task in PLANS[name].rounds[-1].tasks
+    }
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     save_pretrained(folder / name, model.params, model.config, generation_config=ids)
     arithmetic.write_tokenizer(folder / name)
     size = (folder / name / "model.safetensors").stat().st_size
-    print(
-        f"{name}: {accuracy}; {size:,} bytes, {time.monotonic() - began:.0f} s; written to {folder / name}", flush=True
-    )
-    return accuracy
+    for task, accuracy in found.items():
+        print(f"{name}, {task}: {accuracy}", flush=True)
+    print(f"{name}: {size:,} bytes, {time.monotonic() - began:.0f} s; written to {folder / name}", flush=True)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from motab_jax.config import UserError
 from motab_jax.data import arithmetic
-from motab_jax.data.arithmetic import Problem, final_answer, problems, sample_problem, solution, split_of
+from motab_jax.data.arithmetic import Problem, corrupt, final_answer, problems, sample_problem, solution, split_of
 from motab_jax.data.tokenizer import load_tokenizer, token_bytes
 
 
@@ -40,11 +40,34 @@ def test_every_line_is_a_true_sum_in_range():
         ("#2\n1+1", None),  # went on after its answer
         ("1+1=2\n#", None),
         ("1+1=2#2", None),
+        ("f1\nc0\n#c", "c"),
+        ("c0\n#c4", None),
         ("", None),
     ],
 )
 def test_final_answer(text, answer):
     assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_wrong_steps_have_wrong_totals_and_nothing_else_wrong(steps):
+    rng = random.Random(steps)
+    for _ in range(100):
+        problem = sample_problem(rng)
+        lines = corrupt(problem, steps, rng).splitlines()
+        assert steps <= len(lines) < len(problem.terms)
+        total = true = problem.first
+        for number, line in enumerate(lines):
+            before, term, after = (int(n) for n in re.fullmatch(r"(\d+)([+-]\d+)=(\d+)", line).groups())
+            assert (before, term) == (total, problem.terms[number])
+            true, total = true + term, after
+            wrong = number >= len(lines) - steps
+            assert wrong == (after != before + term) == (after != true)
+
+
+def test_wrong_steps_need_room():
+    with pytest.raises(ValueError, match="2 wrong of 2 lines"):
+        corrupt(Problem(1, (1, 1)), 2, random.Random(0), lines=2)
 
 
 def test_splits_are_disjoint_for_any_seeds_and_distinct_within():

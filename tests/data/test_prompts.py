@@ -10,6 +10,7 @@ from pyarrow import parquet
 
 from motab_jax.config import UserError
 from motab_jax.data import arithmetic
+from motab_jax.data.answers import grade
 from motab_jax.data.prompts import PromptStream, encode_all, has_held_out, load_prompts
 from motab_jax.data.records import Prompt
 from motab_jax.data.tokenizer import load_tokenizer
@@ -191,13 +192,15 @@ def test_missing_extra_is_named(monkeypatch):
             load_prompts(Section(source), split="train", count=1, seed=0)
 
 
-def test_arithmetic_source():
-    train = load_prompts(Section("arithmetic"), split="train", count=30, seed=0)
-    held_out = load_prompts(Section("arithmetic"), split="held_out", count=30, seed=0)
+@pytest.mark.parametrize("source", ["arithmetic", "pointers"])
+def test_shipped_sources(source):
+    train = load_prompts(Section(source), split="train", count=30, seed=0)
+    held_out = load_prompts(Section(source), split="held_out", count=30, seed=0)
+    assert all(grade(p, str(p.completion)) for p in train) and has_held_out(source)
     assert {p.grader for p in train} == {"arithmetic"} and len(train) == len(held_out) == 30
     assert not {str(p.prompt) for p in train} & {str(p.prompt) for p in held_out}
     with pytest.raises(UserError, match="split 'test'"):
-        load_prompts(Section("arithmetic"), split="test", count=1, seed=0)
+        load_prompts(Section(source), split="test", count=1, seed=0)
 
 
 def test_reasoning_gym_splits_are_disjoint():
