@@ -7,10 +7,10 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
-from yaml import YAMLError
 
 from motab_jax.config.errors import UserError
 from motab_jax.config.methods import METHODS
@@ -38,7 +38,7 @@ def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
             for part in (_method_table(given), _preset_defaults(given), given)
         )
         plain = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{path or 'overrides'}: {_first_line(error)}") from None
     try:
         return Config.model_validate(plain)
@@ -87,7 +87,7 @@ def _read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: no such configuration file; give a YAML file, or none for the quickstart recipe")
     try:
         tree = OmegaConf.load(path)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: not a readable YAML file: {_first_line(error)}") from None
     if not OmegaConf.is_dict(tree):
         raise UserError(f"{path}: expected sections such as 'run:' and 'student:' at the top level")
@@ -97,6 +97,25 @@ def _read_yaml(path: Path) -> Any:
 def _first_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if len(text) < 300 else text[:300] + " ..."
+
+
+def describe_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """A line for each key that takes a value: its name, its default (nothing: empty) and what there is to say of it."""
+    lines = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            lines += describe_keys(kind, f"{prefix}{name}.")
+            continue
+        default = field.get_default(call_default_factory=True)
+        said = "" if default is None else _yaml_word(default)
+        lines.append(f"{prefix}{name}={said}" + (f"  # {field.description}" if field.description else ""))
+    return lines
+
+
+def _yaml_word(value: Any) -> str:
+    """A value as it is written in YAML, on one line."""
+    return str(yaml.safe_dump(value, default_flow_style=True, width=1000)).removesuffix("...\n").strip()
 
 
 def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:

@@ -302,7 +302,7 @@ class LogConfig(Section):
 class Config(Section):
     """The whole run. Every verb reads this one tree."""
 
-    method: str = Field(default="motab", description="what sets the defaults of all other keys")
+    method: str = Field(default="motab", description="sets defaults of other keys: " + ", ".join(METHODS))
     run: RunConfig = RunConfig()
     student: StudentConfig = StudentConfig()
     teacher: TeacherConfig = TeacherConfig()
