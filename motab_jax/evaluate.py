@@ -17,7 +17,7 @@ from rich.console import Console
 
 from motab_jax.cli import enable_compilation_cache, open_output, read_config, run_verb, split_words
 from motab_jax.config import UserError
-from motab_jax.config.sections import EvalConfig
+from motab_jax.config.prompts import EvalConfig
 from motab_jax.data.answers import score
 from motab_jax.data.figures import Graded, figures
 from motab_jax.distill import Objective, TokenLoss, build_targets

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from motab_jax.config import Config, UserError
-from motab_jax.config.sections import EvalConfig
+from motab_jax.config.prompts import EvalConfig
 from motab_jax.data.prompts import encode_all, has_held_out, load_prompts
 from motab_jax.data.records import Prompt
 from motab_jax.data.steps import compile_delimiter, compile_window
