@@ -81,7 +81,9 @@ def test_the_quick_study(tmp_path):
     assert not re.search(r"^\d+/\d+ ", ran.stderr, re.MULTILINE)
     figures = json.loads((tmp_path / "out" / "study.json").read_text())
     assert set(figures["methods"]) == {"motab", "opd"} and figures["prompts"] == study.QUICK.held_out
+    assert set(figures["exposure"]) == {"motab", "opd"} and len(figures["reversed_exposure"]) == 4
     assert figures["best_motab"] == "motab" and figures["best_rival"] == "opd"
     assert {path.name for path in (tmp_path / "out").glob("*.svg")} == {
-        "study-updates.svg", "study-seconds.svg", "study-teacher_tokens.svg", "study-rewinds.svg",
+        "study-updates.svg", "study-seconds.svg", "study-teacher_tokens.svg", "study-rewinds.svg", "study-exposure.svg",
+        "study-reversed.svg",
     }  # fmt: skip
