@@ -12,7 +12,8 @@ import numpy as np
 
 from motab_jax.config import Config
 from motab_jax.data.completions import encode_completions
-from motab_jax.data.prompts import Prompt, PromptStream
+from motab_jax.data.prompts import PromptStream
+from motab_jax.data.records import Prompt
 from motab_jax.rollout import Prompts
 from motab_jax.rollout.given import Completions
 from motab_jax.runtime.mesh import batch_sharding
@@ -114,11 +115,9 @@ def fresh_prompts(config: Config) -> int:
     return config.rollout.batch_size // config.rollout.samples_per_prompt
 
 
-def with_steps(session: Session, prompts: int) -> Session:
-    """The session with run.steps as run.epochs asks for, over so many prompts; unchanged where it is empty."""
-    config = session.config
+def with_steps(config: Config, prompts: int) -> Config:
+    """The configuration with run.steps as run.epochs asks for, over so many prompts; unchanged where it is empty."""
     if config.run.epochs is None:
-        return session
+        return config
     steps = -(-config.run.epochs * prompts // fresh_prompts(config))
-    run = config.run.model_copy(update={"steps": steps})
-    return dataclasses.replace(session, config=config.model_copy(update={"run": run}))
+    return config.model_copy(update={"run": config.run.model_copy(update={"steps": steps})})

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from motab_jax.config import Config, UserError, dump_config, load_config, valid_keys
+from motab_jax.config import Config, UserError, describe_keys, dump_config, load_config
 from motab_jax.runtime.compilation import enable_compilation_cache as enable_compilation_cache
 from motab_jax.runtime.paths import recipe_path
 
@@ -84,7 +84,7 @@ def run_verb(
     try:
         if "--help" in words or "-h" in words:
             options = ["", f"Options: {' '.join(('--help', '--print-config', *flags))}"]
-            keys = ["", "Keys:", *(f"  {key}" for key in valid_keys() if "." in key)]
+            keys = ["", "Keys and defaults:", *(f"  {line}" for line in describe_keys())]
             print("\n".join([(usage or "").strip(), *(options + keys if configured else [])]))
             status = 0
         elif "--print-config" in words and configured:

@@ -1,30 +1,34 @@
 """`python -m motab_jax.evaluate [CONFIG.yaml] [key=value ...]`: held-out accuracy of the configured student.
 
 To evaluate an export, name it: student.path=runs/NAME/export. Reports avg@k and pass@k (k = eval.samples), the
-standard error over problems, the truncation rate and the mean length; per-problem lines go to output=FILE.jsonl.
+standard error over problems, the truncation rate and the mean length: a table on standard error, a JSON line on
+standard output, one for each of several eval.preset. A line for each completion goes to output=FILE.jsonl.
 """
 
 import contextlib
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from rich.console import Console
 
 from motab_jax.cli import enable_compilation_cache, open_output, read_config, run_verb, split_words
 from motab_jax.config import UserError
-from motab_jax.data.answers import grade, mean_and_stderr, pass_at_k
+from motab_jax.config.prompts import EvalConfig
+from motab_jax.data.answers import score
+from motab_jax.data.figures import Graded, figures
 from motab_jax.distill import Objective, TokenLoss, build_targets
 from motab_jax.distill.objective import batch_loss, weights_of
 from motab_jax.models.transformer import Model
+from motab_jax.report import evaluation_table
 from motab_jax.rollout import RolloutConfig, rollout
 from motab_jax.rollout.record import Row
 from motab_jax.rollout.trajectory import KEPT
 from motab_jax.runtime.mesh import check_batch
+from motab_jax.runtime.progress import Progress
 from motab_jax.session import EncodedPrompts, Session, held_out_prompts, open_session
 
 
@@ -33,31 +37,58 @@ class Evaluator:
     """Evaluates students of one shape; its programs compile once."""
 
     session: Session
+    section: EvalConfig
     prompts: EncodedPrompts
     config: RolloutConfig
     generate: Callable
     measure: Callable | None  # the reverse KL, if it is wanted
 
     def __call__(self, student: Model, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-        """Figures of a student in the serve layout; `problems` holds one entry a prompt."""
-        samples = self.session.config.eval.samples
+        """Figures of a student in the serve layout; `problems` holds one entry a completion."""
+        samples, size = self.section.samples, self.section.batch_size
         work = [(i, s) for i in range(len(self.prompts.prompts)) for s in range(samples)]
-        graded, kl_sum, kl_tokens = [], 0.0, 0
-        size = self.session.config.eval.batch_size
+        graded, problems, kl_sum, kl_tokens = [], [], 0.0, 0
         for start in range(0, len(work), size):
             part = work[start : start + size]
             texts, kl, count = self._batch(student, part, size)
             kl_sum, kl_tokens = kl_sum + kl, kl_tokens + count
-            for (index, _), (text, length, finish) in zip(part, texts, strict=True):
-                prompt = self.prompts.prompts[index]
-                graded.append((index, grade(prompt, text), text, length, finish))
+            for (index, sample), (text, length, finish) in zip(part, texts, strict=True):
+                graded.append(self._grade(index, text, length, finish))
+                problems.append(self._problem(graded[-1], sample, text, finish))
             if progress is not None:
                 progress(min(start + size, len(work)), len(work))
-        return self._figures(graded, samples, kl_sum / kl_tokens if kl_tokens else None)
+        found = {"name": self.name, **figures(graded)}
+        if kl_tokens:
+            found["reverse_kl"] = kl_sum / kl_tokens
+        return {**found, "problems": problems}
+
+    @property
+    def name(self) -> str:
+        """What is evaluated: the preset, else the source."""
+        preset, source = self.section.preset, self.section.source
+        return str(preset or source or self.session.config.data.source)
+
+    def _grade(self, index: int, text: str, length: int, finish: str) -> Graded:
+        prompt = self.prompts.prompts[index]
+        task = (prompt.extra or {}).get("task", "")
+        return Graded(index, task, score(prompt, text), length, finish == "length")
+
+    def _problem(self, graded: Graded, sample: int, text: str, finish: str) -> dict[str, Any]:
+        """The line of a completion in output=FILE.jsonl."""
+        return {
+            "benchmark": self.name,
+            "id": self.prompts.prompts[graded.problem].id,
+            "sample": sample,
+            "correct": graded.correct,
+            "score": graded.score,
+            "text": text,
+            "tokens": graded.tokens,
+            "finish_reason": finish,
+        }
 
     def _batch(self, student: Model, part, size: int):
         """Generate one batch, filled up with its own last row; only the real rows are returned."""
-        samples = self.session.config.eval.samples
+        samples = self.section.samples
         padded = part + [part[-1]] * (size - len(part))
         prompts = self.prompts.batch([i for i, _ in padded], [i * samples + s for i, s in padded], self.session.mesh)
         judge = self.session.teacher if self.measure is not None else None
@@ -74,32 +105,9 @@ class Evaluator:
         ]
         return texts, kl, count
 
-    def _figures(self, graded, samples: int, kl: float | None) -> dict[str, Any]:
-        right: dict[int, list[bool]] = {}
-        for index, good, *_ in graded:
-            right.setdefault(index, []).append(good)
-        mean, stderr = mean_and_stderr([float(np.mean(marks)) for marks in right.values()])
-        figures = {
-            "accuracy": mean,
-            "stderr": stderr,
-            "pass_at_k": float(np.mean([pass_at_k(samples, sum(marks), samples) for marks in right.values()])),
-            "k": samples,
-            "prompts": len(right),
-            "truncated": float(np.mean([finish == "length" for *_, finish in graded])),
-            "length_mean": float(np.mean([length for *_, length, _ in graded])),
-        }
-        if kl is not None:
-            figures["reverse_kl"] = kl
-        figures["problems"] = [
-            {"id": self.prompts.prompts[i].id, "correct": good, "text": text, "tokens": length, "finish_reason": finish}
-            for i, good, text, length, finish in graded
-        ]
-        return figures
 
-
-def make_evaluator(session: Session, prompts: EncodedPrompts) -> Evaluator:
+def make_evaluator(session: Session, section: EvalConfig, prompts: EncodedPrompts) -> Evaluator:
     """An evaluator with its jitted programs; checks that the batch fits the mesh."""
-    section = session.config.eval
     check_batch(session.mesh, section.batch_size, "eval.batch_size")
     config = dataclasses.replace(
         session.rollout,
@@ -117,7 +125,7 @@ def make_evaluator(session: Session, prompts: EncodedPrompts) -> Evaluator:
         return rollout(*arguments)
 
     measure = jax.jit(_divergence, static_argnames="vocab_size") if section.reverse_kl else None
-    return Evaluator(session, prompts, config, jax.jit(generate), measure)
+    return Evaluator(session, section, prompts, config, jax.jit(generate), measure)
 
 
 def _divergence(student: Model, teacher: Model, trajectory, real, *, vocab_size: int):
@@ -130,24 +138,41 @@ def _divergence(student: Model, teacher: Model, trajectory, real, *, vocab_size:
     return jnp.sum(sums), jnp.sum(batch.kinds > 0)
 
 
+def open_evaluators(session: Session) -> list[Evaluator]:
+    """One for each benchmark. UserError, before any work, where there is nothing held out."""
+    found = []
+    for section in session.config.eval.each():
+        prompts = held_out_prompts(session, section)
+        if prompts is None:
+            source = session.config.data.source
+            raise UserError(
+                f"data.source={source} has no held-out split; set eval.source (and eval.path), or eval.preset"
+            )
+        found.append(make_evaluator(session, section, prompts))
+    return found
+
+
 def work(words: list[str]) -> int:
     """The verb: read, load, generate, grade, print."""
     path, overrides, own = split_words(words, own=("output",))
     config = read_config(path, overrides)
     enable_compilation_cache()
-    session = open_session(config, teacher=config.eval.reverse_kl)
-    prompts = held_out_prompts(session)
-    if prompts is None:
-        raise UserError(f"data.source={config.data.source} has no held-out split; set eval.source (and eval.path)")
-    evaluator = make_evaluator(session, prompts)
+    session, console = open_session(config, teacher=config.eval.reverse_kl), Console(stderr=True)
+    console.width = console.width if console.is_terminal else 120
+    evaluators, rows = open_evaluators(session), []
     with open_output(own["output"]) if "output" in own else contextlib.nullcontext() as output:
-        figures = evaluator(
-            session.serve(session.student.params), lambda done, total: print(f"{done}/{total}", file=sys.stderr)
-        )
-        problems = figures.pop("problems")
-        if output is not None:
-            output.writelines(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems)
-    print(json.dumps(figures))
+        student = session.serve(session.student.params)
+        for evaluator in evaluators:
+            total = len(evaluator.prompts.prompts) * evaluator.section.samples
+            with Progress(total, evaluator.name, console=console) as progress:
+                found = evaluator(student, lambda done, _, bar=progress: bar.update(done))
+            problems = found.pop("problems")
+            if output is not None:
+                output.writelines(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems)
+                output.flush()
+            print(json.dumps(found), flush=True)
+            rows.append(found)
+    console.print(evaluation_table(rows))
     return 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from motab_jax.config import UserError
-from motab_jax.data.prompts import Prompt
+from motab_jax.data.records import Prompt
 from motab_jax.record_log import read_records
 
 Record = dict[str, Any]

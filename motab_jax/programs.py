@@ -21,10 +21,10 @@ from motab_jax.distill import (
     make_schedule,
     make_update,
 )
-from motab_jax.rollout import rollout
+from motab_jax.rollout import Trajectory, rollout
 from motab_jax.rollout.given import given, written_by_teacher
 from motab_jax.rollout.monitor import next_boundary
-from motab_jax.runtime.mesh import replicated
+from motab_jax.runtime.mesh import batch_sharding, replicated
 from motab_jax.session import Session, layout, transition_ids
 
 
@@ -91,7 +91,7 @@ def make_programs(session: Session) -> tuple[Programs, TrainState]:
     places = jax.tree.map(lambda x: x.sharding, state)
     program = jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
     head = head_of(session.teacher, objective)
-    writers = _writers(config, read=head is not None)
+    writers = _writers(session, read=head is not None)
     return Programs(*writers, _boundary(session), program, schedule, head), state
 
 
@@ -104,12 +104,15 @@ def _boundary(session: Session) -> Callable | None:
     return jax.jit(functools.partial(next_boundary, rate=section.rate, pace=section.pace, alarm_is_high=high))
 
 
-def _writers(config: Config, *, read: bool) -> tuple[Callable | None, Callable | None]:
+def _writers(session: Session, *, read: bool) -> tuple[Callable | None, Callable | None]:
     """The programs of on-policy and of other steps, each None where there is no such step.
 
     The second is called with (teacher, prompts, the data's completions or None, key, numbers); read: whether the loss
     compares with the teacher's distributions, for which it must read text that is not its own.
     """
+    # Trajectories of both lie in the same places, or the update would be compiled for each.
+    places = Trajectory(**dict.fromkeys(Trajectory.__dataclass_fields__, batch_sharding(session.mesh)))
+    places = dataclasses.replace(places, counters=replicated(session.mesh))
 
     def generate(*arguments):  # a function of its own: jit counts the compilations of each function
         return rollout(*arguments)
@@ -119,8 +122,9 @@ def _writers(config: Config, *, read: bool) -> tuple[Callable | None, Callable |
             return written_by_teacher(teacher, prompts, key, numbers, read=read)
         return given(teacher, prompts, text, numbers, read=read)
 
-    share = config.rollout.on_policy
-    return jax.jit(generate) if share > 0 else None, jax.jit(off_policy) if share < 1 else None
+    share = session.config.rollout.on_policy
+    on, off = jax.jit(generate, out_shardings=places), jax.jit(off_policy, out_shardings=places)
+    return on if share > 0 else None, off if share < 1 else None
 
 
 def _lay_out(session: Session, state: TrainState) -> TrainState:

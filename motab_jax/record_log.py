@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from motab_jax.config import Config, UserError, dump_config, load_config
 from motab_jax.config.sections import ObjectiveConfig, RunConfig
-from motab_jax.data.prompts import Prompt
+from motab_jax.data.records import Prompt
 from motab_jax.run_folder import differences, write_whole
 
 FIELDS = (

@@ -5,7 +5,7 @@ Green is what the student wrote and kept, red struck through is what was discard
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ from motab_jax.config import UserError
 from motab_jax.runtime.metrics import read_log
 
 STYLES = {"student": "green", "teacher": "bold blue", "discarded": "red strike", "note": "dim italic"}
+COLUMNS = (
+    *(("name", "benchmark"), ("prompts", "problems"), ("k", "k"), ("accuracy", "avg@k"), ("pass_at_k", "pass@k")),
+    *(("score", "score"), ("truncated", "truncated"), ("length_mean", "mean length"), ("reverse_kl", "reverse KL")),
+)
 
 
 def accuracy_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
@@ -28,20 +32,39 @@ def accuracy_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table
         table.add_column(column, justify="left" if not column else "right")
     for key, label in (
         ("accuracy", "accuracy"),
+        ("score", "score"),
         ("truncated", "truncated"),
         ("length_mean", "mean length"),
         ("reverse_kl", "reverse KL to the teacher"),
     ):
-        if after.get(key) is not None:
+        if before.get(key) is not None and after.get(key) is not None:
             table.add_row(label, _figure(key, before), _figure(key, after))
+    return table
+
+
+def evaluation_table(evaluations: Sequence[Mapping[str, Any]]) -> Table:
+    """The figures of one or several benchmarks, a row each; below one of several tasks, a row for each of them."""
+    several = any(found["k"] > 1 for found in evaluations)
+    shown = [each for each in COLUMNS if any(each[0] in found for found in evaluations)]
+    shown = [each for each in shown if several or each[0] != "pass_at_k"]
+    table = Table(title="Held-out figures (± is one standard error over problems)")
+    for number, (_, label) in enumerate(shown):
+        table.add_column(label, justify="right" if number else "left")
+    for found in evaluations:
+        tasks = [{**task, "name": f"  {name}"} for name, task in found.get("tasks", {}).items()]
+        for row in (found, *tasks):
+            table.add_row(*(Text(_figure(key, row) if key in row else "") for key, _ in shown))
     return table
 
 
 def _figure(key: str, figures: Mapping[str, Any]) -> str:
     value = figures[key]
-    if key == "accuracy":
-        return f"{100 * value:.1f}% ± {100 * figures['stderr']:.1f}"
-    return f"{100 * value:.1f}%" if key == "truncated" else f"{value:.4g}"
+    if key in ("accuracy", "score"):
+        stderr = figures["stderr" if key == "accuracy" else "score_stderr"]
+        return f"{100 * value:.1f}% ± {100 * stderr:.1f}"
+    if key in ("truncated", "pass_at_k"):
+        return f"{100 * value:.1f}%"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def trajectory_panel(record: Mapping[str, Any], decode) -> Panel:

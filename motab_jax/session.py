@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from motab_jax.config import Config, UserError
-from motab_jax.data.prompts import Prompt, encode_all, has_held_out, load_prompts
+from motab_jax.config.prompts import EvalConfig
+from motab_jax.data.prompts import encode_all, has_held_out, load_prompts
+from motab_jax.data.records import Prompt
 from motab_jax.data.steps import compile_delimiter, compile_window
 from motab_jax.data.tokenizer import check_same_tokenizer, decode, load_tokenizer, stop_ids, token_bytes, vocab_size
 from motab_jax.models.architecture import ModelConfig
@@ -265,9 +267,9 @@ def training_prompts(session: Session, prompts: list[Prompt] | None = None) -> E
     return _encode(session, found, session.config.data.path)
 
 
-def held_out_prompts(session: Session) -> EncodedPrompts | None:
-    """The prompts of evaluation, encoded; None where neither section offers any."""
-    section, data = session.config.eval, session.config.data
+def held_out_prompts(session: Session, section: EvalConfig) -> EncodedPrompts | None:
+    """The prompts of an evaluation, encoded; None where neither its section nor `data` offers any."""
+    data = session.config.data
     if section.source is None:
         if not has_held_out(data.source):
             return None

@@ -28,7 +28,7 @@ from motab_jax.cli import (
 )
 from motab_jax.config import Config, UserError
 from motab_jax.data.answers import grade
-from motab_jax.data.prompts import Prompt
+from motab_jax.data.records import Prompt
 from motab_jax.data.tokenizer import decode, load_tokenizer
 from motab_jax.record_log import RecordLog, look
 from motab_jax.rollout import Trajectory, rollout
@@ -74,7 +74,7 @@ def make_record(
     """One trajectory as a JSON-able record; `correct` is null where no answer is known."""
     objective = session.config.objective
     found = describe(trajectory, row, session.decode, target=objective.target, transition=objective.transition_text)
-    correct = None if prompt.answer is None else grade(prompt, found["text"])
+    correct = None if prompt.grader == "none" else grade(prompt, found["text"])
     return {
         "id": prompt.id,
         "sample": sample,

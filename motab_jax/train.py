@@ -117,15 +117,23 @@ def _prepare(config: Config, clock: CompileClock) -> tuple[Run, TrainState]:
     folder = open_run_folder(config)
     session = open_session(config)
     check_batch(session.mesh, config.rollout.batch_size // config.optimizer.accumulate, "rollout.batch_size")
-    prompts, held_out = training_prompts(session), held_out_prompts(session)
-    session = with_steps(session, len(prompts.prompts))
+    prompts, evaluator = training_prompts(session), _evaluator(session)
+    session = dataclasses.replace(session, config=with_steps(config, len(prompts.prompts)))
     batches = open_batches(session, prompts)
     if batches.completions is not None and batches.completions.cut:
         console.out(str(batches.completions))
-    evaluator = None if held_out is None else make_evaluator(session, held_out)
     programs, state = make_programs(session)
     rates = np.asarray(jax.jit(jax.vmap(programs.schedule))(jnp.arange(session.config.run.steps)))
     return Run(session, batches, evaluator, programs, rates, folder, console, clock), state
+
+
+def _evaluator(session: Session) -> Evaluator | None:
+    """What evaluates before, after and every run.eval_every steps, as `evaluate` does; None with nothing held out."""
+    section = session.config.eval
+    if isinstance(section.preset, tuple):
+        raise UserError("eval.preset is a list; a run is measured by one benchmark, and `evaluate` takes several")
+    held_out = held_out_prompts(session, section)
+    return None if held_out is None else make_evaluator(session, section, held_out)
 
 
 def _loop(run: Run, state: TrainState, done: Progressed, checkpoints: Checkpointer, logs: Logs, signals, profile: bool):

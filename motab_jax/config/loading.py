@@ -7,13 +7,14 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
-from yaml import YAMLError
 
 from motab_jax.config.errors import UserError
 from motab_jax.config.methods import METHODS
+from motab_jax.config.presets import PRESETS
 from motab_jax.config.sections import Config
 
 
@@ -21,21 +22,23 @@ def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
     """Read a sparse YAML file and `section.key=value` overrides into a `Config`.
 
     A method sets keys where it is named: one in the file stands under the file's keys, one among the overrides stands
-    over the file and under the other overrides.
+    over the file and under the other overrides. So does a preset, of the keys that describe its data.
 
     Raises UserError for a missing or broken file, an unknown key (with the nearest valid one) and a bad value.
     """
-    tree: Any = OmegaConf.create({})
-    if path is not None:
-        tree = _read_yaml(Path(path))
+    written: Any = OmegaConf.create({}) if path is None else _read_yaml(Path(path))
     for word in overrides:
         if "=" not in word or word.startswith("-"):
             raise UserError(f"'{word}' is not an override; write section.key=value, for example run.steps=50")
     try:
         words = OmegaConf.from_dotlist(list(overrides))
-        layers = (part for given in (tree, words) for part in (_method_table(given), given))
+        layers = (
+            part
+            for given in (_give_way(written, words), words)
+            for part in (_method_table(given), _preset_defaults(given), given)
+        )
         plain = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{path or 'overrides'}: {_first_line(error)}") from None
     try:
         return Config.model_validate(plain)
@@ -49,9 +52,34 @@ def _method_table(tree: Any) -> Any:
     return OmegaConf.create(METHODS[name]() if isinstance(name, str) and name in METHODS else {})
 
 
+def _preset_defaults(tree: Any) -> Any:
+    """What the presets of `data` and `eval` set. Several of `eval` are left for `EvalConfig.each`, unknown ones too."""
+    named = {section: _preset(tree, section) for section in PRESETS}
+    return OmegaConf.create(
+        {key: PRESETS[key][name] for key, name in named.items() if isinstance(name, str) and name in PRESETS[key]}
+    )
+
+
+def _give_way(written: Any, words: Any) -> Any:
+    """The file's tree; where a word names a preset, without the section's keys that describe another data set."""
+    for section, table in PRESETS.items():
+        if _preset(words, section) is not None and OmegaConf.is_dict(written.get(section)):
+            for key in {"preset", *(key for preset in table.values() for key in preset)}:
+                written[section].pop(key, None)
+    return written
+
+
+def _preset(tree: Any, section: str) -> Any:
+    own = tree.get(section)
+    return own.get("preset") if OmegaConf.is_dict(own) else None
+
+
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML text; `load_config` reads it back to an equal tree."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+    plain = config.model_dump(mode="json")
+    if isinstance(config.eval.preset, tuple):  # a key written down would win over what each of them sets
+        plain["eval"] = config.eval.model_dump(mode="json", exclude_unset=True)
+    return OmegaConf.to_yaml(OmegaConf.create(plain))
 
 
 def _read_yaml(path: Path) -> Any:
@@ -59,7 +87,7 @@ def _read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: no such configuration file; give a YAML file, or none for the quickstart recipe")
     try:
         tree = OmegaConf.load(path)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: not a readable YAML file: {_first_line(error)}") from None
     if not OmegaConf.is_dict(tree):
         raise UserError(f"{path}: expected sections such as 'run:' and 'student:' at the top level")
@@ -69,6 +97,25 @@ def _read_yaml(path: Path) -> Any:
 def _first_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if len(text) < 300 else text[:300] + " ..."
+
+
+def describe_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """A line for each key that takes a value: its name, its default (nothing: empty) and what there is to say of it."""
+    lines = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            lines += describe_keys(kind, f"{prefix}{name}.")
+            continue
+        default = field.get_default(call_default_factory=True)
+        said = "" if default is None else _yaml_word(default)
+        lines.append(f"{prefix}{name}={said}" + (f"  # {field.description}" if field.description else ""))
+    return lines
+
+
+def _yaml_word(value: Any) -> str:
+    """A value as it is written in YAML, on one line."""
+    return str(yaml.safe_dump(value, default_flow_style=True, width=1000)).removesuffix("...\n").strip()
 
 
 def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:

@@ -137,7 +137,7 @@ def opd_sampled() -> Table:
 def minillm() -> Table:
     """MiniLLM: the reverse KL of whole texts; exact for each token, a policy gradient for what comes after it.
 
-    With length-normalised rewards (arXiv 2306.08543, eq. 6-8); without its teacher-mixed sampling and importance
+    With length-normalised rewards (arXiv 2306.08543, section 2.2); without its teacher-mixed sampling and importance
     weights: the rollout is the student's own.
     """
     return {

@@ -6,23 +6,11 @@ Left out: anything that needs the models or the data to be checked; the builders
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from motab_jax.config.base import Dtype, Natural, NonNegative, Positive, Section, Share, TopP
 from motab_jax.config.methods import METHODS
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-TopP = Annotated[float, Field(gt=0.0, le=1.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Dtype = Literal["float32", "bfloat16"]
+from motab_jax.config.prompts import DataConfig, EvalConfig
 
 
 class RunConfig(Section):
@@ -56,20 +44,6 @@ class TeacherConfig(Section):
     path: str | None = None
     dtype: Dtype = "float32"
     quantize: Literal["int8"] | None = Field(default=None, description="int8: weights only, a scale a channel")
-
-
-class DataConfig(Section):
-    """Prompts: `arithmetic`, `pointers`, `jsonl`, `parquet`, `hub:<id>` or `reasoning_gym:<task>[,<task>...]`."""
-
-    source: str = "arithmetic"
-    path: str | None = None
-    fields: dict[str, str] = Field(default_factory=dict, description="prompt/answer/id/completion -> field name")
-    split: str = "train"
-    count: Positive | None = Field(default=None, description="use only the first so many prompts")
-    max_prompt_tokens: Positive = 64
-    chat_template: bool = False
-    thinking: bool | None = None
-    shuffle_seed: Natural = 0
 
 
 class RolloutSection(Section):
@@ -221,22 +195,6 @@ class MeshConfig(Section):
     tensor: int = 1
 
 
-class EvalConfig(Section):
-    """Held-out evaluation. An empty source means the training source's held-out split."""
-
-    source: str | None = None
-    path: str | None = None
-    fields: dict[str, str] = Field(default_factory=dict)
-    split: str = "held_out"
-    prompts: Positive = 500
-    samples: Positive = 1
-    batch_size: Positive = 128
-    temperature: NonNegative = 0.0
-    top_p: TopP = 1.0
-    max_new_tokens: Positive | None = Field(default=None, description="empty: as rollout.max_new_tokens")
-    reverse_kl: bool = Field(default=False, description="also report KL(student||teacher) on the student's own text")
-
-
 class LogConfig(Section):
     """Where curves go besides metrics.jsonl."""
 
@@ -248,7 +206,7 @@ class LogConfig(Section):
 class Config(Section):
     """The whole run. Every verb reads this one tree."""
 
-    method: str = Field(default="motab", description="what sets the defaults of all other keys")
+    method: str = Field(default="motab", description="sets defaults of other keys: " + ", ".join(METHODS))
     run: RunConfig = RunConfig()
     student: StudentConfig = StudentConfig()
     teacher: TeacherConfig = TeacherConfig()

@@ -1,90 +1,56 @@
-"""Grading: is a completion's final answer right, and what a set of graded completions amounts to.
+"""Grading: is a completion's final answer right.
 
-Graders: `arithmetic` (the closing `#` line: a number or a key) and `exact` compare here; `math` (math-verify) and
-`reasoning_gym` (the task's own score) run in a helper process, because a model can write answers that take for ever to
-evaluate, and a time limit by signal works in the main thread only. An answer that breaks the helper or outlasts the
+Graders: `arithmetic` (the closing `#` line: a number or a key), `exact` and `choice` compare here; `math` (math-verify)
+and `reasoning_gym` (the task's own score) run in a helper process, because a model can write answers that take for ever
+to evaluate, and a time limit by signal works in the main thread only. An answer that breaks the helper or outlasts the
 limit counts as wrong.
-Left out: partial credit, and graders that need a model.
+Left out: graders that need a model.
 """
 
 import atexit
 import json
-import math
-import re
 import selectors
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 from motab_jax.data.arithmetic import final_answer
-from motab_jax.data.prompts import Prompt
+from motab_jax.data.extract import after_thinking, extract_answer, extract_choice, last_boxed, last_tagged
+from motab_jax.data.rationals import rational
+from motab_jax.data.records import Prompt
 
 TIME_LIMIT = 10.0  # seconds for one answer, after which the helper is ended
 PARSE_LIMIT = 2  # seconds for each step of math-verify, which normally ends a long one by itself
 START_LIMIT = 180.0  # seconds for the helper's imports, on a busy machine
 TAIL = 4000  # characters at a completion's end that are looked through for an answer without a box
 
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_ANSWER_IS = re.compile(r"answer(?:\s+is|\s*:)\s*:?\s*([^\n]+)", re.IGNORECASE)
-# The sign counts only where it isn't a minus between two terms; a comma only before three digits.
-_NUMBER = re.compile(r"(?:(?<![\w)])-)?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
-_SENTENCE_END = re.compile(r"\.\s")
-
 
 def grade(prompt: Prompt, completion: str) -> bool:
     """Whether a completion's final answer is right. False where the prompt has no answer. Safe in any thread."""
-    if prompt.grader == "none" or prompt.answer is None:
-        return False
-    if prompt.grader == "arithmetic":
-        return final_answer(completion) == prompt.answer
-    if prompt.grader == "exact":
-        return extract_answer(completion) == prompt.answer.strip()
-    if prompt.grader == "math":
-        return _grade_math(prompt.answer, completion)
+    return score(prompt, completion) >= 1.0
+
+
+def score(prompt: Prompt, completion: str) -> float:
+    """A completion's score, 0 to 1: a reasoning-gym task's own, which may lie between; 0 or 1 of all other graders."""
     if prompt.grader == "reasoning_gym":
-        return _grade_reasoning_gym(prompt, completion)
-    raise ValueError(f"unknown grader {prompt.grader!r}")
+        return _score_reasoning_gym(prompt, completion)
+    if prompt.grader == "none" or prompt.answer is None:
+        return 0.0
+    return float(_is_right(prompt.grader, prompt.answer, completion))
 
 
-def extract_answer(completion: str) -> str:
-    r"""The final answer in a completion, thinking left out, and "" if there is none.
-
-    The last of \boxed{...}; else the last <answer>...</answer>; else what follows the last "answer is" or "answer:";
-    (to the end of its sentence); else the last number; else the last line.
-    """
-    text = _after_thinking(completion)
-    if (boxed := _last_boxed(text)) is not None:
-        return boxed.strip()
-    if tagged := _ANSWER_TAG.findall(text):
-        return tagged[-1].strip()
-    if stated := _ANSWER_IS.findall(text):
-        return _tidy(_SENTENCE_END.split(stated[-1])[0])
-    if numbers := _NUMBER.findall(text):
-        return numbers[-1]
-    lines = text.strip().splitlines()
-    return _tidy(lines[-1]) if lines else ""
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that k of n samples, c of them right, hold a right one: 1 - C(n-c, k) / C(n, k), unbiased (2107.03374)."""
-    if not (0 <= c <= n and 1 <= k <= n):
-        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
-    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
-
-
-def mean_and_stderr(per_problem: Sequence[float]) -> tuple[float, float]:
-    """Mean over problems and its standard error, s / sqrt(n) with s over n - 1; 0.0 for one problem (undefined)."""
-    n = len(per_problem)
-    if n == 0:
-        raise ValueError("no problem was graded")
-    mean = math.fsum(per_problem) / n
-    if n == 1:
-        return mean, 0.0
-    variance = math.fsum((value - mean) ** 2 for value in per_problem) / (n - 1)
-    return mean, math.sqrt(variance / n)
+def _is_right(grader: str, gold: str, completion: str) -> bool:
+    if grader == "arithmetic":
+        return final_answer(completion) == gold
+    if grader == "exact":
+        return extract_answer(completion) == gold.strip()
+    if grader == "choice":
+        return extract_choice(completion) == extract_choice(f"Answer: {gold}")
+    if grader == "math":
+        return _is_equal(gold, completion)
+    raise ValueError(f"unknown grader {grader!r}")
 
 
 class Helper:
@@ -95,8 +61,8 @@ class Helper:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, request: dict, seconds: float = TIME_LIMIT) -> bool:
-        """Send one request. False if the helper dies or gives no reply within `seconds`."""
+    def ask(self, request: dict, seconds: float | None = None) -> float:
+        """Send one request and return the score. 0 if the helper dies or is silent for `seconds` (None: TIME_LIMIT)."""
         with self._lock:
             process = self._process or self._start()
             assert process.stdin is not None
@@ -105,12 +71,12 @@ class Helper:
                 process.stdin.flush()
             except OSError:  # it died since the last answer
                 self._stop()
-                return False
-            reply = _read_line(process, seconds)
+                return 0.0
+            reply = _read_line(process, TIME_LIMIT if seconds is None else seconds)
             if reply is None:
                 self._stop()
-                return False
-            return json.loads(reply) is True
+                return 0.0
+            return float(json.loads(reply))
 
     def close(self) -> None:
         """End the process, if there is one."""
@@ -159,50 +125,33 @@ def _read_line(process: subprocess.Popen[bytes], seconds: float) -> bytes | None
     return line.strip() if line.endswith(b"\n") else None
 
 
-def _grade_math(gold: str, completion: str) -> bool:
-    text = _after_thinking(completion)
-    boxed = _last_boxed(text)
-    answer = extract_answer(text)
+def _is_equal(gold: str, completion: str) -> bool:
+    """Whether a completion's answer is the same piece of mathematics: the same text or number, or so math-verify says.
+
+    Numbers are compared here as well, because math-verify rounds and does not read every form of them.
+    """
+    answer, text = extract_answer(completion), after_thinking(completion)
     if not answer:
         return False
     if _plain(answer) == _plain(gold):
         return True
-    readable = text[-TAIL:] if boxed is None else f"\\boxed{{{boxed}}}"
-    gold = gold if "$" in gold or "\\boxed" in gold else f"\\boxed{{{gold}}}"
-    return _HELPERS["math"].ask({"gold": gold, "answer": readable, "seconds": PARSE_LIMIT})
+    value = rational(answer)
+    if value is not None and value == rational(gold):
+        return True
+    marked = last_boxed(text) is not None or last_tagged(text) is not None
+    readable = f"\\boxed{{{answer}}}" if marked else text[-TAIL:]
+    written_out = "\\boxed" in gold or gold.replace("\\$", "").count("$") >= 2
+    gold = gold if written_out else f"\\boxed{{{gold}}}"
+    return _HELPERS["math"].ask({"gold": gold, "answer": readable, "seconds": PARSE_LIMIT}) == 1.0
 
 
-def _grade_reasoning_gym(prompt: Prompt, completion: str) -> bool:
-    answer = extract_answer(completion)
+def _score_reasoning_gym(prompt: Prompt, completion: str) -> float:
+    tagged = last_tagged(after_thinking(completion))  # the tasks' own convention
+    answer = extract_answer(completion) if tagged is None else tagged.strip()
     if not answer or prompt.extra is None:
-        return False
+        return 0.0
     which = {key: prompt.extra[key] for key in ("task", "seed", "size", "index")}
-    return _HELPERS["reasoning_gym"].ask({**which, "answer": answer})
-
-
-def _after_thinking(text: str) -> str:
-    """What follows the thinking, or "" if a thought was opened and never closed: no answer was given."""
-    before, closed, after = text.rpartition("</think>")
-    if closed:
-        return after
-    return "" if before == "" and "<think>" in text else text
-
-
-def _last_boxed(text: str) -> str | None:
-    r"""The content of the last \boxed{...} whose braces are balanced."""
-    start = text.rfind("\\boxed{")
-    while start >= 0:
-        depth = 0
-        for end in range(start + len("\\boxed"), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                return text[start + len("\\boxed{") : end]
-        start = text.rfind("\\boxed{", 0, start)
-    return None
-
-
-def _tidy(text: str) -> str:
-    return text.strip().strip("*$`\"' ").rstrip(".").strip("*$`\"' ")
+    return min(1.0, max(0.0, _HELPERS["reasoning_gym"].ask({**which, "answer": answer})))
 
 
 def _plain(text: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from motab_jax.config import UserError
-from motab_jax.data.prompts import Prompt
+from motab_jax.data.records import Prompt
 
 
 def encode_completions(prompts: list[Prompt], tokenizer: Any, *, stop: int, path: str | Path | None) -> list[list[int]]:

@@ -12,30 +12,43 @@ import sys
 from collections.abc import Callable
 
 MEMORY_LIMIT = 8 << 30  # bytes of address space
+# What a task's scorer may raise over an answer that it can't read, for example int("no").
+UNREADABLE = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RuntimeError, SyntaxError, TypeError, ValueError),
+)
 
 
-def math_judge() -> Callable[[dict], bool]:
+def math_judge() -> Callable[[dict], float]:
     """Judge {gold, answer, seconds}, both in LaTeX: whether math-verify takes them for the same value."""
     from math_verify import parse, verify
 
-    def judge(request: dict) -> bool:
+    def judge(request: dict) -> float:
         seconds = request["seconds"]
         gold = parse(request["gold"], parsing_timeout=seconds)
         answer = parse(request["answer"], parsing_timeout=seconds)
-        return bool(verify(gold, answer, timeout_seconds=seconds))
+        # x <= 2 is as good an answer as (-oo, 2].
+        return float(verify(gold, answer, timeout_seconds=seconds, allow_set_relation_comp=True))
 
     return judge
 
 
-def reasoning_gym_judge() -> Callable[[dict], bool]:
-    """Judge {task, seed, size, index, answer}: the entry is made again, then scored by its own task."""
+def reasoning_gym_judge() -> Callable[[dict], float]:
+    """Judge {task, seed, size, index, answer}: the entry is made again, then scored by its own task.
+
+    0 where the task's scorer can't read the answer.
+    """
     from reasoning_gym import create_dataset
 
     make = functools.lru_cache(maxsize=8)(create_dataset)
 
-    def judge(request: dict) -> bool:
+    def judge(request: dict) -> float:
         items = make(request["task"], seed=request["seed"], size=request["size"])
-        return float(items.score_answer(request["answer"], items[request["index"]])) >= 1.0
+        entry = items[request["index"]]
+        try:
+            return float(items.score_answer(request["answer"], entry))
+        except UNREADABLE:
+            return 0.0
 
     return judge
 

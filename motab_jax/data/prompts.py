@@ -1,16 +1,15 @@
 """Prompts: where they come from, their token ids, and the endless shuffled order they are read in.
 
 Sources: `arithmetic` and `pointers` (generated), `jsonl` and `parquet` (a file at data.path), `hub:<id>` (a Hugging
-Face data set; data.path may name its configuration), `reasoning_gym:<task>` (generated). A record needs a prompt, a
-string or a list of chat messages, and may have `id`, `answer`, `completion` and `grader`; data.fields renames all but
-the last.
+Face data set; data.path may name its configuration), `reasoning_gym:<task>` (generated). What a record needs is in
+`records.py`.
 Left out: streaming. All prompts of a run are read, checked and tokenised before it starts.
 """
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,32 +17,18 @@ import numpy as np
 
 from motab_jax.config import UserError
 from motab_jax.data import arithmetic, pointers
+from motab_jax.data.records import FIELDS, LETTERS, Prompt, RecordRules, instructed, read_record
 from motab_jax.data.tokenizer import encode_prompt
 
-GRADERS = ("arithmetic", "math", "reasoning_gym", "exact", "none")
-FIELDS = ("prompt", "answer", "id", "completion")
 TASKS = {"arithmetic": arithmetic, "pointers": pointers}
 POOL = {"train": 20_000, "held_out": 1_000}  # prompts of a generated source when no count is given
-TASK_TASKS = {"arithmetic": arithmetic, "pointers": pointers}
-POOL = {"train": 2_000, "held_out": 500}  # reasoning-gym tasks are slower to generate
+TASK_POOL = {"train": 2_000, "held_out": 500}  # reasoning-gym tasks are slower to generate
 TASK_HELD_OUT_SHARE = 4
 # reasoning-gym seeds question i with seed + i: seeds this far apart share no question but by chance.
 TASK_SEED_STRIDE = 100_000_000
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """One problem. `answer` is None where none is known; then `grader` is `none`."""
-
-    id: str
-    prompt: str | list[dict]
-    answer: str | None
-    grader: str  # one of GRADERS
-    extra: dict | None = None  # reasoning_gym: task, seed, size, index, entry
-    completion: str | None = None  # a good text to follow the prompt
-
-
-class DataSection(Protocol):
+class DataSection(RecordRules, Protocol):
     """What is read of a configuration section: `data`, or `eval` where it has a source of its own."""
 
     @property
@@ -51,9 +36,9 @@ class DataSection(Protocol):
     @property
     def path(self) -> str | None: ...
     @property
-    def fields(self) -> dict[str, str]: ...
-    @property
     def split(self) -> str: ...
+    @property
+    def instruction(self) -> str | None: ...
 
 
 def has_held_out(source: str) -> bool:
@@ -68,6 +53,11 @@ def load_prompts(data: DataSection, *, split: str, count: int | None, seed: int)
     file is one split: the one its own section names; `hub:` reads the split data.split. Raises UserError for anything
     missing, broken or empty, and where a training file is asked for held-out prompts.
     """
+    found = _load(data, split, count, seed)
+    return [dataclasses.replace(prompt, prompt=instructed(prompt.prompt, data.instruction)) for prompt in found]
+
+
+def _load(data: DataSection, split: str, count: int | None, seed: int) -> list[Prompt]:
     source = data.source or ""
     kind, _, name = source.partition(":")
     if has_held_out(source):
@@ -81,12 +71,14 @@ def load_prompts(data: DataSection, *, split: str, count: int | None, seed: int)
         raise UserError(f"{source} has no held-out prompts of its own; set eval.source and eval.path")
     if unknown := sorted(set(data.fields) - set(FIELDS)):
         raise UserError(f"data.fields has the unknown key '{unknown[0]}'; it renames {', '.join(FIELDS)}")
+    if len(data.wrong_answers) >= len(LETTERS):
+        raise UserError(f"wrong_answers names {len(data.wrong_answers)} fields; the most is {len(LETTERS) - 1}")
     if kind == "hub":
-        records, where = _hub(name, data.path, data.split), source
+        records, where = _hub(name, data), source
     else:
         file = _existing_file(data.path, kind)
         records, where = (_jsonl if kind == "jsonl" else _parquet)(file), str(file)
-    prompts = [_prompt(record, data.fields, place) for place, record in itertools.islice(records, count)]
+    prompts = [read_record(record, data, place) for place, record in itertools.islice(records, count)]
     if not prompts:
         raise UserError(f"{where}: the data set is empty")
     return prompts
@@ -250,50 +242,18 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
         raise UserError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from None
 
 
-def _hub(name: str, configuration: str | None, split: str) -> Iterable[tuple[str, dict]]:
+def _hub(name: str, data: DataSection) -> Iterable[tuple[str, dict]]:
     try:
         import datasets
     except ImportError:
         raise UserError("data.source=hub:<id> needs the package datasets: pip install motab_jax[data]") from None
     try:
-        found = datasets.load_dataset(name, configuration, split=split)
+        found = datasets.load_dataset(name, data.path, split=data.split)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"data.source = 'hub:{name}', split '{split}': could not be loaded: {reason}") from None
+        raise UserError(f"data.source = 'hub:{name}', split '{data.split}': could not be loaded: {reason}") from None
+    # Solutions nobody asked for can be gigabytes.
+    wanted = {*FIELDS, "grader", *data.fields.values(), *data.wrong_answers}
+    if columns := [column for column in found.column_names if column in wanted]:
+        found = found.select_columns(columns)
     return ((f"hub:{name}, row {number}", dict(record)) for number, record in enumerate(found, 1))
-
-
-def _prompt(record: Any, fields: dict[str, str], place: str) -> Prompt:
-    """Check one record. An answer, id or completion field must be there only if data.fields names it."""
-    if not isinstance(record, dict):
-        raise UserError(f"{place}: expected an object with the field '{fields.get('prompt', 'prompt')}'")
-    for role in FIELDS:
-        name = fields.get(role, role)
-        if name not in record and (role == "prompt" or role in fields):
-            raise UserError(f"{place}: the field '{name}' is missing; data.fields.{role} says which field holds it")
-    values: dict[str, Any] = {role: record.get(fields.get(role, role)) for role in FIELDS}
-    _check_prompt(values["prompt"], fields.get("prompt", "prompt"), place)
-    for role in ("answer", "id"):
-        if values[role] is not None and not isinstance(values[role], str | int | float):
-            raise UserError(f"{place}: the field '{fields.get(role, role)}' is neither text nor a number")
-    if not isinstance(values["completion"], str | None):
-        raise UserError(f"{place}: the field '{fields.get('completion', 'completion')}' is not text")
-    answer = None if values["answer"] is None else str(values["answer"])
-    grader = "none" if answer is None else record.get("grader") or "math"
-    if grader not in ("math", "exact", "arithmetic", "none"):
-        raise UserError(f"{place}: grader '{grader}' is unknown; it is math, exact or arithmetic")
-    identity = place.rpartition(" ")[2] if values["id"] is None else str(values["id"])
-    return Prompt(identity, values["prompt"], answer, grader, completion=values["completion"])
-
-
-def _check_prompt(prompt: Any, field: str, place: str) -> None:
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise UserError(f"{place}: the field '{field}' is empty")
-        return
-    messages = prompt if isinstance(prompt, list) else []
-    good = (
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
-    )
-    if not messages or not all(good):
-        raise UserError(f"{place}: the field '{field}' is neither text nor a list of messages with role and content")

@@ -40,7 +40,7 @@ def devices(topology: str) -> list[Any]:
 
     try:
         return list(topologies.get_topology_desc(topology, platform="tpu").devices)
-    except (RuntimeError, NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
+    except (RuntimeError, NotImplementedError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"topology={topology}: {reason}; give one such as v5e:2x2, v5p:2x2x1 or v6e:2x2, with '.[tpu]' installed"

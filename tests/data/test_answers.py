@@ -1,19 +1,24 @@
-"""Grading: right and wrong answers of each grader, answers that would hang, and the figures made of grades."""
+"""Grading: right and wrong answers of each grader, and answers that would hang."""
 
-import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
+from motab_jax.config import Config
 from motab_jax.data import answers
-from motab_jax.data.answers import Helper, extract_answer, grade, mean_and_stderr, pass_at_k
-from motab_jax.data.prompts import Prompt, load_prompts
+from motab_jax.data.answers import Helper, grade, score
+from motab_jax.data.extract import extract_answer
+from motab_jax.data.prompts import load_prompts
+from motab_jax.data.rationals import rational
+from motab_jax.data.records import Prompt
+from tests.data.answer_table import CHOICES, ENDLESS, LARGE, MATH
 
 
 def asked(answer: str | None, grader: str) -> Prompt:
@@ -36,6 +41,9 @@ def asked(answer: str | None, grader: str) -> Prompt:
         ("<think>the answer is 9</think> it is 8", "8"),
         ("<think>the answer is 9", ""),
         ("first\nblue.", "blue"),
+        (r"so $\boxed 12$ of 13", "12"),
+        (r"<answer>3</answer> and \boxed{4}", "4"),
+        (r"The answer is 7. So \boxed{3", ""),
         ("", ""),
     ],
 )
@@ -53,54 +61,80 @@ def test_arithmetic_and_exact_and_none():
         grade(asked("1", "magic"), "1")
 
 
-@pytest.mark.parametrize(
-    ("gold", "completion", "right"),
-    [
-        ("42", r"Thus \boxed{42}.", True),
-        ("42", r"Thus \boxed{41}.", False),
-        (r"\frac{1}{2}", r"so \boxed{0.5}", True),
-        (r"$\sqrt{8}$", r"it is $2\sqrt{2}$", True),
-        ("1/3", r"\boxed{\dfrac{2}{6}}", True),
-        ("(1,2)", r"\boxed{(2,1)}", False),
-        ("7", "the answer is 7.", True),
-        ("7", "", False),
-    ],
-)
-def test_math(gold, completion, right):
-    assert grade(asked(gold, "math"), completion) is right
+@pytest.mark.parametrize(("grader", "table"), [("math", MATH), ("choice", CHOICES), ("math", LARGE)])
+def test_the_table_of_answers(grader, table):
+    """More than 150 answers in all; seconds each way, pathological ones among them."""
+    start = time.monotonic()
+    wrong = [row for row in table if grade(asked(row[0], grader), row[1]) is not row[2]]
+    assert not wrong and time.monotonic() - start < 60
 
 
-def test_math_in_a_thread_and_with_an_answer_that_never_ends():
-    found, start = [], time.monotonic()
+def test_answers_that_never_end_are_wrong_in_bounded_time(monkeypatch):
+    monkeypatch.setattr(answers, "PARSE_LIMIT", 1)
+    start = time.monotonic()
+    assert not any(grade(asked("3", "math"), completion) for completion in ENDLESS)
+    assert time.monotonic() - start < 60
+
+
+def test_in_a_thread_a_helper_that_hangs_is_ended_and_the_next_answer_gets_a_new_one(monkeypatch):
+    """math-verify's own limit switched off, only ours is left: the process is killed."""
+    monkeypatch.setattr(answers, "PARSE_LIMIT", 0)
+    monkeypatch.setattr(answers, "TIME_LIMIT", 1.0)
+    assert grade(asked("3", "math"), r"\boxed{\frac{6}{2} x^0}")
+    hanging, found = answers._HELPERS["math"]._process, []
 
     def work():
-        found.append(grade(asked("3", "math"), r"\boxed{9^{9^{9^{9}}}}"))
-        found.append(grade(asked("3", "math"), r"\boxed{\frac{6}{2}}"))
+        found.append(grade(asked("3", "math"), ENDLESS[0]))
+        monkeypatch.setattr(answers, "TIME_LIMIT", 60.0)
+        found.append(grade(asked("3", "math"), r"\boxed{\frac{6}{2} x^0}"))
 
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join(60)
+    thread.join(120)
     assert found == [False, True]
-    assert time.monotonic() - start < 60
+    assert hanging is not None and hanging.poll() is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("-1,234.50", "-1234.5"),
+        (r"-2\frac{1}{2}", "-5/2"),
+        ("2 1/2", "5/2"),
+        (r"\$3.", "3"),
+        ("+.5e-2", "1/200"),
+        (r"1{,}000\times 10^{-3}", "1"),
+        ("1,23", None),
+        ("1,2345", None),
+        ("1/0", None),
+        ("1e401", None),
+        ("9" * 401, None),
+        ("(1,234)", None),
+        ("x", None),
+        ("", None),
+    ],
+)
+def test_plain_numbers_are_exact(text, value):
+    assert rational(text) == (None if value is None else Fraction(value))
 
 
 def test_a_silent_or_dead_helper_means_wrong_and_the_next_answer_gets_a_new_one():
     helper = Helper("math")
     request = {"gold": "$3$", "answer": "$3$", "seconds": 2}
     try:
-        assert helper.ask(request) is True
+        assert helper.ask(request) == 1.0
         process = helper._process
         assert process is not None
         os.kill(process.pid, signal.SIGSTOP)
-        assert helper.ask(request, seconds=0.2) is False
+        assert helper.ask(request, seconds=0.2) == 0.0
         assert process.poll() is not None
-        assert helper.ask(request) is True
+        assert helper.ask(request) == 1.0
         process = helper._process
         assert process is not None
         process.kill()
         process.wait()
-        assert helper.ask(request) is False
-        assert helper.ask(request) is True
+        assert helper.ask(request) == 0.0
+        assert helper.ask(request) == 1.0
     finally:
         helper.close()
 
@@ -113,31 +147,38 @@ def test_the_helper_does_not_import_jax_or_outlive_its_input():
     assert (ended.returncode, ended.stdout) == (0, b"ready\n")
 
 
+def tasks(name: str, count: int) -> list[Prompt]:
+    """Held-out prompts of a reasoning-gym task."""
+    data = Config().data.model_copy(update={"source": f"reasoning_gym:{name}"})
+    return load_prompts(data, split="held_out", count=count, seed=1)
+
+
 def test_reasoning_gym():
-
-    class Section:
-        source, path, fields, split = "reasoning_gym:chain_sum", None, {}, "train"
-
-    for prompt in load_prompts(Section(), split="held_out", count=3, seed=1):
+    for prompt in tasks("chain_sum", 3):
         assert grade(prompt, f"The answer is {prompt.answer}.")
         assert not grade(prompt, f"The answer is {int(prompt.answer or 0) + 1}.")
         assert not grade(prompt, "")
 
 
-@pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (4, 0, 2), (4, 4, 1), (6, 1, 6)])
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(n, c, k):
-    subsets = list(itertools.combinations(range(n), k))
-    share = sum(any(i < c for i in subset) for subset in subsets) / len(subsets)
-    assert pass_at_k(n, c, k) == pytest.approx(share)
+def test_reasoning_gym_scores_are_the_tasks_own():
+    """One right name of two is worth 0.65 to knights_knaves, which asks for all of them."""
+
+    def words(prompt: Prompt) -> list[str]:  # "Emma is a sage, and Zoey is a fool."
+        return [said.rstrip(".").split()[-1] for said in str(prompt.answer).split(", and ")]
+
+    prompt = next(prompt for prompt in tasks("knights_knaves", 10) if len(set(words(prompt))) == 2)
+    one, other = words(prompt)
+    half = str(prompt.answer).replace(f"a {other}", f"a {one}")
+    assert score(prompt, f"<answer>{prompt.answer}</answer>") == 1.0
+    assert score(prompt, f"<answer>{half}</answer>") == pytest.approx(0.65)
+    assert not grade(prompt, f"<answer>{half}</answer>")
 
 
-def test_pass_at_k_refuses_more_than_it_has():
-    with pytest.raises(ValueError, match="pass@k"):
-        pass_at_k(4, 2, 5)
-
-
-def test_mean_and_stderr():
-    assert mean_and_stderr([1, 0, 0, 1]) == pytest.approx((0.5, (1 / 3 / 4) ** 0.5))
-    assert mean_and_stderr([0.25]) == (0.25, 0.0)
-    with pytest.raises(ValueError, match="no problem"):
-        mean_and_stderr([])
+def test_reasoning_gym_tasks_without_one_answer_and_scorers_that_trip():
+    (puzzle,) = tasks("rush_hour", 1)
+    assert puzzle.answer is None and puzzle.extra is not None
+    assert 0 < score(puzzle, "<answer>A+1</answer>") < 1, "the task's own word, though no answer is known"
+    (factors,) = tasks("prime_factorization", 1)
+    assert score(factors, "<answer>no idea</answer>") == 0.0
+    process = answers._HELPERS["reasoning_gym"]._process
+    assert process is not None and process.poll() is None, "it was the scorer that failed, not the helper"

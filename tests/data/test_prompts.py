@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow
 import pytest
@@ -10,7 +11,8 @@ from pyarrow import parquet
 from motab_jax.config import UserError
 from motab_jax.data import arithmetic
 from motab_jax.data.answers import grade
-from motab_jax.data.prompts import Prompt, PromptStream, encode_all, has_held_out, load_prompts
+from motab_jax.data.prompts import PromptStream, encode_all, has_held_out, load_prompts
+from motab_jax.data.records import Prompt
 from motab_jax.data.tokenizer import load_tokenizer
 
 
@@ -22,12 +24,16 @@ class Section:
     path: str | None = None
     fields: dict[str, str] = field(default_factory=dict)
     split: str = "train"
+    answer_part: str = "whole"
+    wrong_answers: list[str] = field(default_factory=list)
+    grader: str = "math"
+    instruction: str | None = None
 
 
-def read(text: str | bytes, tmp_path, fields=None, count=None) -> list[Prompt]:
+def read(text: str | bytes, tmp_path, fields=None, count=None, **rules: Any) -> list[Prompt]:
     path = tmp_path / "data.jsonl"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return load_prompts(Section("jsonl", str(path), fields or {}), split="train", count=count, seed=0)
+    return load_prompts(Section("jsonl", str(path), fields or {}, **rules), split="train", count=count, seed=0)
 
 
 def test_jsonl_fields(tmp_path):
@@ -48,6 +54,65 @@ def test_jsonl_fields(tmp_path):
     assert len(read(text, tmp_path, count=2)) == 2
 
 
+def test_a_completion_may_be_there(tmp_path):
+    text = '{"prompt": "p", "written": "w"}\n{"prompt": "q", "written": null}\n{"prompt": "r"}'
+    assert [prompt.completion for prompt in read(text, tmp_path, {"completion": "written"})] == ["w", None, None]
+    assert read('{"prompt": "p", "completion": "c"}', tmp_path)[0].completion == "c"
+    with pytest.raises(UserError, match=r"line 1: the field 'written' is not text"):
+        read('{"prompt": "p", "written": ["w"]}', tmp_path, {"completion": "written"})
+    table = pyarrow.table({"prompt": ["a", "b"], "completion": ["c", None]})
+    parquet.write_table(table, tmp_path / "data.parquet")
+    section = Section("parquet", str(tmp_path / "data.parquet"))
+    assert [p.completion for p in load_prompts(section, split="train", count=None, seed=0)] == ["c", None]
+
+
+def test_an_instruction_ends_every_prompt(tmp_path):
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    text = "\n".join(json.dumps({"prompt": prompt}) for prompt in ("p", messages))
+    plain, chat = (prompt.prompt for prompt in read(text, tmp_path, instruction="Think."))
+    assert plain == "p\nThink." and chat == [messages[0], {"role": "user", "content": "q\nThink."}]
+
+
+def test_the_part_of_a_field_that_is_the_answer(tmp_path):
+    text = json.dumps({"prompt": "p", "answer": r"a #### \boxed{1} so \boxed{\frac{2}{3}}. #### 1,234 "})
+    assert [read(text, tmp_path, answer_part=part)[0].answer for part in ("after_hashes", "boxed")] == [
+        "1,234",
+        r"\frac{2}{3}",
+    ]
+    assert read('{"prompt": "p"}', tmp_path, answer_part="boxed")[0].answer is None
+    for part, mark in (("after_hashes", "####"), ("boxed", "boxed")):
+        with pytest.raises(UserError, match=f"line 1: the field 'answer' has no .*{mark}"):
+            read('{"prompt": "p", "answer": "3 ####"}', tmp_path, answer_part=part)
+
+
+def test_the_choices_of_a_problem_come_in_an_order_of_its_own(tmp_path):
+    lines = [{"prompt": f" Question {n}? ", "answer": "yes\n", "no": "no", "who": 3} for n in range(20)]
+    text = "\n".join(map(json.dumps, lines))
+    rules = {"wrong_answers": ["no", "who"], "grader": "choice"}
+    found = read(text, tmp_path, **rules)
+    for number, prompt in enumerate(found):
+        question, blank, *choices = str(prompt.prompt).split("\n")
+        assert (question, blank, prompt.grader) == (f"Question {number}?", "", "choice")
+        assert sorted(choice[3:] for choice in choices) == ["3", "no", "yes"]
+        assert [choice[:3] for choice in choices] == ["A) ", "B) ", "C) "] and f"{prompt.answer}) yes" in choices
+    assert {prompt.answer for prompt in found} == {"A", "B", "C"}
+    alone = read(json.dumps(lines[7]), tmp_path, **rules)[0]
+    assert (alone.prompt, alone.answer) == (found[7].prompt, found[7].answer), "wherever it stands"
+
+
+@pytest.mark.parametrize(
+    ("text", "rules", "message"),
+    [
+        ('{"prompt": "a", "answer": "1"}', {"wrong_answers": ["no"]}, "line 1: the field 'no'"),
+        ('{"prompt": "a", "no": "1"}', {"wrong_answers": ["no"]}, "line 1: a multiple choice .* an answer"),
+        ('{"prompt": "a"}', {"wrong_answers": list("abcdefgh")}, "wrong_answers names 8 fields"),
+    ],
+)
+def test_broken_choices(text, rules, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        read(text, tmp_path, **rules)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -62,6 +127,7 @@ def test_jsonl_fields(tmp_path):
         ('{"prompt": " "}', "line 1: .*empty"),
         ('{"prompt": "a", "answer": [1]}', "line 1: .*'answer' is neither"),
         ('{"prompt": "a", "answer": "1", "grader": "x"}', "grader 'x'"),
+        ('{"prompt": "a"}\n{"prompt": "b", "completion": 3}', "line 2: the field 'completion' is not text"),
         ("", r"data\.jsonl: the data set is empty"),
         ("\n \n", "empty"),
     ],

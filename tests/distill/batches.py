@@ -72,16 +72,14 @@ def per_token(loss: TokenLoss, student, theirs, label: int, later):
     """One token's loss from two distributions [V] (logits), straight from the definition; later: minillm's reward."""
     name, w = loss.name, loss.reverse_weight
     p, q = jax.nn.softmax(theirs), jax.nn.softmax(student)
-    forward, reverse = jnp.sum(p * jnp.log(p / q)), jnp.sum(q * jnp.log(q / p))
     if name == "cross_entropy":
         return -jnp.log(q[label])
-    if name == "forward_kl":
-        return forward
-    if name == "reverse_kl":
-        return reverse
     if name == "jsd":
         m = w * p + (1 - w) * q
         return w * jnp.sum(p * jnp.log(p / m)) + (1 - w) * jnp.sum(q * jnp.log(q / m))
+    forward, reverse = jnp.sum(p * jnp.log(p / q)), jnp.sum(q * jnp.log(q / p))
+    if name in ("forward_kl", "reverse_kl"):
+        return forward if name == "forward_kl" else reverse
     if name == "adaptive_kl":
         order = jnp.argsort(-p)
         gap = jax.lax.stop_gradient(jnp.abs(p - q))[order]
@@ -117,7 +115,9 @@ def naive_loss(params, batch: TargetBatch, objective: Objective):
         if loss is None or loss.name == "masked" or loss.weight == 0:
             continue
         heat = 1.0 if loss.name == "cross_entropy" else objective.temperature
-        later = jax.vmap(later_rewards)(ours / heat, theirs / heat, labels, rewarded)
+        later = jnp.zeros(labels.shape)
+        if loss.name == "minillm":
+            later = jax.vmap(later_rewards)(ours / heat, theirs / heat, labels, rewarded)
         each = jax.vmap(jax.vmap(functools.partial(per_token, loss)))(ours / heat, theirs / heat, labels, later)
         total = total + jnp.where(kinds == code, loss.weight * each, 0.0)
         trained = trained | (kinds == code)

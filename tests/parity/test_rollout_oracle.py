@@ -253,7 +253,11 @@ def write_inputs(case, student, teacher, tokenizer, prompts, folder):
 
 def synthesize(config, output):
     """Run the verb as a user would, greedily, on one CPU device; returns id -> record."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }  # compiles in half the time
     words = [str(config), f"output={output}", "rollout.temperature=0", "rollout.top_p=1.0"]
     command = [sys.executable, "-m", "motab_jax.synthesize", *words]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)

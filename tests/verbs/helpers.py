@@ -67,7 +67,7 @@ def words(pair: Path, runs: Path, *changes: str) -> list[str]:
     ]
 
 
-def _environment(devices: int) -> dict[str, str]:
+def environment(devices: int = 1) -> dict[str, str]:
     """As a user's: one device, unless it is to be the 8 of the tests."""
     count = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", count, os.environ.get("XLA_FLAGS", "")).strip()
@@ -78,7 +78,7 @@ def start(verb: str, arguments: list[str], devices: int = 1) -> subprocess.Popen
     """The verb in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", f"motab_jax.{verb}", *arguments],
-        env=_environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

@@ -53,6 +53,7 @@ def check(pair, runs, changes: list[str], *parts: str) -> None:
         ("data.max_prompt_tokens=500", ["data.max_prompt_tokens + rollout.max_new_tokens", "524", "512"]),
         ("eval.max_new_tokens=500", ["data.max_prompt_tokens + eval.max_new_tokens", "548", "512"]),
         ("eval.source=nothing", ["'nothing'", "jsonl"]),
+        ("eval.preset=[math500,gsm8k]", ["eval.preset", "a run is measured by one"]),
         ("eval.batch_size=9", ["eval.batch_size", "9 rows", "multiple of 8"]),
         ("rollout.batch_size=12", ["rollout.batch_size", "12 rows", "multiple of 8"]),
         ("optimizer.accumulate=2", ["rollout.batch_size", "4 rows"]),

@@ -65,7 +65,8 @@ def test_transformers_reads_the_folder(finished, pair):
 def test_evaluating_the_export_gives_the_figures_of_the_summary(finished, pair, tmp_path, capsys):
     run, output = finished[0], tmp_path / "problems.jsonl"
     assert evaluate.work([*words(pair, tmp_path, f"student.path={run / 'export'}"), f"output={output}"]) == 0
-    figures = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    figures = json.loads(said.out)
     after = json.loads((run / "summary.json").read_text())["after"]
     assert figures.keys() == after.keys()
     assert {k: v for k, v in figures.items() if k != "reverse_kl"} == {
@@ -73,9 +74,22 @@ def test_evaluating_the_export_gives_the_figures_of_the_summary(finished, pair, 
     }
     assert figures["reverse_kl"] == pytest.approx(after["reverse_kl"], abs=1e-5)
     problems = read_lines(output)
-    assert len(problems) == 12 and all(
-        set(problem) == {"id", "correct", "text", "tokens", "finish_reason"} for problem in problems
-    )
+    keys = {"benchmark", "id", "sample", "correct", "score", "text", "tokens", "finish_reason"}
+    assert len(problems) == 12 and all(set(problem) == keys for problem in problems)
+    assert figures["accuracy"] == sum(problem["correct"] for problem in problems) / 12
+    assert f"{100 * figures['accuracy']:.1f}% ± {100 * figures['stderr']:.1f}" in said.err, "the table"
+
+
+def test_a_run_evaluates_on_its_way_as_it_does_at_its_end(finished, pair, tmp_path, capsys):
+    """The student of step 20, exported and evaluated alone, has the figures that the run wrote at step 20."""
+    assert export.work([str(finished[0]), str(tmp_path / "out"), "step=20"]) == 0
+    capsys.readouterr()
+    assert evaluate.work(words(pair, tmp_path, f"student.path={tmp_path / 'out'}")) == 0
+    alone = json.loads(capsys.readouterr().out)
+    (during,) = (line["eval"] for line in read_lines(finished[0] / "metrics.jsonl") if line["step"] == 20)
+    assert alone.keys() == during.keys()
+    assert alone.pop("reverse_kl") == pytest.approx(during.pop("reverse_kl"), abs=1e-5)
+    assert alone == during
 
 
 def test_the_report_draws_a_picture(finished, tmp_path, capsys):

@@ -4,7 +4,7 @@ import pytest
 
 from motab_jax import synthesize
 from motab_jax.config import UserError
-from motab_jax.data.prompts import Prompt
+from motab_jax.data.records import Prompt
 from motab_jax.products import chat, preference_pairs, prompt_type
 from tests.verbs.schema import RECORD_SCHEMA, faults
 

@@ -1,0 +1,91 @@
+"""The sections `data` and `eval`: where prompts come from, and how they are read and graded."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from motab_jax.config.base import Natural, NonNegative, Positive, Section, TopP
+from motab_jax.config.presets import DATA, EVAL
+
+
+def _preset_of(name: str, table: dict[str, Any]) -> str:
+    if name not in table:
+        raise ValueError(f"no such preset; there are {', '.join(table)}")
+    return name
+
+
+class PromptsSection(Section):
+    """Where prompts come from and how a record is read; `data` and `eval` have these keys in common."""
+
+    path: str | None = None
+    fields: dict[str, str] = Field(default_factory=dict, description="prompt/answer/id/completion -> field name")
+    answer_part: Literal["whole", "after_hashes", "boxed"] = Field(
+        default="whole", description="what of the answer's field is the answer: all, what follows ####, the last box"
+    )
+    wrong_answers: list[str] = Field(
+        default_factory=list, description="fields of a multiple choice's wrong answers; all are listed in the prompt"
+    )
+    grader: Literal["math", "exact", "choice"] = Field(
+        default="math", description="of records that don't name their own"
+    )
+    instruction: str | None = Field(default=None, description="a line put at the end of every prompt")
+
+
+class DataConfig(PromptsSection):
+    """Prompts: `arithmetic`, `pointers`, `jsonl`, `parquet`, `hub:<id>` or `reasoning_gym:<task>[,<task>...]`."""
+
+    preset: str | None = Field(default=None, description="a known data set: " + ", ".join(DATA))
+    source: str = "arithmetic"
+    split: str = "train"
+    count: Positive | None = Field(default=None, description="use only the first so many prompts")
+    max_prompt_tokens: Positive = 64
+    chat_template: bool = False
+    thinking: bool | None = None
+    shuffle_seed: Natural = 0
+
+    @field_validator("preset")
+    @classmethod
+    def _preset_is_known(cls, name: str | None) -> str | None:
+        return None if name is None else _preset_of(name, DATA)
+
+
+class EvalConfig(PromptsSection):
+    """Held-out evaluation. An empty source means the training source's held-out split."""
+
+    preset: str | tuple[str, ...] | None = Field(
+        default=None, description="a known benchmark, or several for `evaluate`: " + ", ".join(EVAL)
+    )
+    source: str | None = None
+    split: str = "held_out"
+    prompts: Positive = 500
+    samples: Positive = 1
+    batch_size: Positive = 128
+    temperature: NonNegative = 0.0
+    top_p: TopP = 1.0
+    max_new_tokens: Positive | None = Field(default=None, description="empty: as rollout.max_new_tokens")
+    reverse_kl: bool = Field(default=False, description="also report KL(student||teacher) on the student's own text")
+
+    @field_validator("preset")
+    @classmethod
+    def _presets_are_known(cls, names: Any) -> Any:
+        for name in [names] if isinstance(names, str) else names or []:
+            _preset_of(name, EVAL)
+        if isinstance(names, tuple) and len(set(names)) != max(1, len(names)):
+            raise ValueError("a list of presets names each once, and at least one")
+        return names
+
+    @model_validator(mode="after")
+    def _several_presets_describe_themselves(self):
+        own = ("source", "path", "split", "fields", "answer_part", "wrong_answers", "grader")
+        given = [key for key in own if key in self.model_fields_set]
+        if isinstance(self.preset, tuple) and given:
+            raise ValueError(f"each of several presets has its own {given[0]}; leave eval.{given[0]} out")
+        return self
+
+    def each(self) -> "list[EvalConfig]":
+        """The sections of one benchmark each: this one, or one for each of several presets, under the user's keys."""
+        if not isinstance(self.preset, tuple):
+            return [self]
+        given = self.model_dump(include=self.model_fields_set - {"preset"})
+        kind = type(self)
+        return [kind.model_validate({**EVAL[name], **given, "preset": name}) for name in self.preset]

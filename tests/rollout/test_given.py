@@ -1,0 +1,90 @@
+"""Text that the student did not write becomes a trajectory like those of a rollout, down to the shapes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from motab_jax.data.sources import TEACHER
+from motab_jax.rollout import rollout
+from motab_jax.rollout.given import Completions, given, written_by_teacher
+from tests.rollout.pair import MAX_NEW, ROWS, outcome, random_prompts, settings, student, teacher
+
+READ = {"monitored": False, "read_after": True}
+QUICKLY = {"xla_backend_optimization_level": 0}  # as tests/rollout/pair.py
+
+
+@functools.cache
+def read_and_given():
+    """What the student wrote and the teacher read; and the same text once more, as if it had been given."""
+    wrote = outcome(**READ)
+    text = Completions(jnp.asarray(wrote.tokens[:, :MAX_NEW]), jnp.asarray(wrote.length))
+    program = jax.jit(functools.partial(given, read=True), compiler_options=QUICKLY)
+    return wrote, jax.device_get(program(teacher(), random_prompts(), text, settings(**READ)))
+
+
+def test_the_text_is_entered_as_the_teachers():
+    wrote, found = read_and_given()
+    for row, length in enumerate(found.length):
+        np.testing.assert_array_equal(found.tokens[row, :length], wrote.tokens[row, :length])
+        assert (found.sources[row, :length] == TEACHER).all()
+    for name in ("length", "finish", "kept", "prompt_tokens", "prompt_positions"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wrote, name))
+    assert len(set(found.finish)) == 2, "some end at a stop token and some at the limit"
+    assert found.steps.count.sum() == found.num_rewinds.sum() == 0
+    assert found.counters.teacher_scored == found.length.sum()
+
+
+def test_the_teachers_states_are_those_of_the_same_text_after_a_rollout():
+    wrote, found = read_and_given()
+    used = wrote.used
+    assert np.abs(found.teacher_hidden[used]).max() > 0.1
+    np.testing.assert_allclose(found.teacher_hidden[used], wrote.teacher_hidden[used], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"targets": "sampled"},
+        {"targets": "topk", "targets_dtype": "bfloat16"},
+        {"intervention": "steps", "max_interventions": 3},
+        READ,
+        READ | {"targets": "topk"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("judge", [teacher, lambda: None], ids=["teacher", "nobody"])
+def test_shapes_are_those_of_a_rollout(changes, judge):
+    """So that the update is compiled once for both kinds of step."""
+    prompts, key, numbers, judge = random_prompts(), jax.random.key(0), settings(**changes), judge()
+    if judge is None and numbers.monitored:
+        return
+    text = Completions(jnp.ones((ROWS, MAX_NEW), jnp.int32), jnp.ones((ROWS,), jnp.int32))
+    read = judge is not None and numbers.targets != "sampled"
+    kinds = [
+        jax.eval_shape(lambda: rollout(student(), judge, prompts, key, numbers)),
+        jax.eval_shape(lambda: given(judge, prompts, text, numbers, read=read)),
+    ]
+    if judge is not None:
+        kinds.append(jax.eval_shape(lambda: written_by_teacher(judge, prompts, key, numbers, read=read)))
+    for other in kinds[1:]:
+        assert jax.tree.structure(other) == jax.tree.structure(kinds[0])
+        # str tells of weak types too, for which a program would be compiled anew.
+        assert str(jax.tree.leaves(other)) == str(jax.tree.leaves(kinds[0]))
+
+
+def test_the_teacher_writes_as_it_would_in_the_students_place():
+    numbers, key = settings(targets="sampled"), jax.random.key(0)
+    program = jax.jit(functools.partial(written_by_teacher, read=False), compiler_options=QUICKLY)
+    found = jax.device_get(program(teacher(), random_prompts(), key, numbers))
+    alone = outcome(pair=(teacher(), None), monitored=False)
+    np.testing.assert_array_equal(found.length, alone.length)
+    np.testing.assert_array_equal(found.tokens[found.used], alone.tokens[alone.used])
+    np.testing.assert_array_equal(found.finish, alone.finish)
+    assert (found.sources[found.used] == TEACHER).all() and found.num_rewinds.sum() == 0
+    counts = found.counters
+    assert counts.student_turns == counts.student_columns == 0 < counts.teacher_turns
+    assert counts.teacher_scored == found.length.sum()

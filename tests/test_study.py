@@ -1,0 +1,89 @@
+"""The study: its arithmetic by hand, and its seconds-long twin from end to end."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import study
+import study_figures
+
+from motab_jax.config import METHODS, load_config
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class FakeJob:
+    """A run that never was: its folder holds what a run would have written."""
+
+    setting: str
+    seed: int
+    folder: Path
+
+
+def fake_job(folder, setting, seed, accuracy):
+    run = folder / f"{setting}-{seed}"
+    run.mkdir()
+    (run / "summary.json").write_text(json.dumps({"accuracy_after": accuracy}))
+    spent = {"rollout": 1.0, "update": 0.5, "relayout": 0.5}
+    line = {"seconds": spent, "tokens_student": 6, "tokens_teacher": 4, "teacher_scored_per_token": 0.5}
+    lines = [line | {"step": step, "rewinds": 0.25 * step} for step in (1, 2)]
+    lines[1]["eval"] = {"accuracy": accuracy}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    return FakeJob(setting, seed, run)
+
+
+def test_an_interval_is_students():
+    found = study_figures.interval([0.1, 0.2, 0.3])
+    half = 4.302652729911275 * 0.1 / 3**0.5  # the 97.5% quantile at two degrees of freedom
+    assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.2 - half, 0.2 + half))
+    assert study_figures.interval([0.4]) == study_figures.Interval(0.4, 0.4, 0.4)
+
+
+def test_the_setting_is_chosen_by_the_tuning_runs_and_the_rival_by_the_reported(tmp_path):
+    reported = {"motab": (0.8, 0.9), "motab, breach": (0.95, 0.97), "sft": (0.5, 0.8), "opd": (0.6, 0.6)}
+    jobs = [fake_job(tmp_path, name, seed, x) for name, both in reported.items() for seed, x in enumerate(both)]
+    tuning = [fake_job(tmp_path, "motab", 100, 0.7), fake_job(tmp_path, "motab, breach", 100, 0.6)]
+    found = study_figures.compare(tuning, jobs, ["sft", "opd"])
+    assert (found["best_motab"], found["best_rival"], found["seeds"]) == ("motab", "sft", 2)
+    assert found["difference"] == pytest.approx(0.2) and found["methods"]["opd"]["per_seed"] == [0.6, 0.6]
+    course = study_figures.courses(jobs)["opd"]
+    assert {name: values.tolist() for name, values in course.items()} == {
+        "updates": [2], "seconds": [4.0], "teacher_tokens": [18.0], "accuracy": [0.6], "rewinds": [0.375],
+    }  # fmt: skip
+
+
+def test_every_method_is_in_the_study():
+    assert {*study.RIVALS, "motab"} == set(METHODS)
+    for setting in (*study.MOTAB, *study.RIVALS):
+        load_config(ROOT / "configs" / "quickstart.yaml", list(study.words_of(setting)))
+
+
+def test_the_quick_study(tmp_path):
+    words = ["--quick", "--out", tmp_path / "out", "--runs-folder", tmp_path / "runs", "--seeds", "1"]
+    words += ["--tuning-seeds", "1", "--settings", "motab", "opd"]
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+    command = [sys.executable, ROOT / "benchmarks" / "study.py", *words]
+    for _ in range(2):  # the second time nothing is left to train
+        ran = subprocess.run(
+            command,
+            env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        assert ran.returncode == 0, ran.stderr
+    assert not re.search(r"^\d+/\d+ ", ran.stderr, re.MULTILINE)
+    figures = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert set(figures["methods"]) == {"motab", "opd"} and figures["prompts"] == study.QUICK.held_out
+    assert set(figures["exposure"]) == {"motab", "opd"} and len(figures["reversed_exposure"]) == 4
+    assert figures["best_motab"] == "motab" and figures["best_rival"] == "opd"
+    assert {path.name for path in (tmp_path / "out").glob("*.svg")} == {
+        "study-updates.svg", "study-seconds.svg", "study-teacher_tokens.svg", "study-rewinds.svg", "study-exposure.svg",
+        "study-reversed.svg",
+    }  # fmt: skip
