@@ -2,12 +2,13 @@
 
 The student's: how often a step goes wrong, by its number, and by whether an earlier one did. The teacher's: how
 uncertain it is, and how often it still comes to the right answer, after so many flawed steps. A step is right if it
-takes the next term and its sum is right for the total that it starts from; it is good if that total is the true one.
+follows from the state before it, true or not: a sum takes the next term and is right for the total that it starts
+from; a hop goes where the key before it leads.
 """
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from study_figures import draw
 
-from motab_jax.data import arithmetic
+from motab_jax.data import arithmetic, pointers
+from motab_jax.data.prompts import TASKS
 from motab_jax.data.steps import compile_delimiter
 from motab_jax.data.tokenizer import load_tokenizer, token_bytes
 from motab_jax.models.pretrained import load_pretrained
@@ -26,37 +28,63 @@ from motab_jax.rollout import Prompts, RolloutConfig, rollout
 from motab_jax.rollout.opinion import entropy_of
 
 COLUMNS, NEW_TOKENS = 128, 96
-_LINE = re.compile(r"(\d+)([+-]\d+)=(\d+)")
+_SUM, _HOP = re.compile(r"(\d+)([+-]\d+)=(\d+)"), re.compile(r"([A-Za-z])(\d)")
 
 
 class StepErrors(NamedTuple):
     """Counts by step number, from 0."""
 
-    good_before: np.ndarray  # i64[K]; steps that start from a true total
+    good_before: np.ndarray  # i64[K]; steps with no error before
     first_errors: np.ndarray  # i64[K]; of them wrong
     flawed_before: np.ndarray  # i64[K]; steps after an error
-    further_errors: np.ndarray  # i64[K]; of them wrong by their own total
+    further_errors: np.ndarray  # i64[K]; of them wrong by the state that they start from
 
 
-def step_errors(problems: Sequence[arithmetic.Problem], texts: Sequence[str]) -> StepErrors:
+class Chain(NamedTuple):
+    """How a task's chain is read: its number of steps, its first state, and a line as (it follows, state after it)."""
+
+    steps: Callable[[Any], int]
+    start: Callable[[Any], Any]
+    read: Callable[[Any, int, Any, str], tuple[bool, Any] | None]  # problem, number, state before, line
+
+
+def step_errors(chain: Chain, problems: Sequence[Any], texts: Sequence[str]) -> StepErrors:
     """Compare completions line by line with their problems. A line that is missing or unreadable is wrong."""
-    counts = np.zeros((4, max(len(problem.terms) for problem in problems)), np.int64)
+    counts = np.zeros((4, max(chain.steps(problem) for problem in problems)), np.int64)
     for problem, text in zip(problems, texts, strict=True):
-        lines, total, flawed = text.split("\n"), problem.first, False
-        for number, term in enumerate(problem.terms):
-            found = _LINE.fullmatch(lines[number]) if number < len(lines) else None
-            right = found is not None and _follows(found, total, term)
+        lines, state, flawed = text.split("\n"), chain.start(problem), False
+        for number in range(chain.steps(problem)):
+            found = chain.read(problem, number, state, lines[number]) if number < len(lines) else None
             counts[2 * flawed, number] += 1
-            counts[2 * flawed + 1, number] += not right
+            counts[2 * flawed + 1, number] += found is None or not found[0]
             if found is None:
                 break
-            total, flawed = int(found[3]), flawed or not right
+            right, state = found
+            flawed = flawed or not right
     return StepErrors(*counts)
 
 
-def _follows(line: re.Match[str], total: int, term: int) -> bool:
-    before, change, after = (int(part) for part in line.groups())
-    return (before, change, after) == (total, term, total + term)
+def _read_sum(problem: arithmetic.Problem, number: int, total: int, line: str) -> tuple[bool, int] | None:
+    found = _SUM.fullmatch(line)
+    if found is None:
+        return None
+    before, change, after = (int(part) for part in found.groups())
+    term = problem.terms[number]
+    return (before, change, after) == (total, term, total + term), after
+
+
+def _read_hop(problem: pointers.Problem, number: int, key: str, line: str) -> tuple[bool, str] | None:
+    found = _HOP.fullmatch(line)
+    if found is None:
+        return None
+    right = (found[1], int(found[2])) == (dict(problem.arrows).get(key), problem.hops - number - 1)
+    return right, found[1]
+
+
+CHAINS = {
+    "arithmetic": Chain(lambda problem: len(problem.terms), lambda problem: problem.first, _read_sum),
+    "pointers": Chain(lambda problem: problem.hops, lambda problem: problem.start, _read_hop),
+}
 
 
 class View(NamedTuple):
@@ -87,24 +115,41 @@ def views(teacher: Model, tokenizer: Any, task: Any, *, flawed: Sequence[int], c
     return found
 
 
-def write(out: Path, texts: dict[str, list[tuple[arithmetic.Problem, str]]], count: int) -> dict[str, Any]:
-    """Figures of both biases; draws study-exposure.svg and study-reversed.svg. texts: setting -> (problem, written)."""
-    errors = {name: step_errors(*zip(*pairs, strict=True)) for name, pairs in texts.items()}
-    lines = {name: _rates(found) for name, found in errors.items()}
-    labels = ("step", "share of steps that go wrong, of those from a true total")
-    draw(out / "study-exposure.svg", lines, "step", "first", labels)
+Written = dict[str, list[tuple[Any, str]]]  # setting -> (problem, what its student wrote)
+
+
+def write(out: Path, written: dict[str, Written], count: int) -> dict[str, Any]:
+    """Figures of both biases by task; draws study-exposure-TASK.svg and study-entropy.svg, study-recovery.svg."""
+    errors = {
+        task: {name: step_errors(CHAINS[task], *zip(*pairs, strict=True)) for name, pairs in found.items()}
+        for task, found in written.items()
+    }
+    for task, found in errors.items():
+        labels = ("step", "share of steps that go wrong, of those with no error before")
+        lines = {name: _rates(counts) for name, counts in found.items()}
+        draw(out / f"study-exposure-{task}.svg", lines, "step", "first", labels)
     teacher, tokenizer = Model(*load_pretrained(TEACHER)), load_tokenizer(TEACHER)
-    seen = views(teacher, tokenizer, arithmetic, flawed=range(4), count=count, lines=3)
-    columns = dict(zip(View._fields, np.array(seen).T, strict=True))
-    draw(out / "study-reversed.svg", {"teacher": columns}, "flawed", "right", ("flawed steps of 3", "right answers"))
+    seen = {task: views(teacher, tokenizer, TASKS[task], flawed=range(4), count=count, lines=3) for task in written}
+    columns = {task: dict(zip(View._fields, np.array(found).T, strict=True)) for task, found in seen.items()}
+    draw(out / "study-entropy.svg", columns, "flawed", "entropy", ("flawed steps of 3", "teacher's entropy, nats"))
+    draw(out / "study-recovery.svg", columns, "flawed", "right", ("flawed steps of 3", "teacher's right answers"))
     return {
-        "exposure": {name: {key: value.tolist() for key, value in line.items()} for name, line in lines.items()},
-        "reversed_exposure": [view._asdict() for view in seen],
+        "exposure": {
+            task: {name: _figures(counts) for name, counts in found.items()} for task, found in errors.items()
+        },
+        "reversed_exposure": {task: [view._asdict() for view in found] for task, found in seen.items()},
     }
 
 
+def _figures(errors: StepErrors) -> dict[str, Any]:
+    """The rates by step as lists, and over all steps."""
+    good, first, flawed, further = (float(counts.sum()) for counts in errors)
+    by_step = {key: value.tolist() for key, value in _rates(errors).items()}
+    return by_step | {"first_all": first / max(good, 1), "further_all": further / max(flawed, 1)}
+
+
 def _rates(errors: StepErrors) -> dict[str, np.ndarray]:
-    """By step from 1: the share that goes wrong, of those from a true total and of those after an error."""
+    """By step from 1: the share that goes wrong, of those with no error before and of those after one."""
 
     def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
         return part / np.maximum(whole, 1)

@@ -1,9 +1,9 @@
-"""What the study's runs say: means with their intervals, the paired difference, tables and pictures."""
+"""What the study's runs say: means with their intervals, the paired difference, and pictures."""
 
 import dataclasses
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,33 +40,33 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def accuracies(jobs) -> dict[str, dict[int, float]]:
-    """Setting -> seed -> held-out accuracy after training."""
-    found: dict[str, dict[int, float]] = {}
+Table = dict[str, dict[int, float]]  # setting -> seed -> held-out accuracy after training
+
+
+def accuracies(jobs) -> Table:
+    """A setting's accuracy with each seed: the mean of the jobs that share both, which are of different tasks."""
+    found: dict[str, dict[int, list[float]]] = {}
     for job in jobs:
         summary = json.loads((job.folder / "summary.json").read_text())
-        found.setdefault(job.setting, {})[job.seed] = summary["accuracy_after"]
-    return found
+        found.setdefault(job.setting, {}).setdefault(job.seed, []).append(summary["accuracy_after"])
+    return {name: {seed: statistics.fmean(each) for seed, each in seeds.items()} for name, seeds in found.items()}
 
 
-def best(table: dict[str, dict[int, float]], names) -> str:
+def best(table: Table, names: Iterable[str]) -> str:
     """The setting with the highest mean."""
     return max(names, key=lambda name: statistics.fmean(table[name].values()))
 
 
-def compare(tuning, jobs, rivals: Sequence[str]) -> dict[str, Any]:
-    """The study's figures. The MOTAB setting is chosen by its tuning runs, the rival by the reported ones."""
-    table, choosing = accuracies(jobs), accuracies(tuning)
-    motab, rival = best(choosing, choosing), best(table, rivals)
-    seeds = sorted(table[motab])
+def compare(jobs, motab: str, rivals: Sequence[str]) -> dict[str, Any]:
+    """Every setting's accuracy, and a MOTAB setting's paired difference to the best rival of these very runs."""
+    table = accuracies(jobs)
+    rival, seeds = best(table, [name for name in rivals if name in table]), sorted(table[motab])
     paired = interval([table[motab][seed] - table[rival][seed] for seed in seeds])
-    methods = {
-        name: {**dataclasses.asdict(interval(list(values.values()))), "per_seed": [values[seed] for seed in seeds]}
-        for name, values in table.items()
-    }
     return {
-        "methods": methods,
-        "tuning": {name: list(values.values()) for name, values in choosing.items()},
+        "methods": {
+            name: {**dataclasses.asdict(interval(list(each.values()))), "per_seed": [each[seed] for seed in seeds]}
+            for name, each in table.items()
+        },
         "best_motab": motab,
         "best_rival": rival,
         "difference": paired.mean,
@@ -77,7 +77,7 @@ def compare(tuning, jobs, rivals: Sequence[str]) -> dict[str, Any]:
 
 
 def courses(jobs) -> dict[str, dict[str, np.ndarray]]:
-    """Setting -> means over seeds, at each evaluation: updates, seconds, teacher tokens, accuracy, strayed share."""
+    """Setting -> means over seeds, at each evaluation: updates, seconds, teacher tokens, accuracy, rewinds."""
     rows: dict[str, list[np.ndarray]] = {}
     for job in jobs:
         rows.setdefault(job.setting, []).append(_course(job.folder))
@@ -117,32 +117,12 @@ def draw(path: Path, lines: dict[str, dict[str, np.ndarray]], x: str, y: str, la
     plt.close(figure)
 
 
-def tables(figures: dict[str, Any]) -> str:
-    """The accuracies as Markdown, best first."""
-    ranked = sorted(figures["methods"].items(), key=lambda item: -item[1]["mean"])
-    rows = [
-        f"| {name} | {Interval(found['mean'], found['low'], found['high'])} |"
-        f" {', '.join(f'{100 * value:.1f}' for value in found['per_seed'])} |"
-        for name, found in ranked
-    ]
-    return "\n".join(["| setting | accuracy, % (95% interval) | by seed |", "|---|---|---|", *rows])
-
-
-def write(out: Path, tuning, jobs, rivals: Sequence[str], size: dict[str, int]) -> dict[str, Any]:
-    """The figures; writes study-table.md and the pictures."""
-    figures = {**compare(tuning, jobs, rivals), "prompts": size["held_out"], "size": size}
-    difference = Interval(figures["difference"], figures["difference_low"], figures["difference_high"])
-    head = (
-        f"{figures['best_motab']} (chosen on other seeds) against {figures['best_rival']} (the best rival): "
-        f"{difference} points, {figures['seeds']} seeds, {figures['prompts']} held-out prompts each."
-    )
-    (out / "study-table.md").write_text(f"{head}\n\n{tables(figures)}\n")
+def draw_courses(out: Path, task: str, jobs, shown: Sequence[str]) -> None:
+    """Accuracy of some settings against updates, seconds and teacher tokens; rewinds of all that have any."""
     lines = courses(jobs)
-    shown = {name: lines[name] for name in {figures["best_motab"]: 0, "motab": 0, **dict.fromkeys(rivals, 0)}}
-    for x, label in (("updates", "updates"), ("seconds", "seconds of training"), ("teacher_tokens", "teacher tokens")):
-        draw(out / f"study-{x}.svg", shown, x, "accuracy", (label, "held-out accuracy"))
+    axes = {"updates": "updates", "seconds": "seconds of training", "teacher_tokens": "teacher tokens"}
+    for x, label in axes.items():
+        some = {name: lines[name] for name in shown if name in lines}
+        draw(out / f"study-{x}-{task}.svg", some, x, "accuracy", (label, "held-out accuracy"))
     watched = {name: line for name, line in lines.items() if line["rewinds"].any()}
-    draw(out / "study-rewinds.svg", watched, "updates", "rewinds", ("updates", "rewinds a trajectory"))
-    print(head)
-    print(tables(figures))
-    return figures
+    draw(out / f"study-rewinds-{task}.svg", watched, "updates", "rewinds", ("updates", "rewinds a trajectory"))

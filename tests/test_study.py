@@ -45,11 +45,10 @@ def test_an_interval_is_students():
     assert study_figures.interval([0.4]) == study_figures.Interval(0.4, 0.4, 0.4)
 
 
-def test_the_setting_is_chosen_by_the_tuning_runs_and_the_rival_by_the_reported(tmp_path):
+def test_the_rival_is_the_best_of_the_reported_and_the_difference_is_paired(tmp_path):
     reported = {"motab": (0.8, 0.9), "motab, breach": (0.95, 0.97), "sft": (0.5, 0.8), "opd": (0.6, 0.6)}
     jobs = [fake_job(tmp_path, name, seed, x) for name, both in reported.items() for seed, x in enumerate(both)]
-    tuning = [fake_job(tmp_path, "motab", 100, 0.7), fake_job(tmp_path, "motab, breach", 100, 0.6)]
-    found = study_figures.compare(tuning, jobs, ["sft", "opd"])
+    found = study_figures.compare(jobs, "motab", ["sft", "opd", "akl"])
     assert (found["best_motab"], found["best_rival"], found["seeds"]) == ("motab", "sft", 2)
     assert found["difference"] == pytest.approx(0.2) and found["methods"]["opd"]["per_seed"] == [0.6, 0.6]
     course = study_figures.courses(jobs)["opd"]
@@ -58,15 +57,23 @@ def test_the_setting_is_chosen_by_the_tuning_runs_and_the_rival_by_the_reported(
     }  # fmt: skip
 
 
+def test_a_seed_counts_once_whatever_the_tasks(tmp_path):
+    jobs = []
+    for task, each in (("sums", (0.2, 0.4)), ("maps", (0.6, 1.0))):
+        (tmp_path / task).mkdir()
+        jobs += [fake_job(tmp_path / task, "opd", seed, accuracy) for seed, accuracy in enumerate(each)]
+    assert study_figures.accuracies(jobs) == {"opd": {0: pytest.approx(0.4), 1: pytest.approx(0.7)}}
+
+
 def test_every_method_is_in_the_study():
     assert {*study.RIVALS, "motab"} == set(METHODS)
-    for setting in (*study.MOTAB, *study.RIVALS):
-        load_config(ROOT / "configs" / "quickstart.yaml", list(study.words_of(setting)))
+    for words in (study.MOTAB | study.RIVALS).values():
+        load_config(ROOT / "configs" / "quickstart.yaml", list(words))
 
 
 def test_the_quick_study(tmp_path):
     words = ["--quick", "--out", tmp_path / "out", "--runs-folder", tmp_path / "runs", "--seeds", "1"]
-    words += ["--tuning-seeds", "1", "--settings", "motab", "opd"]
+    words += ["--tuning-seeds", "1", "--settings", "motab", "opd", "--tasks", "pointers", "--strengths"]
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
     command = [sys.executable, ROOT / "benchmarks" / "study.py", *words]
     for _ in range(2):  # the second time nothing is left to train
@@ -81,9 +88,9 @@ def test_the_quick_study(tmp_path):
     assert not re.search(r"^\d+/\d+ ", ran.stderr, re.MULTILINE)
     figures = json.loads((tmp_path / "out" / "study.json").read_text())
     assert set(figures["methods"]) == {"motab", "opd"} and figures["prompts"] == study.QUICK.held_out
-    assert set(figures["exposure"]) == {"motab", "opd"} and len(figures["reversed_exposure"]) == 4
+    assert set(figures["tasks"]["pointers"]["middle"]["methods"]) == set(figures["exposure"]["pointers"])
+    assert len(figures["reversed_exposure"]["pointers"]) == 4
     assert figures["best_motab"] == "motab" and figures["best_rival"] == "opd"
-    assert {path.name for path in (tmp_path / "out").glob("*.svg")} == {
-        "study-updates.svg", "study-seconds.svg", "study-teacher_tokens.svg", "study-rewinds.svg", "study-exposure.svg",
-        "study-reversed.svg",
-    }  # fmt: skip
+    page = (tmp_path / "out" / "study.md").read_text()
+    pictures = {path.name for path in (tmp_path / "out").glob("*.svg")}
+    assert len(pictures) == 7 and set(re.findall(r"\((study-\S+\.svg)\)", page)) == pictures

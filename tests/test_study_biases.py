@@ -2,13 +2,20 @@
 
 import study_biases
 
+from motab_jax.data import pointers
 from motab_jax.data.arithmetic import Problem, solution
 
 PROBLEM = Problem(12, (7, -5, 3))  # 12+7=19, 19-5=14, 14+3=17
+MAP = pointers.Problem((("a", "b"), ("b", "c"), ("c", "d"), ("x", "y")), "a", 3)
 
 
-def errors(*texts):
-    return [counts.tolist() for counts in study_biases.step_errors([PROBLEM] * len(texts), texts)]
+def errors(*texts, task="arithmetic", problem=PROBLEM):
+    chain = study_biases.CHAINS[task]
+    return [counts.tolist() for counts in study_biases.step_errors(chain, [problem] * len(texts), texts)]
+
+
+def hop_errors(*texts):
+    return errors(*texts, task="pointers", problem=MAP)
 
 
 def test_a_golden_chain_has_no_errors():
@@ -27,3 +34,14 @@ def test_a_step_that_starts_elsewhere_or_takes_another_term_is_wrong():
 
 def test_what_is_missing_or_unreadable_is_wrong_and_ends_the_chain():
     assert errors("12+7=19\nno", "") == [[2, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_hops_are_read_from_the_key_before():
+    assert hop_errors(pointers.solution(MAP)) == [[1, 1, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+    # A jump to x; y follows from x, nothing from y.
+    assert hop_errors("b2\nx1\ny0\n#y") == [[1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    assert hop_errors("x2\ny1\nd0\n#d") == [[1, 0, 0], [1, 0, 0], [0, 1, 1], [0, 0, 1]]
+
+
+def test_a_hop_with_a_wrong_count_is_wrong():
+    assert hop_errors("b1\nc1\nd0\n#d") == [[1, 0, 0], [1, 0, 0], [0, 1, 1], [0, 0, 0]]

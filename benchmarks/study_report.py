@@ -1,0 +1,149 @@
+"""The study as a page: its headline, its tables and its pictures, all from the figures of study.json."""
+
+from typing import Any
+
+from study_figures import Interval
+
+_PROTOCOL = """# The study
+
+Every method on the two shipped tasks, from students of three strengths. Written by `python benchmarks/study.py`, the
+figures beside it in [study.json](study.json); what they led to is in [decisions.md](decisions.md).
+
+{headline}
+
+## How it was measured
+
+- Each run: {steps} updates of {batch} trajectories on {train_prompts} prompts of its seed's own (each seen about
+  {times:.0f} times), the same for all settings. AdamW, learning rate 1e-3, as in `configs/quickstart.yaml`.
+- Accuracy: greedy answers on {held_out} held-out problems of the seed's own. Intervals are Student's t at 95% over
+  {seeds} seeds; the difference is paired by seed.
+- The MOTAB setting that is compared was chosen by runs of {tuning} other seeds, with other prompts and other held-out
+  problems, over both tasks. The best rival is the best of the reported runs, which favours it; the rivals' own keys
+  were left as their methods set them, which favours MOTAB.
+- Students: the shipped student's architecture, trained on golden chains and saved at {students}.
+  "Middle" ones are compared on every setting, "weak" and "strong" ones on some.
+- A run has one processor core to itself; seconds are of rollout, update and relayout.
+"""
+
+_EXPOSURE = """
+## Exposure bias
+
+How often the student's next step is wrong, by its number, when no step before it was; and over all numbers, with no
+error before and after one. Sampled at temperature 1 from the trained middle students.
+"""
+
+_REVERSED = """
+## Reversed exposure bias
+
+The teacher after three lines of which the last so many are wrong: its entropy where the next step starts, in nats, and
+how often its own continuation, sampled at temperature 1, still comes to the right answer.
+"""
+
+
+def headline(figures: dict[str, Any]) -> str:
+    """One sentence: the chosen setting against the best rival."""
+    difference = Interval(*(figures[key] for key in ("difference", "difference_low", "difference_high")))
+    return (
+        f"{figures['best_motab']} (chosen on other seeds) against {figures['best_rival']} (the best rival): "
+        f"{difference} points over {' and '.join(figures['tasks'])}, {figures['seeds']} seeds, "
+        f"{figures['prompts']} held-out problems each."
+    )
+
+
+def report(figures: dict[str, Any]) -> str:
+    """The page, Markdown."""
+    size = figures["size"]
+    students = "; ".join(
+        f"{task} {', '.join(f'{strength} {share:.0%}' for strength, share in found.items())}"
+        for task, found in figures["students"].items()
+    )
+    parts = [
+        _PROTOCOL.format(
+            headline=headline(figures), seeds=figures["seeds"], students=students,
+            times=size["steps"] * size["batch"] / size["train_prompts"],
+            tuning=len(next(iter(figures["tuning"].values()))), **size,
+        ),
+        "\n## Both tasks\n",
+        accuracy_table(figures["methods"]),
+        "\nChosen by (mean accuracy of the tuning runs):\n",
+        _tuning(figures["tuning"]),
+    ]  # fmt: skip
+    for task, found in figures["tasks"].items():
+        parts += [f"\n## {task.capitalize()}\n", _cells(found), _pictures(task)]
+    parts += [_EXPOSURE, _exposure(figures["exposure"]), _REVERSED, _reversed(figures["reversed_exposure"])]
+    return "\n".join(parts) + "\n"
+
+
+def accuracy_table(methods: dict[str, Any]) -> str:
+    """The accuracies, best first."""
+    rows = [
+        f"| {name} | {_interval(found)} | {', '.join(f'{100 * value:.1f}' for value in found['per_seed'])} |"
+        for name, found in _ranked(methods)
+    ]
+    return "\n".join(["| setting | accuracy, % (95% interval) | by seed |", "|---|---|---|", *rows])
+
+
+def _ranked(methods: dict[str, Any]) -> list[tuple[str, Any]]:
+    return sorted(methods.items(), key=lambda item: -item[1]["mean"])
+
+
+def _interval(found: dict[str, Any]) -> Interval:
+    return Interval(found["mean"], found["low"], found["high"])
+
+
+def _tuning(tuning: dict[str, list[float]]) -> str:
+    ranked = sorted(tuning.items(), key=lambda item: -sum(item[1]))
+    rows = [f"| {name} | {100 * sum(each) / len(each):.1f} |" for name, each in ranked]
+    return "\n".join(["| setting | % |", "|---|---|", *rows])
+
+
+def _cells(strengths: dict[str, Any]) -> str:
+    """A column for each strength, a row for each setting, and the paired difference last."""
+    names = [name for name, _ in _ranked(strengths["middle"]["methods"])]
+    rows = []
+    for name in names:
+        cells = [found["methods"].get(name) for found in strengths.values()]
+        rows.append(f"| {name} | {' | '.join(str(_interval(cell)) if cell else '' for cell in cells)} |")
+    differences = []
+    for found in strengths.values():
+        difference = Interval(*(found[key] for key in ("difference", "difference_low", "difference_high")))
+        differences.append(f"{difference} against {found['best_rival']}")
+    head = [f"| setting | {' | '.join(strengths)} |", f"|---|{'---|' * len(strengths)}"]
+    return "\n".join([*head, *rows, f"| difference, points | {' | '.join(differences)} |"])
+
+
+def _pictures(task: str) -> str:
+    words = {
+        "updates": "accuracy against updates", "seconds": "against seconds of training",
+        "teacher_tokens": "against teacher tokens, read and written", "rewinds": "rewinds a trajectory",
+    }  # fmt: skip
+    return "\n".join(["", *(f"![{task}: {text}](study-{name}-{task}.svg)" for name, text in words.items())])
+
+
+def _exposure(tasks: dict[str, Any]) -> str:
+    parts = []
+    for task, found in tasks.items():
+        rows = [
+            f"| {name} | {' | '.join(f'{100 * share:.1f}' for share in line['first'])} |"
+            f" {100 * line['first_all']:.1f} | {100 * line['further_all']:.1f} |"
+            for name, line in found.items()
+        ]
+        steps = next(iter(found.values()))["step"]
+        parts += [
+            f"| {task}, % | {' | '.join(f'step {n}' for n in steps)} | all, none before | all, after one |",
+            f"|---|{'---|' * (len(steps) + 2)}",
+            *rows,
+            f"\n![{task}: errors by step](study-exposure-{task}.svg)\n",
+        ]
+    return "\n".join(parts)
+
+
+def _reversed(tasks: dict[str, Any]) -> str:
+    rows = [
+        f"| {task} | {view['flawed']} | {view['entropy']:.3f} | {100 * view['right']:.1f}% |"
+        for task, views in tasks.items()
+        for view in views
+    ]
+    head = ["| task | flawed steps | entropy | right answers |", "|---|---|---|---|"]
+    pictures = "\n![the teacher's entropy](study-entropy.svg)\n![its right answers](study-recovery.svg)"
+    return "\n".join([*head, *rows, pictures])

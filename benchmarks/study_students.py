@@ -1,0 +1,94 @@
+"""Students of several strengths for the study: one training of each task, saved whenever it first gets so far.
+
+`python benchmarks/study_students.py TASK FOLDER` trains one from random weights on the task's golden chains, by the
+plan of the shipped student (motab_jax/quickstart/plans.py) or its like for pointers, and writes FOLDER/weak,
+FOLDER/middle, FOLDER/strong and FOLDER/students.json with the accuracy each was measured at.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from motab_jax.data import arithmetic, pointers
+from motab_jax.data.tokenizer import load_tokenizer
+from motab_jax.models.pretrained import save_pretrained
+from motab_jax.quickstart.build import CHECK_PROMPTS, CHECK_SEED, Learner, batches, measure
+from motab_jax.quickstart.plans import PLANS, Arrows, Hops, Round, Stage
+
+STRENGTHS = {"weak": 0.05, "middle": 0.30, "strong": 0.60}  # greedy accuracy at which each is saved
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """A task's module, what its students are trained on, and when that is measured."""
+
+    task: Any
+    plan: Round
+    check_from: int  # steps
+    check_every: int
+
+
+_MAPS = (
+    Stage(200, (Arrows(3, 20, rows=192),)),
+    Stage(120, (Hops(2, 4, 4, 32, rows=96),)),
+    Stage(200, (Hops(4, 8, 12, 68),)),
+)
+COURSES = {
+    "arithmetic": Course(arithmetic, PLANS["student"].rounds[0], check_from=300, check_every=10),
+    "pointers": Course(pointers, Round(_MAPS, 3e-3, "constant"), check_from=320, check_every=1),
+}  # fmt: skip
+
+
+def make_students(name: str, folder: Path, seed: int = 0) -> dict[str, float]:
+    """Train and save them; strength -> greedy accuracy on held-out problems. RuntimeError if the plan ends before."""
+    course = COURSES[name]
+    with tempfile.TemporaryDirectory() as scratch:
+        arithmetic.write_tokenizer(scratch)
+        tokenizer = load_tokenizer(scratch)
+    learner, found = Learner(PLANS["student"].config, seed), dict[str, float]()
+    learner.begin(course.plan)
+    for number, groups in enumerate(batches(course.plan.stages, tokenizer, f"student/{name}/{seed}"), 1):
+        learner.learn(groups)
+        if number < course.check_from or number % course.check_every:
+            continue
+        share = measure(learner.model, tokenizer, CHECK_PROMPTS, CHECK_SEED, course.task).answer
+        print(f"{name}: step {number}, greedy answers {share:.1%}", flush=True)
+        for strength, wanted in STRENGTHS.items():
+            if share >= wanted and strength not in found:
+                _save(folder / strength, learner, tokenizer)
+                found[strength] = share
+        if len(found) == len(STRENGTHS):
+            break
+    else:
+        raise RuntimeError(f"{name}: the plan ended with {found}")
+    _finish(folder / "students.json", found)
+    return found
+
+
+def _save(folder: Path, learner: Learner, tokenizer: Any) -> None:
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    save_pretrained(folder, learner.params, learner.config, generation_config=ids)
+    arithmetic.write_tokenizer(folder)
+
+
+def _finish(path: Path, found: dict[str, float]) -> None:
+    """The last file, all or nothing: where it lies, all students do."""
+    path.with_suffix(".part").write_text(json.dumps(found) + "\n")
+    os.replace(path.with_suffix(".part"), path)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("task", choices=sorted(COURSES))
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    make_students(given.task, given.folder)
+
+
+if __name__ == "__main__":
+    main()
