@@ -1,6 +1,7 @@
 """`python -m motab_jax.synthesize [CONFIG.yaml] output=FILE [key=value ...]`: rollouts only, one record a trajectory.
 
-rollout.samples_per_prompt trajectories of each training prompt, by the configured student under the teacher's eye.
+rollout.samples_per_prompt trajectories of each training prompt, by the configured student under the teacher's eye; with
+method=seqkd by the teacher alone.
 A trajectory depends on its prompt, its sample number and run.seed, not on the batch it ran in. FILE is JSON lines, or
 Parquet where it ends in .parquet. The same command again goes on where it was stopped; a signal (SIGTERM, SIGINT)
 leaves with status 75. Also: sft=FILE.jsonl (chats of prompt and target), preferences=FILE.jsonl (what was discarded
@@ -9,7 +10,7 @@ against the teacher's correction), only_correct=true (leave out what isn't known
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from motab_jax.data.answers import grade
 from motab_jax.data.records import Prompt
 from motab_jax.data.tokenizer import decode, load_tokenizer
 from motab_jax.record_log import RecordLog, look
-from motab_jax.rollout import Trajectory, rollout
+from motab_jax.rollout import Prompts, Trajectory, rollout
+from motab_jax.rollout.given import written_by_teacher
 from motab_jax.rollout.record import describe
 from motab_jax.runtime.clocks import now
 from motab_jax.runtime.mesh import check_batch
@@ -90,6 +92,7 @@ def work(words: list[str]) -> int:
     path, overrides, own = split_words(words, own=OWN)
     wanted = _wanted(own)
     config = read_config(path, overrides)
+    _check_writer(config)
     prompts = read_prompts(config)
     if wanted.parquet:
         products.prompt_type(prompts)
@@ -102,6 +105,16 @@ def work(words: list[str]) -> int:
         print(f"{log.path} holds all {log.total} records already")
     _write_products(wanted, log, prompts)
     return 0
+
+
+def _check_writer(config: Config) -> None:
+    """UserError for a recipe in which nobody writes."""
+    if config.rollout.on_policy == 0 and config.rollout.off_policy == "data":
+        raise UserError(
+            "rollout.on_policy=0 with rollout.off_policy=data (as method: sft sets them) trains on the data's own "
+            "completions: there is nothing to write; use rollout.off_policy=teacher (method: seqkd) or a method "
+            "whose student writes"
+        )
 
 
 def _wanted(own: dict[str, str]) -> Wanted:
@@ -163,15 +176,23 @@ def _batches(session: Session, encoded: EncodedPrompts, done: int) -> Iterator[t
     """
     config = session.config
     samples, size = config.rollout.samples_per_prompt, config.rollout.batch_size
-    total = len(encoded.prompts) * samples
-    # Records want the teacher's values and none of its distributions.
-    numbers = dataclasses.replace(session.rollout, targets="sampled", read_after=False)
-    program, key, student = jax.jit(rollout), jax.random.key(config.run.seed), session.serve(session.student.params)
+    total, key, write = len(encoded.prompts) * samples, jax.random.key(config.run.seed), _writer(session)
     for start in range(done // size * size, total, size):
         jobs = range(start, min(start + size, total))
         rows = [*jobs, *[jobs[-1]] * (size - len(jobs))]  # a last batch is filled up with its own last row
         batch = encoded.batch([job // samples for job in rows], rows, session.mesh)
-        yield jobs, jax.device_get(program(student, session.teacher, batch, key, numbers).slim())
+        yield jobs, jax.device_get(write(batch, key).slim())
+
+
+def _writer(session: Session) -> Callable[[Prompts, jax.Array], Trajectory]:
+    """Who writes: the student under the teacher's eye, or the teacher alone where no step is on-policy (`seqkd`)."""
+    # Records want the teacher's values and none of its distributions.
+    numbers = dataclasses.replace(session.rollout, targets="sampled", read_after=False)
+    if session.config.rollout.on_policy == 0:
+        alone = jax.jit(functools.partial(written_by_teacher, read=False))
+        return lambda batch, key: alone(session.teacher, batch, key, numbers)
+    program, student = jax.jit(rollout), session.serve(session.student.params)
+    return lambda batch, key: program(student, session.teacher, batch, key, numbers)
 
 
 def _records(session: Session, encoded: EncodedPrompts, host: Trajectory, jobs: range) -> Iterator[tuple[int, Any]]:

@@ -1,4 +1,4 @@
-"""The shipped pair of models: `teacher/` and `student/`, Hugging Face folders, and `build.py` and `plans.py`, which made them.
+"""The shipped pair of models: `teacher/` and `student/`, Hugging Face folders, with `build.py` and `plans.py`.
 
 Left out: the recipe that trains the student by the teacher, which is configs/quickstart.yaml.
 """

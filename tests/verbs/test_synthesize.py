@@ -62,6 +62,20 @@ def test_the_records_show_backtracking(records):
     assert {record["finish_reason"] for record in records} == {"stop", "length"}
 
 
+def test_seqkd_writes_the_teachers_own_text(records, pair, tmp_path):
+    found = synthesized(pair, tmp_path, "method=seqkd", "data.count=8")
+    assert len(found) == 16
+    for record in found:
+        assert not faults(record, RECORD_SCHEMA) and not record["steps"], "nobody judges the teacher's steps"
+        assert set(record["sources"]) == {"teacher"} and not record["rewinds"]
+    assert [record["tokens"] for record in found] != [record["tokens"] for record in records[:16]]
+
+
+def test_a_recipe_in_which_nobody_writes_is_refused(pair, tmp_path):
+    with pytest.raises(UserError, match="nothing to write"):
+        synthesized(pair, tmp_path, "method=sft", "rollout.samples_per_prompt=1")
+
+
 def test_samples_of_a_prompt_differ(records):
     assert any(one["tokens"] != other["tokens"] for one, other in zip(records[::2], records[1::2], strict=True))
 
