@@ -6,7 +6,8 @@ on each core at a time, so a stopped study goes on where it was), then writes st
 supervised training meets every state, and exposure bias hides.
 
 The MOTAB setting that is compared is chosen by runs of their own (--tuning-seeds), whose prompts and held-out problems
-are others than those of the reported ones. Every setting starts from the same students and has the same learning rate.
+are others than those of the reported ones; they are the ablation and the sensitivity, too. Every setting starts from
+the same students and has the same learning rate.
 """
 
 import argparse
@@ -70,11 +71,11 @@ def main() -> None:
     work_off(tuning)
     chosen = study_figures.best(study_figures.accuracies(tuning), tuned)
 
-    some = {name: words for name, words in settings.items() if name in (*ELSEWHERE, chosen)}
     jobs: list[Job] = []
     for strength in ("middle", *given.strengths):
+        names = (*RIVALS, "motab", chosen) if strength == "middle" else (*ELSEWHERE, "motab", chosen)
+        these = {name: words for name, words in settings.items() if name in names}
         for task in given.tasks:
-            these = settings if strength == "middle" else some
             jobs += make_jobs((task, strength), these, range(given.seeds), size, folder)
     work_off(jobs)
     readings = [Reading(job, size) for job in jobs if job.strength == "middle" and job.setting in (*READ, chosen)]
@@ -87,7 +88,7 @@ def main() -> None:
     (given.out / "study.json").write_text(json.dumps(figures, indent=1) + "\n")
     for task in given.tasks:
         own = [job for job in jobs if (job.task, job.strength) == (task, "middle")]
-        study_figures.draw_courses(given.out, task, own, list(dict.fromkeys([chosen, "motab", *RIVALS])))
+        study_figures.draw_courses(given.out, task, own, [job for job in tuning if job.task == task])
     (given.out / "study.md").write_text(study_report.report(figures))
     print(study_report.headline(figures))
 
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of study.json, study.md, study-*.svg")
     parser.add_argument("--runs-folder", type=Path, default=ROOT / "runs" / "study", help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=5, help="seeds that are reported")
-    parser.add_argument("--tuning-seeds", type=int, default=2, help="seeds that choose the MOTAB setting")
+    parser.add_argument("--tuning-seeds", type=int, default=3, help="seeds that choose the MOTAB setting")
     parser.add_argument("--settings", nargs="+", choices=[*MOTAB, *RIVALS], metavar="NAME", help="only these")
     parser.add_argument("--tasks", nargs="+", choices=[*TASKS], default=[*TASKS], help="only these")
     parser.add_argument(
@@ -119,7 +120,13 @@ def _figures(tuning: list[Job], jobs: list[Job], chosen: str, tasks: Sequence[st
         **study_figures.compare(middle, chosen, rivals),
         "prompts": size.held_out,
         "size": dataclasses.asdict(size),
-        "tuning": {name: list(each.values()) for name, each in study_figures.accuracies(tuning).items()},
+        "tuning": {
+            "both": study_figures.summary(study_figures.accuracies(tuning)),
+            **{
+                task: study_figures.summary(study_figures.accuracies(job for job in tuning if job.task == task))
+                for task in tasks
+            },
+        },
         "tasks": {
             task: {strength: study_figures.compare(some, chosen, rivals) for strength, some in found.items()}
             for task, found in cells.items()

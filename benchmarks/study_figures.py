@@ -57,16 +57,21 @@ def best(table: Table, names: Iterable[str]) -> str:
     return max(names, key=lambda name: statistics.fmean(table[name].values()))
 
 
+def summary(table: Table) -> dict[str, dict[str, Any]]:
+    """Of each setting the mean, its interval, and every seed's accuracy, as study.json has them."""
+    return {
+        name: {**dataclasses.asdict(interval(list(each.values()))), "per_seed": [each[seed] for seed in sorted(each)]}
+        for name, each in table.items()
+    }
+
+
 def compare(jobs, motab: str, rivals: Sequence[str]) -> dict[str, Any]:
     """Every setting's accuracy, and a MOTAB setting's paired difference to the best rival of these very runs."""
     table = accuracies(jobs)
     rival, seeds = best(table, [name for name in rivals if name in table]), sorted(table[motab])
     paired = interval([table[motab][seed] - table[rival][seed] for seed in seeds])
     return {
-        "methods": {
-            name: {**dataclasses.asdict(interval(list(each.values()))), "per_seed": [each[seed] for seed in seeds]}
-            for name, each in table.items()
-        },
+        "methods": summary(table),
         "best_motab": motab,
         "best_rival": rival,
         "difference": paired.mean,
@@ -105,6 +110,7 @@ def _course(folder: Path) -> np.ndarray:
 def draw(path: Path, lines: dict[str, dict[str, np.ndarray]], x: str, y: str, labels: tuple[str, str]) -> None:
     """A line for each setting, as SVG without a date, so that the same figures give the same file."""
     figure, axes = plt.subplots(figsize=(7, 4.5))
+    axes.set_prop_cycle(color=matplotlib.colormaps["tab20"].colors)
     for name, course in lines.items():
         axes.plot(course[x], course[y], marker="o", markersize=3, label=name)
     axes.set_xlabel(labels[0])
@@ -117,12 +123,10 @@ def draw(path: Path, lines: dict[str, dict[str, np.ndarray]], x: str, y: str, la
     plt.close(figure)
 
 
-def draw_courses(out: Path, task: str, jobs, shown: Sequence[str]) -> None:
-    """Accuracy of some settings against updates, seconds and teacher tokens; rewinds of all that have any."""
-    lines = courses(jobs)
+def draw_courses(out: Path, task: str, jobs, tuning) -> None:
+    """Accuracy of the compared settings against updates, seconds and teacher tokens; rewinds of MOTAB's settings."""
     axes = {"updates": "updates", "seconds": "seconds of training", "teacher_tokens": "teacher tokens"}
     for x, label in axes.items():
-        some = {name: lines[name] for name in shown if name in lines}
-        draw(out / f"study-{x}-{task}.svg", some, x, "accuracy", (label, "held-out accuracy"))
-    watched = {name: line for name, line in lines.items() if line["rewinds"].any()}
-    draw(out / f"study-rewinds-{task}.svg", watched, "updates", "rewinds", ("updates", "rewinds a trajectory"))
+        draw(out / f"study-{x}-{task}.svg", courses(jobs), x, "accuracy", (label, "held-out accuracy"))
+    labels = ("updates", "rewinds a trajectory")
+    draw(out / f"study-rewinds-{task}.svg", courses(tuning), "updates", "rewinds", labels)

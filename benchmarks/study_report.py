@@ -61,11 +61,11 @@ def report(figures: dict[str, Any]) -> str:
         _PROTOCOL.format(
             headline=headline(figures), seeds=figures["seeds"], students=students,
             times=size["steps"] * size["batch"] / size["train_prompts"],
-            tuning=len(next(iter(figures["tuning"].values()))), **size,
+            tuning=len(next(iter(figures["tuning"]["both"].values()))["per_seed"]), **size,
         ),
         "\n## Both tasks\n",
         accuracy_table(figures["methods"]),
-        "\nChosen by (mean accuracy of the tuning runs):\n",
+        "\n## MOTAB's settings\n\nOn the tuning seeds; the first row is what is compared with the rivals.\n",
         _tuning(figures["tuning"]),
     ]  # fmt: skip
     for task, found in figures["tasks"].items():
@@ -91,10 +91,14 @@ def _interval(found: dict[str, Any]) -> Interval:
     return Interval(found["mean"], found["low"], found["high"])
 
 
-def _tuning(tuning: dict[str, list[float]]) -> str:
-    ranked = sorted(tuning.items(), key=lambda item: -sum(item[1]))
-    rows = [f"| {name} | {100 * sum(each) / len(each):.1f} |" for name, each in ranked]
-    return "\n".join(["| setting | % |", "|---|---|", *rows])
+def _tuning(tuning: dict[str, Any]) -> str:
+    """A row for each MOTAB setting, best first, a column for both tasks and for each."""
+    head = [f"| setting | {' | '.join(tuning)} |", f"|---|{'---|' * len(tuning)}"]
+    rows = [
+        f"| {name} | {' | '.join(str(_interval(found[name])) for found in tuning.values())} |"
+        for name, _ in _ranked(tuning["both"])
+    ]
+    return "\n".join([*head, *rows])
 
 
 def _cells(strengths: dict[str, Any]) -> str:
