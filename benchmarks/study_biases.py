@@ -142,17 +142,19 @@ def write(out: Path, written: dict[str, Written], count: int) -> dict[str, Any]:
 
 
 def _figures(errors: StepErrors) -> dict[str, Any]:
-    """The rates by step as lists, and over all steps."""
-    good, first, flawed, further = (float(counts.sum()) for counts in errors)
-    by_step = {key: value.tolist() for key, value in _rates(errors).items()}
-    return by_step | {"first_all": first / max(good, 1), "further_all": further / max(flawed, 1)}
+    """The rates by step as lists, and over all steps; None where there was no step to count."""
+    overall = _rates(StepErrors(*(counts.sum(keepdims=True) for counts in errors)))
+    found = {key: [None if np.isnan(x) else x for x in value.tolist()] for key, value in _rates(errors).items()}
+    return found | {
+        f"{key}_all": None if np.isnan(overall[key][0]) else overall[key][0] for key in ("first", "further")
+    }
 
 
 def _rates(errors: StepErrors) -> dict[str, np.ndarray]:
     """By step from 1: the share that goes wrong, of those with no error before and of those after one."""
 
     def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        return part / np.maximum(whole, 1)
+        return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
     return {
         "step": np.arange(1, len(errors.good_before) + 1),

@@ -128,8 +128,7 @@ def _exposure(tasks: dict[str, Any]) -> str:
     parts = []
     for task, found in tasks.items():
         rows = [
-            f"| {name} | {' | '.join(f'{100 * share:.1f}' for share in line['first'])} |"
-            f" {100 * line['first_all']:.1f} | {100 * line['further_all']:.1f} |"
+            f"| {name} | {' | '.join(map(_share, [*line['first'], line['first_all'], line['further_all']]))} |"
             for name, line in found.items()
         ]
         steps = next(iter(found.values()))["step"]
@@ -140,6 +139,10 @@ def _exposure(tasks: dict[str, Any]) -> str:
             f"\n![{task}: errors by step](study-exposure-{task}.svg)\n",
         ]
     return "\n".join(parts)
+
+
+def _share(found: float | None) -> str:
+    return "" if found is None else f"{100 * found:.1f}"
 
 
 def _reversed(tasks: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """What the study says of the biases, on chains written by hand."""
 
+import numpy as np
 import study_biases
 
 from motab_jax.data import pointers
@@ -45,3 +46,10 @@ def test_hops_are_read_from_the_key_before():
 
 def test_a_hop_with_a_wrong_count_is_wrong():
     assert hop_errors("b1\nc1\nd0\n#d") == [[1, 0, 0], [1, 0, 0], [0, 1, 1], [0, 0, 0]]
+
+
+def test_a_rate_of_nothing_is_none():
+    counts = study_biases.StepErrors(*(np.array(x) for x in ([4, 2], [1, 2], [0, 1], [0, 0])))
+    assert study_biases._figures(counts) == {
+        "step": [1, 2], "first": [0.25, 1.0], "further": [None, 0.0], "first_all": 0.5, "further_all": 0.0,
+    }  # fmt: skip
