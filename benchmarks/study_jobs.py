@@ -42,6 +42,10 @@ class Size:
     eval_every: int
     shipped: bool = False  # start from the shipped student instead of one trained for the task
 
+    @property
+    def eval_words(self) -> tuple[str, ...]:
+        return f"eval.prompts={self.held_out}", f"eval.batch_size={min(self.held_out, 250)}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Students:
@@ -106,8 +110,7 @@ class Reading:
 
     def run(self, core: int) -> None:
         words = [f"student.path={self.job.folder / 'export'}", f"output={self.file}", *TASKS[self.job.task]]
-        words += [f"data.shuffle_seed={self.job.seed}", f"eval.prompts={self.size.held_out}", "eval.temperature=1.0"]
-        words += [f"eval.batch_size={min(self.size.held_out, 250)}"]
+        words += [f"data.shuffle_seed={self.job.seed}", *self.size.eval_words, "eval.temperature=1.0"]
         _call(core, ["-m", "motab_jax.evaluate", "configs/quickstart.yaml", *words])
         (self.job.folder / "read").touch()
 
@@ -138,8 +141,7 @@ def make_jobs(
                 f"run.dir={runs}", f"run.name={name}", f"run.seed={seed}", f"run.steps={size.steps}",
                 f"run.eval_every={size.eval_every}", f"run.save_every={size.steps}", "run.sample_every=0",
                 f"data.shuffle_seed={seed}", f"data.count={size.train_prompts}", f"rollout.batch_size={size.batch}",
-                f"eval.prompts={size.held_out}", f"eval.batch_size={min(size.held_out, 250)}",
-                f"student.path={student}",
+                *size.eval_words, f"student.path={student}",
             )  # fmt: skip
             jobs.append(Job(task, strength, setting, seed, (*own, *TASKS[task], *words), runs / name))
     return jobs

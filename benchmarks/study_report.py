@@ -42,10 +42,9 @@ how often its own continuation, sampled at temperature 1, still comes to the rig
 
 def headline(figures: dict[str, Any]) -> str:
     """One sentence: the chosen setting against the best rival."""
-    difference = Interval(*(figures[key] for key in ("difference", "difference_low", "difference_high")))
     return (
         f"{figures['best_motab']} (chosen on other seeds) against {figures['best_rival']} (the best rival): "
-        f"{difference} points over {' and '.join(figures['tasks'])}, {figures['seeds']} seeds, "
+        f"{_difference(figures)} points over {' and '.join(figures['tasks'])}, {figures['seeds']} seeds, "
         f"{figures['prompts']} held-out problems each."
     )
 
@@ -91,6 +90,10 @@ def _interval(found: dict[str, Any]) -> Interval:
     return Interval(found["mean"], found["low"], found["high"])
 
 
+def _difference(found: dict[str, Any]) -> Interval:
+    return Interval(*(found[key] for key in ("difference", "difference_low", "difference_high")))
+
+
 def _tuning(tuning: dict[str, Any]) -> str:
     """A row for each MOTAB setting, best first, a column for both tasks and for each."""
     head = [f"| setting | {' | '.join(tuning)} |", f"|---|{'---|' * len(tuning)}"]
@@ -108,10 +111,7 @@ def _cells(strengths: dict[str, Any]) -> str:
     for name in names:
         cells = [found["methods"].get(name) for found in strengths.values()]
         rows.append(f"| {name} | {' | '.join(str(_interval(cell)) if cell else '' for cell in cells)} |")
-    differences = []
-    for found in strengths.values():
-        difference = Interval(*(found[key] for key in ("difference", "difference_low", "difference_high")))
-        differences.append(f"{difference} against {found['best_rival']}")
+    differences = [f"{_difference(found)} against {found['best_rival']}" for found in strengths.values()]
     head = [f"| setting | {' | '.join(strengths)} |", f"|---|{'---|' * len(strengths)}"]
     return "\n".join([*head, *rows, f"| difference, points | {' | '.join(differences)} |"])
 

@@ -9,14 +9,10 @@ import argparse
 import dataclasses
 import json
 import os
-import tempfile
 from pathlib import Path
-from typing import Any
 
-from motab_jax.data import arithmetic, pointers
-from motab_jax.data.tokenizer import load_tokenizer
-from motab_jax.models.pretrained import save_pretrained
-from motab_jax.quickstart.build import CHECK_PROMPTS, CHECK_SEED, Learner, batches, measure
+from motab_jax.data.prompts import TASKS
+from motab_jax.quickstart.build import CHECK_PROMPTS, CHECK_SEED, Learner, batches, make_tokenizer, measure, save
 from motab_jax.quickstart.plans import PLANS, Arrows, Hops, Round, Stage
 
 STRENGTHS = {"weak": 0.05, "middle": 0.30, "strong": 0.60}  # greedy accuracy at which each is saved
@@ -24,9 +20,8 @@ STRENGTHS = {"weak": 0.05, "middle": 0.30, "strong": 0.60}  # greedy accuracy at
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-    """A task's module, what its students are trained on, and when that is measured."""
+    """What a task's students are trained on, and when that is measured."""
 
-    task: Any
     plan: Round
     check_from: int  # steps
     check_every: int
@@ -38,28 +33,26 @@ _MAPS = (
     Stage(200, (Hops(4, 8, 12, 68),)),
 )
 COURSES = {
-    "arithmetic": Course(arithmetic, PLANS["student"].rounds[0], check_from=300, check_every=10),
-    "pointers": Course(pointers, Round(_MAPS, 3e-3, "constant"), check_from=320, check_every=1),
+    "arithmetic": Course(PLANS["student"].rounds[0], check_from=300, check_every=10),
+    "pointers": Course(Round(_MAPS, 3e-3, "constant"), check_from=320, check_every=1),
 }  # fmt: skip
 
 
 def make_students(name: str, folder: Path, seed: int = 0) -> dict[str, float]:
     """Train and save them; strength -> greedy accuracy on held-out problems. RuntimeError if the plan ends before."""
     course = COURSES[name]
-    with tempfile.TemporaryDirectory() as scratch:
-        arithmetic.write_tokenizer(scratch)
-        tokenizer = load_tokenizer(scratch)
+    tokenizer = make_tokenizer()
     learner, found = Learner(PLANS["student"].config, seed), dict[str, float]()
     learner.begin(course.plan)
     for number, groups in enumerate(batches(course.plan.stages, tokenizer, f"student/{name}/{seed}"), 1):
         learner.learn(groups)
         if number < course.check_from or number % course.check_every:
             continue
-        share = measure(learner.model, tokenizer, CHECK_PROMPTS, CHECK_SEED, course.task).answer
+        share = measure(learner.model, tokenizer, CHECK_PROMPTS, CHECK_SEED, TASKS[name]).answer
         print(f"{name}: step {number}, greedy answers {share:.1%}", flush=True)
         for strength, wanted in STRENGTHS.items():
             if share >= wanted and strength not in found:
-                _save(folder / strength, learner, tokenizer)
+                save(folder / strength, learner.model, tokenizer)
                 found[strength] = share
         if len(found) == len(STRENGTHS):
             break
@@ -67,12 +60,6 @@ def make_students(name: str, folder: Path, seed: int = 0) -> dict[str, float]:
         raise RuntimeError(f"{name}: the plan ended with {found}")
     _finish(folder / "students.json", found)
     return found
-
-
-def _save(folder: Path, learner: Learner, tokenizer: Any) -> None:
-    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    save_pretrained(folder, learner.params, learner.config, generation_config=ids)
-    arithmetic.write_tokenizer(folder)
 
 
 def _finish(path: Path, found: dict[str, float]) -> None:

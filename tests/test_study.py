@@ -52,6 +52,8 @@ def test_the_rival_is_the_best_of_the_reported_and_the_difference_is_paired(tmp_
     found = study_figures.compare(jobs, "motab", ["sft", "opd", "akl"])
     assert (found["best_motab"], found["best_rival"], found["seeds"]) == ("motab", "sft", 2)
     assert found["difference"] == pytest.approx(0.2) and found["methods"]["opd"]["per_seed"] == [0.6, 0.6]
+    tuning = [fake_job(tmp_path, "motab", 100, 0.7), fake_job(tmp_path, "motab, breach", 100, 0.6)]
+    assert study_figures.best(study_figures.accuracies(tuning), ["motab", "motab, breach"]) == "motab"
     course = study_figures.courses(jobs)["opd"]
     assert {name: values.tolist() for name, values in course.items()} == {
         "updates": [2], "seconds": [4.0], "teacher_tokens": [18.0], "accuracy": [0.6], "rewinds": [0.375],

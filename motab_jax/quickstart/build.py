@@ -206,20 +206,30 @@ def train_round(name: str, plan: Plan, part: Round, learner: Learner, tokenizer:
     return False
 
 
+def make_tokenizer() -> Any:
+    """The tokenizer of both tasks, loaded as from a model's folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        arithmetic.write_tokenizer(scratch)
+        return load_tokenizer(scratch)
+
+
+def save(folder: Path, model: Model, tokenizer: Any) -> None:
+    """Write a model's folder: weights, configuration, special tokens, tokenizer."""
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    save_pretrained(folder, model.params, model.config, generation_config=ids)
+    arithmetic.write_tokenizer(folder)
+
+
 def build(name: str, folder: Path, seed: int) -> dict[str, Accuracy]:
     """Train a model of the pair, measure it, and write its folder `folder/name`. UserError if it can't be written."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        arithmetic.write_tokenizer(scratch)
-        tokenizer = load_tokenizer(scratch)
+    tokenizer = make_tokenizer()
     model = train(name, PLANS[name], tokenizer, seed)
     found = {
         task.__name__.rpartition(".")[2]: measure(model, tokenizer, REPORT_PROMPTS, REPORT_SEED, task)
         for task in PLANS[name].tasks
     }
-    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    save_pretrained(folder / name, model.params, model.config, generation_config=ids)
-    arithmetic.write_tokenizer(folder / name)
+    save(folder / name, model, tokenizer)
     size = (folder / name / "model.safetensors").stat().st_size
     for task, accuracy in found.items():
         print(f"{name}, {task}: {accuracy}", flush=True)

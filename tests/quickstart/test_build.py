@@ -83,6 +83,7 @@ def test_the_longest_problem_fits_the_columns_and_the_completion_length(tokenize
     problem = pointers.sample_problem(random.Random(0), min_hops=pointers.MAX_HOPS)
     prompt, completion = tokenizer.encode(problem.prompt), pointers.solution(problem)
     assert len(prompt) == build.PROMPT_COLUMNS
+    assert len(prompt) + len(completion) + 1 <= columns(pointers)
 
 
 def test_the_same_seed_gives_the_same_batches(tokenizer):
