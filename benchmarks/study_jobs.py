@@ -163,5 +163,9 @@ def work_off(works: Sequence[Work]) -> None:
         return work
 
     with ThreadPoolExecutor(cores.qsize()) as pool:
-        for number, work in enumerate(as_completed([pool.submit(one, work) for work in waiting]), 1):
-            print(f"{number}/{len(waiting)} {work.result().name}", file=sys.stderr, flush=True)
+        try:
+            for number, work in enumerate(as_completed([pool.submit(one, work) for work in waiting]), 1):
+                print(f"{number}/{len(waiting)} {work.result().name}", file=sys.stderr, flush=True)
+        except RuntimeError:
+            pool.shutdown(cancel_futures=True)  # say at once what failed, not when all others are done
+            raise

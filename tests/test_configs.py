@@ -8,6 +8,8 @@ import yaml
 from pydantic import BaseModel
 
 from motab_jax.config import METHODS, Config, UserError, dump_config, load_config, valid_keys
+from motab_jax.distill import check_targets
+from motab_jax.programs import make_objective
 from motab_jax.runtime.paths import recipe_path
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +100,12 @@ def test_a_method_loads_cites_its_source_and_survives_a_dump(method, tmp_path):
     (tmp_path / "dumped.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "dumped.yaml") == config
     assert "arXiv" in METHODS[method].__doc__
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_the_targets_that_its_losses_need_on_the_quickstart(method):
+    config = load_config(ROOT / "configs" / "quickstart.yaml", [f"method={method}"])
+    check_targets(make_objective(config, 74), config.rollout.targets)
 
 
 @pytest.mark.parametrize("value", ["opds", "[1]", "3"])

@@ -125,12 +125,12 @@ def opd_sampled() -> Table:
     """On-policy distillation by the sampled tokens alone: a policy gradient with the advantage log p_T - log p_S.
 
     As Thinking Machines' tinker has it; the objective is that of MiniLLM (arXiv 2306.08543, eq. 1) with one token's
-    reward for one token. The teacher's distributions are not kept.
+    reward for one token. The teacher's distributions are not kept, and it writes nothing.
     """
     return {
         "rollout": {"targets": "sampled"},
         "monitor": {"enabled": False},
-        "objective": {"target": "spliced", "student_loss": "policy_gradient"},
+        "objective": {"target": "spliced", "student_loss": "policy_gradient", "teacher_loss": "masked"},
     }
 
 
