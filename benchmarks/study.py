@@ -26,7 +26,9 @@ from motab_jax.data.prompts import TASKS as PROBLEMS
 
 HAND_BACK = ("backtrack.intervention=steps", "backtrack.steps=1", "backtrack.max_interventions=4")
 ADAPTIVE = ("objective.student_loss=adaptive_kl", "objective.teacher_loss=adaptive_kl")
-PAPER = ("objective.target=stitched", "objective.student_loss=cross_entropy", "objective.teacher_loss=cross_entropy")
+CROSS_ENTROPY = ("objective.student_loss=cross_entropy", "objective.teacher_loss=cross_entropy")
+# The transition is one token; "However," would be eight characters that the pair has never seen.
+PAPER = ("objective.target=stitched", "objective.transition_text=H", *CROSS_ENTROPY)
 TOLERANT = "monitor.eps0=0.1"
 MOTAB = {
     "motab": (),
@@ -34,7 +36,7 @@ MOTAB = {
     "motab, breach": ("backtrack.target=breach",),
     "motab, hand-back": HAND_BACK,
     "motab, stitched, cross-entropy": PAPER,
-    "motab, no stitching, cross-entropy": (PAPER[1], PAPER[2]),
+    "motab, no stitching, cross-entropy": CROSS_ENTROPY,
     "motab, eps0 0.1": (TOLERANT,),
     "motab, theta 2": ("monitor.theta=2.0",),
     "motab, adaptive KL": ADAPTIVE,
