@@ -24,6 +24,7 @@ from study_jobs import ROOT, TASKS, Job, Reading, Size, Students, make_jobs, wor
 
 from motab_jax.data.prompts import TASKS as PROBLEMS
 
+BASE = ("monitor.eps0=0.5", "objective.student_loss=reverse_kl", "objective.teacher_loss=forward_kl")
 HAND_BACK = ("backtrack.intervention=steps", "backtrack.steps=1", "backtrack.max_interventions=4")
 ADAPTIVE = ("objective.student_loss=adaptive_kl", "objective.teacher_loss=adaptive_kl")
 CROSS_ENTROPY = ("objective.student_loss=cross_entropy", "objective.teacher_loss=cross_entropy")
@@ -31,18 +32,21 @@ CROSS_ENTROPY = ("objective.student_loss=cross_entropy", "objective.teacher_loss
 PAPER = ("objective.target=stitched", "objective.transition_text=H", *CROSS_ENTROPY)
 TOLERANT = "monitor.eps0=0.1"
 MOTAB = {
-    "motab": (),
-    "motab, fixed boundary": ("monitor.boundary=fixed",),
-    "motab, breach": ("backtrack.target=breach",),
-    "motab, hand-back": HAND_BACK,
-    "motab, stitched, cross-entropy": PAPER,
-    "motab, no stitching, cross-entropy": CROSS_ENTROPY,
-    "motab, eps0 0.1": (TOLERANT,),
-    "motab, theta 2": ("monitor.theta=2.0",),
-    "motab, adaptive KL": ADAPTIVE,
-    "motab, adaptive KL, eps0 0.1": (*ADAPTIVE, TOLERANT),
-    "motab, adaptive KL, eps0 0.05": (*ADAPTIVE, "monitor.eps0=0.05"),
-    "motab, adaptive KL, hand-back": (*ADAPTIVE, *HAND_BACK),
+    name: (*BASE, *changes)
+    for name, changes in {
+        "motab": (),
+        "motab, fixed boundary": ("monitor.boundary=fixed",),
+        "motab, breach": ("backtrack.target=breach",),
+        "motab, hand-back": HAND_BACK,
+        "motab, stitched, cross-entropy": PAPER,
+        "motab, no stitching, cross-entropy": CROSS_ENTROPY,
+        "motab, eps0 0.1": (TOLERANT,),
+        "motab, theta 2": ("monitor.theta=2.0",),
+        "motab, adaptive KL": ADAPTIVE,
+        "motab, adaptive KL, eps0 0.1": (*ADAPTIVE, TOLERANT),
+        "motab, adaptive KL, eps0 0.05": (*ADAPTIVE, "monitor.eps0=0.05"),
+        "motab, adaptive KL, hand-back": (*ADAPTIVE, *HAND_BACK),
+    }.items()
 }
 RIVALS = {
     name: (f"method={name}",)

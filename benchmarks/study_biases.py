@@ -125,7 +125,7 @@ def write(out: Path, written: dict[str, Written], count: int) -> dict[str, Any]:
         for task, found in written.items()
     }
     for task, found in errors.items():
-        labels = ("step", "share of steps that go wrong, of those with no error before")
+        labels = ("step", "wrong, of those with none wrong before")
         lines = {name: _rates(counts) for name, counts in found.items()}
         draw(out / f"study-exposure-{task}.svg", lines, "step", "first", labels)
     teacher, tokenizer = Model(*load_pretrained(TEACHER)), load_tokenizer(TEACHER)

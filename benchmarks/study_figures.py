@@ -69,9 +69,15 @@ def compare(jobs, motab: str, rivals: Sequence[str]) -> dict[str, Any]:
     """Every setting's accuracy, and a MOTAB setting's paired difference to the best rival of these very runs."""
     table = accuracies(jobs)
     rival, seeds = best(table, [name for name in rivals if name in table]), sorted(table[motab])
-    paired = interval([table[motab][seed] - table[rival][seed] for seed in seeds])
+
+    def ahead_of(name: str) -> Interval:
+        return interval([table[motab][seed] - table[name][seed] for seed in seeds])
+
+    paired, methods = ahead_of(rival), summary(table)
+    for name, found in methods.items():
+        found["behind"] = dataclasses.asdict(ahead_of(name))
     return {
-        "methods": summary(table),
+        "methods": methods,
         "best_motab": motab,
         "best_rival": rival,
         "difference": paired.mean,
@@ -99,7 +105,7 @@ def _course(folder: Path) -> np.ndarray:
         spent = line["seconds"]
         seconds += spent["rollout"] + spent["update"] + spent["relayout"]
         emitted = line["tokens_student"] + line["tokens_teacher"]
-        tokens += line["tokens_teacher"] + line["teacher_scored_per_token"] * emitted
+        tokens += (line["teacher_scored_per_token"] + line["teacher_reread_per_token"]) * emitted
         rewinds.append(line["rewinds"])
         if "eval" in line:
             found.append((line["step"], seconds, tokens, line["eval"]["accuracy"], statistics.fmean(rewinds)))
@@ -109,14 +115,14 @@ def _course(folder: Path) -> np.ndarray:
 
 def draw(path: Path, lines: dict[str, dict[str, np.ndarray]], x: str, y: str, labels: tuple[str, str]) -> None:
     """A line for each setting, as SVG without a date, so that the same figures give the same file."""
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    figure, axes = plt.subplots(figsize=(9, 4.5))
     axes.set_prop_cycle(color=matplotlib.colormaps["tab20"].colors)
     for name, course in lines.items():
-        axes.plot(course[x], course[y], marker="o", markersize=3, label=name)
+        axes.plot(course[x], course[y], marker="o", markersize=3, label=name, lw=2.5 if "motab" in name else 1.2)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.tight_layout()
     with matplotlib.rc_context({"svg.hashsalt": "study"}):
         figure.savefig(path, metadata={"Date": None})
