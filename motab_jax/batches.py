@@ -16,7 +16,7 @@ from motab_jax.data.prompts import PromptStream
 from motab_jax.data.records import Prompt
 from motab_jax.rollout import Prompts
 from motab_jax.rollout.given import Completions
-from motab_jax.runtime.mesh import batch_sharding
+from motab_jax.runtime.mesh import local_rows, place_rows
 from motab_jax.session import EncodedPrompts, Session
 
 
@@ -36,13 +36,14 @@ class EncodedCompletions:
         )
 
     def batch(self, indices: Sequence[int], mesh) -> Completions:
-        """The completions of these prompts, right-padded, rows over the mesh's batch axes."""
-        table = np.zeros((len(indices), self.width), np.int32)
-        for row, index in enumerate(indices):
-            table[row, : len(self.tokens[index])] = self.tokens[index]
-        lengths = np.array([len(self.tokens[index]) for index in indices], np.int32)
-        places = batch_sharding(mesh)
-        return Completions(jax.device_put(table, places), jax.device_put(lengths, places))
+        """The completions of these prompts, right-padded, rows over the mesh's batch axes, as of the prompts."""
+        mine = local_rows(mesh, len(indices))
+        found = [self.tokens[indices[row]] for row in mine]
+        table = np.zeros((len(mine), self.width), np.int32)
+        for row, ids in enumerate(found):
+            table[row, : len(ids)] = ids
+        lengths = np.array([len(ids) for ids in found], np.int32)
+        return place_rows(mesh, len(indices), Completions(table, lengths))
 
 
 def training_completions(session: Session, prompts: list[Prompt]) -> EncodedCompletions | None:

@@ -27,6 +27,8 @@ from motab_jax.report import evaluation_table
 from motab_jax.rollout import RolloutConfig, rollout
 from motab_jax.rollout.record import Row
 from motab_jax.rollout.trajectory import KEPT
+from motab_jax.runtime.distributed import initialize, is_main
+from motab_jax.runtime.hosts import fetch
 from motab_jax.runtime.mesh import check_batch
 from motab_jax.runtime.progress import Progress
 from motab_jax.session import EncodedPrompts, Session, held_out_prompts, open_session
@@ -98,7 +100,7 @@ class Evaluator:
             real = jnp.arange(size) < len(part)
             sums = self.measure(student, judge, trajectory, real, vocab_size=self.session.vocab_size)
             kl, count = (float(x) for x in sums)
-        host = jax.device_get(trajectory.slim())
+        host = fetch(trajectory.slim(), self.session.mesh)
         rows = [Row(host, row) for row in range(len(part))]
         texts = [
             (self.session.decode(r.tokens[r.discarded_by == KEPT].tolist()), len(r.tokens), r.finish) for r in rows
@@ -156,11 +158,13 @@ def work(words: list[str]) -> int:
     """The verb: read, load, generate, grade, print."""
     path, overrides, own = split_words(words, own=("output",))
     config = read_config(path, overrides)
+    initialize()
     enable_compilation_cache()
-    session, console = open_session(config, teacher=config.eval.reverse_kl), Console(stderr=True)
+    session = open_session(config, teacher=config.eval.reverse_kl)
+    console = Console(stderr=True, quiet=not is_main())
     console.width = console.width if console.is_terminal else 120
     evaluators, rows = open_evaluators(session), []
-    with open_output(own["output"]) if "output" in own else contextlib.nullcontext() as output:
+    with open_output(own["output"]) if "output" in own and is_main() else contextlib.nullcontext() as output:
         student = session.serve(session.student.params)
         for evaluator in evaluators:
             total = len(evaluator.prompts.prompts) * evaluator.section.samples
@@ -170,7 +174,8 @@ def work(words: list[str]) -> int:
             if output is not None:
                 output.writelines(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems)
                 output.flush()
-            print(json.dumps(found), flush=True)
+            if is_main():
+                print(json.dumps(found), flush=True)
             rows.append(found)
     console.print(evaluation_table(rows))
     return 0

@@ -5,8 +5,6 @@ The folder holds what transformers and vLLM load: config.json, safetensors, toke
 
 from pathlib import Path
 
-import jax
-
 from motab_jax.cli import run_verb
 from motab_jax.config import UserError, load_config
 from motab_jax.models.pretrained import load_generation_config, save_pretrained
@@ -21,7 +19,7 @@ def export_student(session: Session, params, folder: Path) -> None:
     generation.setdefault("eos_token_id", [int(i) for i in session.rollout.stop_ids])
     save_pretrained(
         folder,
-        jax.device_get(params),
+        params,
         session.student.config,
         tokenizer=session.tokenizer,
         source=session.source,

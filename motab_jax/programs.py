@@ -24,8 +24,11 @@ from motab_jax.distill import (
 from motab_jax.rollout import Trajectory, rollout
 from motab_jax.rollout.given import given, written_by_teacher
 from motab_jax.rollout.monitor import next_boundary
+from motab_jax.rollout.summary import samples, statistics
 from motab_jax.runtime.mesh import batch_sharding, replicated
 from motab_jax.session import Session, layout, transition_ids
+
+SAMPLES = 3  # rows of a step that are described in full
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Programs:
     off_policy: Callable | None  # None: every step is
     boundary: Callable | None  # (eps0, step table) -> the next eps0; None: it stays
     update: Callable
+    describe: Callable  # slim trajectories -> (figures, numbers of some rows, those rows), on every host
     schedule: Callable
     teacher_head: Any
 
@@ -92,7 +96,12 @@ def make_programs(session: Session) -> tuple[Programs, TrainState]:
     program = jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
     head = head_of(session.teacher, objective)
     writers = _writers(session, read=head is not None)
-    return Programs(*writers, _boundary(session), program, schedule, head), state
+    describe = jax.jit(_describe, out_shardings=replicated(session.mesh))
+    return Programs(*writers, _boundary(session), program, describe, schedule, head), state
+
+
+def _describe(trajectory: Trajectory):
+    return statistics(trajectory), *samples(trajectory, SAMPLES)
 
 
 def _boundary(session: Session) -> Callable | None:

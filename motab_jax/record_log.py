@@ -19,6 +19,7 @@ from motab_jax.config import Config, UserError, dump_config, load_config
 from motab_jax.config.sections import ObjectiveConfig, RunConfig
 from motab_jax.data.records import Prompt
 from motab_jax.run_folder import differences, write_whole
+from motab_jax.runtime.distributed import is_main
 
 FIELDS = (
     *("id", "sample", "prompt", "prompt_tokens", "text", "tokens", "sources", "target_text", "steps", "rewinds"),
@@ -53,7 +54,14 @@ class RecordLog:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[BinaryIO]:
-        """The file, ready to be appended to: locked, its configuration beside it, a half last line cut off."""
+        """The file, ready to be appended to: locked, its configuration beside it, a half last line cut off.
+
+        Of several processes the main one has it; what the others write goes nowhere.
+        """
+        if not is_main():
+            with open(os.devnull, "wb") as nowhere:
+                yield nowhere
+            return
         try:
             file = self.path.open("ab")
         except OSError as error:

@@ -49,8 +49,9 @@ def _check_writable(folder: Path) -> None:
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """config.yaml, whole."""
-    write_whole(folder / "config.yaml", dump_config(config))
+    """config.yaml, whole; the main process writes it."""
+    if is_main():
+        write_whole(folder / "config.yaml", dump_config(config))
 
 
 def differences(old: Config, new: Config, free: Collection[str] = FREE) -> list[str]:

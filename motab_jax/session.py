@@ -26,7 +26,7 @@ from motab_jax.models.transformer import Model, Params, is_spec, weight_specs
 from motab_jax.rollout import Prompts, RolloutConfig
 from motab_jax.rollout.decode import ENDLESS
 from motab_jax.rollout.signal import ALARM_IS_HIGH
-from motab_jax.runtime.mesh import batch_sharding, make_mesh, shardings
+from motab_jax.runtime.mesh import local_rows, make_mesh, place_rows, shardings
 
 SHIPPED = Path(__file__).parent / "quickstart"
 
@@ -68,16 +68,16 @@ class EncodedPrompts:
         return max(len(ids) for ids in self.tokens)
 
     def batch(self, indices: Sequence[int], row_ids: Sequence[int], mesh) -> Prompts:
-        """The prompts of these indices, left-padded, rows over the mesh's batch axes."""
-        table = np.zeros((len(indices), self.width), np.int32)
-        for row, index in enumerate(indices):
-            ids = self.tokens[index]
+        """The prompts of these indices, left-padded, rows over the mesh's batch axes; a process fills in its own."""
+        mine = local_rows(mesh, len(indices))
+        found = [self.tokens[indices[row]] for row in mine]
+        table = np.zeros((len(mine), self.width), np.int32)
+        for row, ids in enumerate(found):
             table[row, self.width - len(ids) :] = ids
-        lengths = np.array([len(self.tokens[index]) for index in indices], np.int32)
-        places = batch_sharding(mesh)
-        limits = np.full_like(lengths, ENDLESS)
-        parts = (table, lengths, np.array(row_ids, np.int32), limits)
-        return Prompts(*(jax.device_put(part, places) for part in parts))
+        lengths = np.array([len(ids) for ids in found], np.int32)
+        numbers = np.array(row_ids, np.int32)[mine]
+        part = Prompts(table, lengths, numbers, np.full_like(lengths, ENDLESS))
+        return place_rows(mesh, len(indices), part)
 
 
 def layout(mesh, config, name: str, specs=None):
@@ -104,14 +104,15 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
         check_same_tokenizer(load_tokenizer(student_path), tokenizer)
         stops = tuple(sorted({*stops, *stop_ids(tokenizer, student_path)}))
     size = vocab_size(tokenizer)
-    master = Model(*load_pretrained(teacher_path, config.teacher.dtype)) if needed and teacher_path else None
-    student = _load_student(config, student_path, master)
+    master = _load(teacher_path, config.teacher.dtype, mesh) if needed and teacher_path else None
+    student = _load_student(config, student_path, master, mesh)
     for role, model, path in (("student", student, student_path), ("teacher", master, teacher_path)):
         if model is not None:
             _check_model(config, role, model, str(path), size)
     if master is not None:
         master = serving(mesh, master.config, config, int8=config.teacher.quantize == "int8")(master.params)
-    student = Model(jax.device_put(student.params, layout(mesh, student.config, "update")), student.config)
+    update = layout(mesh, student.config, "update")
+    student = Model(jax.jit(lambda params: params, out_shardings=update)(student.params), student.config)
     return Session(
         config=config,
         mesh=mesh,
@@ -169,10 +170,15 @@ def model_paths(config: Config, *, teacher: bool = True) -> tuple[str | Path, st
     return student, master or (SHIPPED / "teacher" if teacher else None)
 
 
-def _load_student(config: Config, path: str | Path, teacher: Model | None) -> Model:
+def _load(path: str | Path, dtype: str, mesh) -> Model:
+    """A model, of which each process has read about its own share."""
+    return Model(*load_pretrained(path, dtype, places=lambda shape: layout(mesh, shape, "load")))
+
+
+def _load_student(config: Config, path: str | Path, teacher: Model | None, mesh) -> Model:
     cut = config.student.init_from_teacher
     if cut is None or teacher is None:
-        return Model(*load_pretrained(path, config.student.dtype))
+        return _load(path, config.student.dtype, mesh)
     if "layers" not in cut:
         raise UserError("student.init_from_teacher needs 'layers', for example {layers: [0, 2, 4]}")
     params, shape = init_from_teacher(teacher.params, teacher.config, cut["layers"])

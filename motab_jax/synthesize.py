@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from rich.console import Console
 
 from motab_jax import products
 from motab_jax.cli import (
@@ -36,6 +37,8 @@ from motab_jax.rollout import Prompts, Trajectory, rollout
 from motab_jax.rollout.given import written_by_teacher
 from motab_jax.rollout.record import describe
 from motab_jax.runtime.clocks import now
+from motab_jax.runtime.distributed import initialize, is_main
+from motab_jax.runtime.hosts import any_process, fetch, from_main
 from motab_jax.runtime.mesh import check_batch
 from motab_jax.runtime.metrics import as_json
 from motab_jax.runtime.progress import Progress
@@ -96,14 +99,18 @@ def work(words: list[str]) -> int:
     prompts = read_prompts(config)
     if wanted.parquet:
         products.prompt_type(prompts)
+    initialize()
     log = look(wanted.log, wanted.sidecar, config, prompts)
+    log = dataclasses.replace(log, done=from_main(log.done))
+    console = Console(quiet=not is_main())
     if log.done < log.total:
         if _roll_out(log, config, prompts):
-            print("stopped by a signal; the same command goes on from there")
+            console.out("stopped by a signal; the same command goes on from there")
             return STOPPED
     else:
-        print(f"{log.path} holds all {log.total} records already")
-    _write_products(wanted, log, prompts)
+        console.out(f"{log.path} holds all {log.total} records already")
+    if is_main():
+        _write_products(wanted, log, prompts)
     return 0
 
 
@@ -162,7 +169,7 @@ def _roll_out(log: RecordLog, config: Config, prompts: list[Prompt]) -> bool:
             count, tokens, rewinds = len(jobs), host.length[: len(jobs)].sum(), host.num_rewinds[: len(jobs)].sum()
             speed = float(tokens) / (now() - began)
             progress.update(jobs.stop, {"tokens_per_second": speed, "rewinds": float(rewinds) / count})
-            if signals.came and jobs.stop < log.total:
+            if any_process(signals.came) and jobs.stop < log.total:
                 return True
             began = now()
     return False
@@ -181,7 +188,7 @@ def _batches(session: Session, encoded: EncodedPrompts, done: int) -> Iterator[t
         jobs = range(start, min(start + size, total))
         rows = [*jobs, *[jobs[-1]] * (size - len(jobs))]  # a last batch is filled up with its own last row
         batch = encoded.batch([job // samples for job in rows], rows, session.mesh)
-        yield jobs, jax.device_get(write(batch, key).slim())
+        yield jobs, fetch(write(batch, key).slim(), session.mesh)
 
 
 def _writer(session: Session) -> Callable[[Prompts, jax.Array], Trajectory]:

@@ -24,23 +24,23 @@ from motab_jax.distill import TrainState
 from motab_jax.evaluate import Evaluator, make_evaluator
 from motab_jax.export import export_student
 from motab_jax.phases import Costs, measure, split_off_policy
-from motab_jax.programs import Programs, make_programs
+from motab_jax.programs import SAMPLES, Programs, make_programs
 from motab_jax.report import choose, show
 from motab_jax.rollout import RolloutConfig, Trajectory
-from motab_jax.rollout.record import statistics
+from motab_jax.rollout.counters import Counters
 from motab_jax.rollout.state import cache_bytes
 from motab_jax.run_folder import Logs, open_logs, open_run_folder, write_config, write_summary
 from motab_jax.runtime.checkpoint import Checkpointer
 from motab_jax.runtime.clocks import StepClock, now
 from motab_jax.runtime.compilation import CompileClock
 from motab_jax.runtime.distributed import initialize, is_main
+from motab_jax.runtime.hosts import any_process, fetch
 from motab_jax.runtime.mesh import check_batch
 from motab_jax.runtime.metrics import MetricsLog, read_log
 from motab_jax.runtime.progress import Progress
 from motab_jax.session import Session, held_out_prompts, open_session, training_prompts
 from motab_jax.synthesize import make_record
 
-SAMPLES = 3
 PROFILE = "--profile"
 
 
@@ -75,8 +75,9 @@ class Asked:
 
     step: int
     batch: Batch
-    trajectory: Trajectory  # on the device, less what only the update reads
-    figures: dict[str, jax.Array]  # on the device
+    described: Any  # on the device, as the counters and figures: see `Programs.describe`
+    counters: Counters
+    figures: dict[str, jax.Array]
     target_bytes: int  # that the teacher's targets take for each token
     cache_bytes: int  # of both models' caches
     evaluation: dict[str, Any] | None = None
@@ -165,7 +166,7 @@ def _loop(run: Run, state: TrainState, done: Progressed, checkpoints: Checkpoint
             asked.seconds, asked.elapsed = clock.read()
             if step == first:
                 run.console.out(str(run.clock.read()))
-            unwritten, stopped = asked, signals.came
+            unwritten, stopped = asked, any_process(signals.came)
             if step % config.save_every == 0 or step == config.steps or stopped:
                 _write(run, logs, done, progress, asked)
                 unwritten = None
@@ -193,11 +194,12 @@ def _ask(
     clock.asked("rollout", trajectory.length)
     if jax.default_backend() == "cpu" and compilations(programs.update) == 0:
         jax.block_until_ready(trajectory.length)  # here the compiler and the rollout would share the cores
+    described = programs.describe(trajectory.slim())
     state, figures = programs.update(state, programs.teacher_head, trajectory)
     clock.asked("update", figures)
     if programs.boundary is not None and batch.on_policy:
         figures["eps0"] = programs.boundary(numbers.eps0, trajectory.steps)
-    return state, Asked(step, batch, trajectory.slim(), figures, trajectory.target_bytes, cached)
+    return state, Asked(step, batch, described, trajectory.counters, figures, trajectory.target_bytes, cached)
 
 
 def _obtain(
@@ -218,19 +220,20 @@ def _obtain(
 def _write(run: Run, logs: Logs, done: Progressed, progress: Progress, asked: Asked) -> None:
     """What the host has to say of a finished step: figures, samples, progress. One fetch from the device."""
     config, began, step = run.session.config.run, now(), asked.step
-    host, figures = jax.device_get((asked.trajectory, asked.figures))
-    stats, seconds = statistics(host), asked.seconds
+    wanted = asked.described, asked.counters, asked.figures
+    (stats, rows, trajectory), counters, figures = fetch(wanted, run.session.mesh)
+    stats, seconds = {name: value.item() for name, value in stats.items()}, asked.seconds
     written = stats["tokens_student"] + stats["tokens_teacher"]
     split = run.costs.split if asked.batch.on_policy else split_off_policy
     if config.sample_every and (step % config.sample_every == 0 or step == 1):
-        _write_samples(run, logs.trajectories, step, asked.batch.indices, host)
+        _write_samples(run, logs.trajectories, asked, rows, trajectory)
     metrics = {
         **{name: value.item() for name, value in figures.items()},
         **stats,
         "on_policy": asked.batch.on_policy,
         "learning_rate": float(run.rates[step - 1]),
         "tokens_per_second": written / (seconds["relayout"] + seconds["rollout"] + seconds["update"]),
-        "seconds": {**seconds, **split(seconds["rollout"], host.counters), "host": now() - began},
+        "seconds": {**seconds, **split(seconds["rollout"], counters), "host": now() - began},
         "target_bytes_per_token": asked.target_bytes,
         "cache_bytes": asked.cache_bytes,
         "epoch": asked.batch.epoch,
@@ -280,13 +283,13 @@ def _evaluate(run: Run, state: TrainState, when: str) -> dict[str, Any] | None:
     return found
 
 
-def _write_samples(run: Run, log: MetricsLog, step: int, indices: list[int], host) -> None:
-    samples = run.session.config.rollout.samples_per_prompt
-    strayed_first = sorted(range(len(host.length)), key=lambda row: not host.num_rewinds[row])
-    for row in strayed_first[:SAMPLES]:
-        index = indices[row // samples]
+def _write_samples(run: Run, log: MetricsLog, asked: Asked, rows: np.ndarray, trajectory: Trajectory) -> None:
+    """The records of a few trajectories, which are these rows of the batch."""
+    for place, row in enumerate(rows.tolist()):
+        number, sample = divmod(row, run.session.config.rollout.samples_per_prompt)
+        index = asked.batch.indices[number]
         prompt, tokens = run.batches.prompts.prompts[index], run.batches.prompts.tokens[index]
-        log.append(step, make_record(run.session, prompt, tokens, row % samples, host, row))
+        log.append(asked.step, make_record(run.session, prompt, tokens, sample, trajectory, place))
 
 
 def _summary(run: Run, state: TrainState, done: Progressed, after: dict[str, Any] | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ map as [out, in] and one tensor a layer; here it is [in, out] with the heads spl
 Left out: reading and writing files (pretrained.py).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,21 +18,47 @@ from motab_jax.models.transformer import WeightSpec, weight_specs
 Path = tuple[str, ...]
 
 
+Spans = tuple[tuple[int, int], ...]  # (first, one past the last) of every dimension
+
+
 class Layout(NamedTuple):
-    """A pure pair: `to_hf` takes one layer's weight to the file's layout, `from_hf` (with our shape) takes it back."""
+    """Pure functions: `to_hf` takes one layer's weight to the file's layout, `from_hf` (with our shape) takes it back.
+
+    `part` says which part of the stored tensor holds a part of ours, given its spans and our whole shape.
+    """
 
     to_hf: Callable[[Any], Any]
     from_hf: Callable[[Any, tuple[int, ...]], Any]
+    part: Callable[[Spans, tuple[int, ...]], Spans]
 
 
 def _untranspose(x: Any, shape: tuple[int, ...]) -> Any:
     return x.T.reshape(shape)
 
 
-SAME = Layout(lambda x: x, lambda x, shape: x.reshape(shape))
-FLAT = Layout(lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape))  # [heads, head] <-> [out]
-FROM_WIDTH = Layout(lambda x: x.reshape(x.shape[0], -1).T, _untranspose)  # [in, ...] <-> [out, in]
-TO_WIDTH = Layout(lambda x: x.reshape(-1, x.shape[-1]).T, _untranspose)  # [..., out] <-> [out, in]
+def _merged(spans: Spans, shape: tuple[int, ...]) -> tuple[int, int]:
+    """The span of dimensions laid one behind the other; all but the first must be whole."""
+    (first, last), *others = spans
+    if any(span != (0, size) for span, size in zip(others, shape[1:], strict=True)):
+        raise ValueError(f"{spans} of {shape} do not lie together in the file: only the first dimension may be cut")
+    size = math.prod(shape[1:])
+    return first * size, last * size
+
+
+SAME = Layout(lambda x: x, lambda x, shape: x.reshape(shape), lambda spans, shape: spans)
+FLAT = Layout(  # [heads, head] <-> [out]
+    lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape), lambda spans, shape: (_merged(spans, shape),)
+)
+FROM_WIDTH = Layout(  # [in, ...] <-> [out, in]
+    lambda x: x.reshape(x.shape[0], -1).T,
+    _untranspose,
+    lambda spans, shape: (_merged(spans[1:], shape[1:]), spans[0]),
+)
+TO_WIDTH = Layout(  # [..., out] <-> [out, in]
+    lambda x: x.reshape(-1, x.shape[-1]).T,
+    _untranspose,
+    lambda spans, shape: (spans[-1], _merged(spans[:-1], shape[:-1])),
+)
 
 TABLE: dict[Path, tuple[str, Layout]] = {
     ("embed",): ("model.embed_tokens.weight", SAME),
@@ -94,5 +121,13 @@ def to_hf(path: Path, weight: Any) -> Any:
 
 
 def from_hf(path: Path, stored: Any, shape: tuple[int, ...]) -> Any:
-    """A stored tensor as one layer of the weight at `path`, of our `shape` (without the layer axis)."""
+    """A stored tensor, or the part of it that `part_of` names, as one layer of the weight at `path`, of our `shape`."""
     return TABLE[path][1].from_hf(stored, shape)
+
+
+def part_of(path: Path, spans: Spans, shape: tuple[int, ...]) -> Spans:
+    """The spans of the stored tensor that hold these spans of one layer of the weight at `path`, whose shape is given.
+
+    ValueError where they do not lie together: of several dimensions that the file merges, only the first may be cut.
+    """
+    return TABLE[path][1].part(spans, shape)

@@ -1,10 +1,12 @@
 """Models in and out of Hugging Face folders: safetensors and config.json, tensor by tensor.
 
 Host memory: a weight is stacked over its layers, so loading holds one stacked weight at a time on the host (its layers
-are copied into it one by one) and saving holds one layer of one weight. Device memory holds the model.
+are copied into it one by one), or of a weight that is cut over devices one device's part; saving holds one layer of one
+weight. Device memory holds the model. Of several processes each reads the parts of its own devices and no more.
 Left out: pickled weights, quantized weights, and downloading anything but a hub id's snapshot (folder.py).
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from motab_jax.runtime.distributed import is_main
 
 __all__ = ["find_folder", "load_generation_config", "load_pretrained", "save_pretrained"]
 
-Place = Callable[[families.Path, np.ndarray], jax.Array]
+Places = Callable[[ModelConfig], Any]
 MAX_SHARD_BYTES = 5_000_000_000
 LISTED = 20
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -36,11 +38,13 @@ NOT_CARRIED = {
 }
 
 
-def load_pretrained(path_or_hub_id: str | Path, dtype: Any = None, *, place: Place | None = None) -> tuple[Params, Any]:
+def load_pretrained(
+    path_or_hub_id: str | Path, dtype: Any = None, *, places: Places | None = None
+) -> tuple[Params, ModelConfig]:
     """(params, config) of a Hugging Face folder or hub id.
 
     dtype: of all weights; None keeps the files' own (where they mix several, the narrowest that holds them all).
-    place(path, array): puts one weight, such as ("layers", "q") stacked over layers, onto devices; default: the first.
+    places(config): the shardings of the parameters, a tree like theirs; default: the first device.
     Raises UserError for a folder or file that is missing, damaged or pickled, an architecture that is not implemented,
     and tensors that are missing, unexpected or misshapen (listed by name).
     """
@@ -55,24 +59,41 @@ def load_pretrained(path_or_hub_id: str | Path, dtype: Any = None, *, place: Pla
         for tensor in wanted:
             groups.setdefault(tensor.path, []).append(tensor)
         shapes = {path: spec.shape for path, spec in families.flat_specs(config).items()}
+        layout: Any = None if places is None else flax.traverse_util.flatten_dict(places(config))
         flat = {}
         for path, group in groups.items():
+            read = functools.partial(_read, files, group, shapes[path], target)
+            place = None if layout is None else layout[path]
             # Waiting frees the host's copy before the next weight is read.
-            flat[path] = jax.block_until_ready((place or _place)(path, _read(files, group, shapes[path], target)))
+            flat[path] = jax.block_until_ready(_place(read, shapes[path], place))
     return flax.traverse_util.unflatten_dict(flat), config
 
 
-def _place(path: families.Path, values: np.ndarray) -> jax.Array:
-    return jax.device_put(values)
+def _place(read: Callable[[families.Spans], np.ndarray], shape: tuple[int, ...], place: Any) -> jax.Array:
+    """A weight on its devices, read a device's part at a time."""
+    if place is None:
+        return jax.device_put(read(tuple((0, size) for size in shape)))
+
+    read = functools.cache(read)  # several devices may hold the same part
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        return read(tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True)))
+
+    return jax.make_array_from_callback(shape, place, part)
 
 
-def _read(files: TensorFiles, group: list[families.Tensor], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """One weight, stacked over its layers if it has any."""
-    weight = np.empty(shape, dtype)
+def _read(
+    files: TensorFiles, group: list[families.Tensor], shape: tuple[int, ...], dtype: np.dtype, spans: families.Spans
+) -> np.ndarray:
+    """These spans of one weight, stacked over its layers if it has any."""
+    found = np.empty([end - first for first, end in spans], dtype)
     for name, _, path, layer in group:
-        part = weight if layer is None else weight[layer]
-        part[...] = families.from_hf(path, files.read(name), part.shape)
-    return weight
+        if layer is None:
+            found[...] = families.from_hf(path, files.read(name, families.part_of(path, spans, shape)), found.shape)
+        elif spans[0][0] <= layer < spans[0][1]:
+            stored = files.read(name, families.part_of(path, spans[1:], shape[1:]))
+            found[layer - spans[0][0]] = families.from_hf(path, stored, found.shape[1:])
+    return found
 
 
 def _check_tensors(files: TensorFiles, config: ModelConfig, folder: Path) -> None:

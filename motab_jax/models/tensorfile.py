@@ -61,9 +61,9 @@ class TensorFiles:
             raise UserError(f"the tensor {name} is stored as {stored}; implemented: {', '.join(DTYPES)}")
         return DTYPES[stored]
 
-    def read(self, name: str) -> np.ndarray:
-        """A tensor, read from disk now."""
-        return self._slices[name][...]
+    def read(self, name: str, spans: Sequence[tuple[int, int]] | None = None) -> np.ndarray:
+        """A tensor, or these spans (first, one past the last) of its dimensions, read from disk now."""
+        return self._slices[name][... if spans is None else tuple(slice(*span) for span in spans)]
 
     def equal(self, one: str, other: str, rows: int = 4096) -> bool:
         """Whether two tensors are the same, compared some rows at a time."""

@@ -93,35 +93,3 @@ def describe(trajectory: Trajectory, row: int, decode, *, target: str, transitio
         "rewinds": [found.describe_rewind(number, decode) for number in range(len(found.rewinds))],
         "finish_reason": found.finish,
     }
-
-
-def statistics(trajectory: Trajectory) -> dict[str, Any]:
-    """Figures of a host batch for the metrics: tokens by writer, strays, rewinds, values, lengths, truncation."""
-    used = np.arange(trajectory.tokens.shape[1]) < np.asarray(trajectory.length)[:, None]
-    kept = used & (np.asarray(trajectory.discarded_by) == KEPT)
-    steps = trajectory.steps
-    real = np.arange(steps.start.shape[1]) < np.asarray(steps.count)[:, None]
-    student = real & (np.asarray(steps.source) == WORDS.index("student"))
-    lengths = kept.sum(axis=1)
-
-    def mean(values, where) -> float | None:
-        return float(np.asarray(values)[where].mean()) if where.any() else None
-
-    counts = {name: float(value) for name, value in vars(trajectory.counters).items()}
-    emitted, decoded = max(int(used.sum()), 1), counts["student_columns"] + counts["teacher_columns"]
-    return {
-        "occupancy": counts["busy_columns"] / decoded if decoded else None,
-        "dead_columns": 1.0 - counts["live_columns"] / counts["tape_columns"] if decoded else None,
-        "teacher_scored_per_token": counts["teacher_scored"] / emitted,
-        "teacher_reread_per_token": counts["teacher_reread"] / emitted,
-        "tokens_student": int((used & (np.asarray(trajectory.sources) == WORDS.index("student"))).sum()),
-        "tokens_teacher": int((used & (np.asarray(trajectory.sources) == WORDS.index("teacher"))).sum()),
-        "tokens_discarded": int((used & ~kept).sum()),
-        "strayed": float((student & np.asarray(steps.stray)).any(axis=1).mean()),
-        "rewinds": float(np.asarray(trajectory.num_rewinds).mean()),
-        "value": mean(steps.value, student),
-        "boundary": mean(steps.boundary, student & (np.abs(steps.boundary) < NEVER)),
-        "length_mean": float(lengths.mean()),
-        "length_max": int(lengths.max()),
-        "truncated": float((np.asarray(trajectory.finish) == FINISH_WORDS.index("length")).mean()),
-    }

@@ -2,7 +2,8 @@
 
 Weights and activations name their axes (`embed`, `heads`, ...); a layout says which mesh axis each name is cut over.
 The student has two layouts: `update` (cut over fsdp and tensor) and `serve` (cut over tensor, replicated elsewhere);
-the teacher is always in `serve`. Left out: sharding constraints inside programs, which their authors place.
+the teacher is always in `serve`. Files are read in the layout `load`, in which no two hosts read the same. Left out:
+sharding constraints inside programs, which their authors place.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from motab_jax.config import UserError
@@ -17,29 +19,21 @@ from motab_jax.config import UserError
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
-LAYOUTS: dict[str, dict[str | None, str | tuple[str, ...] | None]] = {
-    "update": {
-        "vocab": "tensor",
-        "embed": "fsdp",
-        "heads": "tensor",
-        "kv_heads": "tensor",
-        "head": None,
-        "mlp": "tensor",
-        "layer": None,
-        "batch": BATCH,
-        None: None,
-    },
-    "serve": {
-        "vocab": "tensor",
-        "embed": None,
-        "heads": "tensor",
-        "kv_heads": "tensor",
-        "head": None,
-        "mlp": "tensor",
-        "layer": None,
-        "batch": BATCH,
-        None: None,
-    },
+Table = dict[str | None, str | tuple[str, ...] | None]
+_ALWAYS: Table = {
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head": None,
+    "mlp": "tensor",
+    "layer": None,
+    "batch": BATCH,
+    None: None,
+}
+LAYOUTS: dict[str, Table] = {
+    "load": {**_ALWAYS, "embed": BATCH},
+    "update": {**_ALWAYS, "embed": "fsdp"},
+    "serve": {**_ALWAYS, "embed": None},
 }
 
 
@@ -118,6 +112,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows (the first dimension) over data and fsdp; the other dimensions whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """Numbers i64[r] of the rows, of so many over the mesh, that lie on this process's devices; ascending."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    spans = {index[0].indices(rows)[:2] for index in places}
+    return np.concatenate([np.arange(*span) for span in sorted(spans)])
+
+
+def place_rows(mesh: Mesh, rows: int, part: Any) -> Any:
+    """A global batch of `rows` rows over the mesh; `part` is a tree of this process's own, those of `local_rows`."""
+    places = batch_sharding(mesh)
+
+    def place(values: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(places, values, (rows, *values.shape[1:]))
+
+    return jax.tree.map(place, part)
 
 
 def check_batch(mesh: Mesh, rows: int, key: str) -> None:

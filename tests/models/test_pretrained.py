@@ -11,9 +11,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from motab_jax.config import UserError
-from motab_jax.models import load_pretrained, save_pretrained
+from motab_jax.models import load_pretrained, pretrained, save_pretrained
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.folder import load_generation_config
+from motab_jax.models.tensorfile import TensorFiles
+from motab_jax.models.transformer import is_spec, weight_specs
+from motab_jax.runtime.mesh import make_mesh, shardings
 from tests.models.tiny import CONFIGS, random_params
 
 each = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -75,27 +78,51 @@ def test_ignored_tensors(tmp_path):
         load_pretrained(tmp_path / "m")
 
 
-def test_place_and_sharded_parameters(devices, tmp_path):
-    """`place` may lay weights over devices; what is spread over devices is saved whole."""
+def test_sharded_parameters(devices, tmp_path):
+    """Weights are laid over devices as they are read; what is spread over devices is saved whole."""
     config = CONFIGS["qwen3"]
     params = random_params(config)
     save_pretrained(tmp_path / "m", params, config)
     mesh = jax.make_mesh((8,), ("x",), devices=devices)
-    seen = {}
 
-    def place(path, values):
-        seen[path] = values.shape
-        spec = PartitionSpec(*(None,) * (values.ndim - 1), "x") if values.shape[-1] % 8 == 0 else PartitionSpec()
-        return jax.device_put(values, NamedSharding(mesh, spec))
+    def places(shape):
+        assert shape == config
 
-    spread, _ = load_pretrained(tmp_path / "m", place=place)
-    assert seen["layers", "q"] == (3, 24, 4, 8) and seen["embed",] == (31, 24)
-    assert len(spread["layers"]["gate"].sharding.device_set) == 8
+        def place(spec):
+            return NamedSharding(mesh, PartitionSpec(*("x" if name == "mlp" else None for name in spec.axes)))
+
+        return jax.tree.map(place, weight_specs(shape), is_leaf=is_spec)
+
+    spread, _ = load_pretrained(tmp_path / "m", places=places)
+    assert spread["layers"]["gate"].addressable_shards[0].data.shape == (3, 24, 5)
+    same(spread, params)
     save_pretrained(tmp_path / "again", spread, config)
     same(load_pretrained(tmp_path / "again")[0], params)
 
 
-def test_host_memory_is_one_weight(tmp_path):
+@each
+def test_every_part_is_read_once(config, devices, tmp_path, monkeypatch):
+    """Cut over heads, widths and vocabulary, the weights are those of a whole load; no byte is read twice."""
+    params, read = random_params(config), []
+    save_pretrained(tmp_path / "m", params, config)
+    whole = TensorFiles.read
+    monkeypatch.setattr(TensorFiles, "read", lambda *args: read.append(whole(*args)) or read[-1])
+    mesh = make_mesh(2, 2, 2)
+
+    def places(shape):
+        specs = weight_specs(shape)
+        axes, sizes = (jax.tree.map(lambda s: getattr(s, name), specs, is_leaf=is_spec) for name in ("axes", "shape"))
+        return shardings(mesh, axes, "load", sizes)
+
+    spread, _ = load_pretrained(tmp_path / "m", places=places)
+    same(spread, params)
+    parts = spread["layers"]["q"].addressable_shards
+    assert parts[0].data.size * 8 == spread["layers"]["q"].size
+    assert len({str(shard.index) for shard in parts}) == 8
+    assert sum(part.nbytes for part in read) == sum(x.nbytes for x in jax.tree.leaves(params))
+
+
+def test_host_memory_is_one_weight(tmp_path, monkeypatch):
     config = ModelConfig("llama", 64, 64, 256, 24, 2, 2, 32, 64)
     params = jax.tree.map(np.asarray, random_params(config))
     sizes = [x.nbytes for x in jax.tree.leaves(params)]
@@ -103,7 +130,8 @@ def test_host_memory_is_one_weight(tmp_path):
     save_pretrained(tmp_path / "m", params, config)
     saving = tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
-    load_pretrained(tmp_path / "m", place=lambda path, values: jnp.zeros(()))
+    monkeypatch.setattr(pretrained.jax, "device_put", lambda values: jnp.zeros(()))  # devices hold nothing
+    load_pretrained(tmp_path / "m")
     loading = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sum(sizes) > 3 * max(sizes)
