@@ -68,7 +68,8 @@ class Ours:
         teacher = serving(self.mesh, self.teacher.config, config)(self.teacher.params)
         serve = serving(self.mesh, self.student.config, config, dtype=config.rollout.serve_dtype)
         session = Session(config, self.mesh, self.student, teacher, None, "", vocabulary, numbers, serve)
-        programs, state = make_programs(session)
+        programs = make_programs(session)
+        state = programs.init(session.student.params)
         return {"session": session, "programs": programs, "state": state}
 
     def step(self, way: str) -> dict[str, Any]:

@@ -41,12 +41,12 @@ def work(words: list[str]) -> int:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: a file; give a new folder")
     session = open_session(load_config(run / "config.yaml"))
-    _, state = make_programs(session)
+    programs = make_programs(session)
     with Checkpointer(run / "checkpoints", session.config.run.keep) as checkpoints:
         step = int(own["step"]) if "step" in own else checkpoints.latest()
         if step is None:
             raise UserError(f"{run / 'checkpoints'}: no checkpoint in it yet")
-        state, _ = checkpoints.restore(step, state)
+        state, _ = checkpoints.restore(step, programs.state)
     export_student(session, state.params, out)
     print(f"step {step} is in {out}")
     return 0

@@ -1,4 +1,4 @@
-"""The run's jitted programs: rollout, its like for text of others, update; and the training state they start from."""
+"""The run's jitted programs: rollout, its like for text of others, update; and the training state they work on."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from motab_jax.rollout import Trajectory, rollout
 from motab_jax.rollout.given import given, written_by_teacher
 from motab_jax.rollout.monitor import next_boundary
 from motab_jax.rollout.summary import samples, statistics
-from motab_jax.runtime.mesh import batch_sharding, replicated
+from motab_jax.runtime.mesh import batch_sharding, platform_of, replicated
 from motab_jax.session import Session, layout, transition_ids
 
 SAMPLES = 3  # rows of a step that are described in full
@@ -38,6 +38,8 @@ class Programs:
     rollout: Callable | None  # None: no step is on-policy
     off_policy: Callable | None  # None: every step is
     boundary: Callable | None  # (eps0, step table) -> the next eps0; None: it stays
+    init: Callable  # the student's parameters, which it uses up -> the state a run begins with
+    state: TrainState  # its shapes, dtypes and shardings (the layout `update`)
     update: Callable
     describe: Callable  # slim trajectories -> (figures, numbers of some rows, those rows), on every host
     schedule: Callable
@@ -62,8 +64,8 @@ def make_objective(config: Config, vocab_size: int) -> Objective:
     )
 
 
-def make_programs(session: Session) -> tuple[Programs, TrainState]:
-    """The programs, and the state they start from (in the update layout)."""
+def make_programs(session: Session) -> Programs:
+    """The programs. Nothing is compiled yet; the models' weights may be shapes alone."""
     config, section = session.config, session.config.optimizer
     schedule = make_schedule(
         section.schedule, peak=section.learning_rate, floor=section.min_learning_rate,
@@ -76,7 +78,7 @@ def make_programs(session: Session) -> tuple[Programs, TrainState]:
     transition = jnp.asarray(transition_ids(session), jnp.int32)
     check_targets(objective, config.rollout.targets)
     # On a CPU writing activations to memory and back costs more than computing them again.
-    remat = section.remat or ("full" if jax.default_backend() == "cpu" else "none")
+    remat = section.remat or ("full" if platform_of(session.mesh) == "cpu" else "none")
     update = make_update(
         session.student.config, optimizer, objective, accumulate=section.accumulate, remat=remat,
         groups=session.mesh.shape["data"] * session.mesh.shape["fsdp"], mesh=session.mesh,
@@ -90,14 +92,24 @@ def make_programs(session: Session) -> tuple[Programs, TrainState]:
         batch = build_targets(trajectory, target=target, transition=transition, max_tokens=room, logprobs=logprobs)
         return update(state, teacher_head, batch)
 
-    state = jax.jit(lambda params: init_state(params, optimizer))(session.student.params)
-    state = _lay_out(session, state)
+    def begin(params) -> TrainState:
+        return init_state(params, optimizer)
+
+    state = _lay_out(session, jax.eval_shape(begin, session.student.params))
     places = jax.tree.map(lambda x: x.sharding, state)
-    program = jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
     head = head_of(session.teacher, objective)
-    writers = _writers(session, read=head is not None)
-    describe = jax.jit(_describe, out_shardings=replicated(session.mesh))
-    return Programs(*writers, _boundary(session), program, describe, schedule, head), state
+    rollout, off_policy = _writers(session, read=head is not None)
+    return Programs(
+        rollout=rollout,
+        off_policy=off_policy,
+        boundary=_boundary(session),
+        init=jax.jit(begin, donate_argnums=0, out_shardings=places),
+        state=state,
+        update=jax.jit(train_step, donate_argnums=0, out_shardings=(places, None)),
+        describe=jax.jit(_describe, out_shardings=replicated(session.mesh)),
+        schedule=schedule,
+        teacher_head=head,
+    )
 
 
 def _describe(trajectory: Trajectory):
@@ -137,7 +149,7 @@ def _writers(session: Session, *, read: bool) -> tuple[Callable | None, Callable
 
 
 def _lay_out(session: Session, state: TrainState) -> TrainState:
-    """Parameters and moments in the update layout; every other number on all devices."""
+    """The state's shapes with their places: parameters and moments in the update layout, all else on all devices."""
     places = layout(session.mesh, session.student.config, "update")
     structure = jax.tree.structure(places)
 
@@ -145,6 +157,8 @@ def _lay_out(session: Session, state: TrainState) -> TrainState:
         return jax.tree.structure(node) == structure
 
     def put(node):
-        return jax.device_put(node, places if is_params(node) else replicated(session.mesh))
+        if is_params(node):
+            return jax.tree.map(lambda x, place: x.update(sharding=place), node, places)
+        return node.update(sharding=replicated(session.mesh))
 
     return jax.tree.map(put, state, is_leaf=is_params)

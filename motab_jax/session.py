@@ -21,12 +21,12 @@ from motab_jax.data.tokenizer import check_same_tokenizer, decode, load_tokenize
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.pretrained import load_pretrained
 from motab_jax.models.prune import init_from_teacher
-from motab_jax.models.serving import serve_params, serve_specs
+from motab_jax.models.serving import serve_params, serve_specs, with_copied_heads
 from motab_jax.models.transformer import Model, Params, is_spec, weight_specs
 from motab_jax.rollout import Prompts, RolloutConfig
 from motab_jax.rollout.decode import ENDLESS
 from motab_jax.rollout.signal import ALARM_IS_HIGH
-from motab_jax.runtime.mesh import local_rows, make_mesh, place_rows, shardings
+from motab_jax.runtime.mesh import check_heads, local_rows, make_mesh, place_rows, platform_of, shardings
 
 SHIPPED = Path(__file__).parent / "quickstart"
 
@@ -109,6 +109,7 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
     for role, model, path in (("student", student, student_path), ("teacher", master, teacher_path)):
         if model is not None:
             _check_model(config, role, model, str(path), size)
+            check_heads(mesh, model.config.num_heads, model.config.num_kv_heads, f"the {role}'s ({path})")
     if master is not None:
         master = serving(mesh, master.config, config, int8=config.teacher.quantize == "int8")(master.params)
     update = layout(mesh, student.config, "update")
@@ -143,8 +144,8 @@ def needs_teacher(config: Config) -> bool:
 def serving(mesh, shape: ModelConfig, config: Config, *, dtype: str | None = None, int8: bool = False):
     """The jitted function from params to a `Model` in serving form and layout."""
     scan = config.rollout.scan_layers
-    scan = jax.default_backend() != "cpu" if scan is None else scan
-    form = {"scan_layers": scan, "int8": int8}
+    scan = platform_of(mesh) != "cpu" if scan is None else scan
+    form, shape = {"scan_layers": scan, "int8": int8}, with_copied_heads(shape, mesh.shape["tensor"])
     specs = serve_specs(shape, **form)
 
     def relay(params: Params) -> Model:
@@ -217,7 +218,7 @@ def teacher_rows(config: Config, mesh) -> int:
     given, slots = config.backtrack.teacher_rows, config.rollout.slots or config.rollout.batch_size
     if given is not None:
         return given
-    return slots // 2 if mesh.size == 1 and jax.default_backend() == "cpu" else 0
+    return slots // 2 if mesh.size == 1 and platform_of(mesh) == "cpu" else 0
 
 
 def rollout_config(config: Config, tokenizer, stops: Sequence[int], size: int, mesh) -> RolloutConfig:

@@ -19,7 +19,6 @@ from rich.console import Console
 from motab_jax.batches import Batch, Batches, open_batches, with_steps
 from motab_jax.cli import STOPPED, Signals, enable_compilation_cache, read_config, run_verb, split_words
 from motab_jax.config import Config, UserError
-from motab_jax.data.prompts import PromptStream
 from motab_jax.distill import TrainState
 from motab_jax.evaluate import Evaluator, make_evaluator
 from motab_jax.export import export_student
@@ -90,12 +89,12 @@ def train(config: Config, *, profile: bool = False) -> int:
     initialize()
     enable_compilation_cache()
     with CompileClock() as clock:
-        run, state = _prepare(config, clock)
+        run = _prepare(config, clock)
         config = run.session.config
         with contextlib.ExitStack() as opened:
             signals = opened.enter_context(Signals())
             checkpoints = opened.enter_context(Checkpointer(run.folder / "checkpoints", config.run.keep))
-            state, done = _resume(checkpoints, state, run.batches.stream, run.console)
+            state, done = _begin(run, checkpoints)
             logs = open_logs(opened, config, run.folder, int(state.step))
             write_config(run.folder, config)
             if done.before is None:
@@ -112,7 +111,7 @@ def train(config: Config, *, profile: bool = False) -> int:
     return 0
 
 
-def _prepare(config: Config, clock: CompileClock) -> tuple[Run, TrainState]:
+def _prepare(config: Config, clock: CompileClock) -> Run:
     """The run folder, the models, the prompts, the programs: whatever is wrong with them is said now."""
     console = Console(quiet=not is_main())
     folder = open_run_folder(config)
@@ -123,9 +122,9 @@ def _prepare(config: Config, clock: CompileClock) -> tuple[Run, TrainState]:
     batches = open_batches(session, prompts)
     if batches.completions is not None and batches.completions.cut:
         console.out(str(batches.completions))
-    programs, state = make_programs(session)
+    programs = make_programs(session)
     rates = np.asarray(jax.jit(jax.vmap(programs.schedule))(jnp.arange(session.config.run.steps)))
-    return Run(session, batches, evaluator, programs, rates, folder, console, clock), state
+    return Run(session, batches, evaluator, programs, rates, folder, console, clock)
 
 
 def _evaluator(session: Session) -> Evaluator | None:
@@ -262,14 +261,16 @@ def _check_finite(config: Config, metrics: dict, step: int) -> None:
         )
 
 
-def _resume(checkpoints: Checkpointer, state: TrainState, stream: PromptStream, console: Console):
-    """The newest checkpoint's state, or the fresh one."""
-    latest = checkpoints.latest()
+def _begin(run: Run, checkpoints: Checkpointer) -> tuple[TrainState, Progressed]:
+    """The newest checkpoint's state, or a fresh one; the session's copy of the student's weights is given up."""
+    latest, params = checkpoints.latest(), run.session.student.params
     if latest is None:
-        return state, Progressed()
-    state, extra = checkpoints.restore(latest, state)
-    stream.set_state(extra.pop("stream"))
-    console.out(f"resuming at step {latest}")
+        return run.programs.init(params), Progressed()
+    for weight in jax.tree.leaves(params):
+        weight.delete()
+    state, extra = checkpoints.restore(latest, run.programs.state)
+    run.batches.stream.set_state(extra.pop("stream"))
+    run.console.out(f"resuming at step {latest}")
     return state, Progressed(**extra)
 
 

@@ -15,7 +15,7 @@ from motab_jax.distill.packing import gather, pack
 from motab_jax.distill.targets import KINDS, TargetBatch
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import Model, Params, encode, weight_specs
-from motab_jax.runtime.mesh import batch_sharding, shardings
+from motab_jax.runtime.mesh import batch_sharding, platform_of, shardings
 
 # Columns of a micro-batch on each device: enough of them to use it well, few enough to leave few bins empty.
 MICRO_TOKENS = {"cpu": 640}
@@ -100,7 +100,7 @@ def make_gradient(
     """
     platform, ways = jax.default_backend(), 1
     if mesh is not None:
-        platform, ways = mesh.devices.flat[0].platform, mesh.shape["tensor"]
+        platform, ways = platform_of(mesh), mesh.shape["tensor"]
     chunk = chunk_tokens(-(-objective.vocab_size // ways), platform)
     score_all = functools.partial(score_batch, config, objective, chunk)
 

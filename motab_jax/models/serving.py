@@ -3,6 +3,7 @@
 `serve_params` is pure: jitted, it lays the student out for serving once a step. What the forms compute is the same.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -19,10 +20,10 @@ SUMMED = {"qkv": 0, "o": 0, "gate": 0, "up": 0, "gate_up": 0, "down": 0, "head":
 def serve_params(
     params: Params, config: ModelConfig, *, scan_layers: bool, dtype=None, int8: bool = False, head: bool = False
 ) -> Params:
-    """Params in serving form. dtype: None keeps theirs; head: a tied table also gets a transposed copy, which
-    saves a CPU a little at one row and costs it twice the time at more."""
+    """Params in serving form. config: theirs, or theirs `with_copied_heads`. dtype: None keeps theirs; head: a tied
+    table also gets a transposed copy, which saves a CPU a little at one row and costs it twice the time at more."""
     params = jax.tree.map(lambda x: x.astype(dtype or x.dtype), params)
-    layers = _fuse(params["layers"], config, mlp=not scan_layers)
+    layers = _fuse(_copy_heads(params["layers"], config), config, mlp=not scan_layers)
     found = {"embed": params["embed"], "final_norm": params["final_norm"]}
     if "head" in params or head:
         found["head"] = params["head"] if "head" in params else params["embed"].T
@@ -36,6 +37,22 @@ def serve_params(
     if not scan_layers:
         layers = tuple(jax.tree.map(lambda x, n=n: x[n], layers) for n in range(config.num_layers))
     return {**found, "layers": layers}
+
+
+def with_copied_heads(config: ModelConfig, ways: int) -> ModelConfig:
+    """The shape with enough copies of each key-value head for `ways` devices, where those are a multiple of the heads.
+
+    Each device then has a head and its cache to itself; the model computes the same.
+    """
+    copies, rest = divmod(ways, config.num_kv_heads)
+    return config if copies < 2 or rest else dataclasses.replace(config, num_kv_heads=ways)
+
+
+def _copy_heads(layers: Params, config: ModelConfig) -> Params:
+    """The layers with their key-value heads repeated to as many as the config has."""
+    copies = config.num_kv_heads // layers["k"].shape[-2]
+    names = [name for name in ("k", "v", "k_bias", "v_bias") if name in layers and copies > 1]
+    return {**layers, **{name: jnp.repeat(layers[name], copies, axis=-2) for name in names}}
 
 
 def _fuse(layers: Params, config: ModelConfig, *, mlp: bool) -> Params:

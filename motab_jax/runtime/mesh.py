@@ -104,6 +104,11 @@ def _is_axes(node: Any) -> bool:
     return type(node) is tuple and all(name is None or isinstance(name, str) for name in node)
 
 
+def platform_of(mesh: Mesh) -> str:
+    """The platform of its devices, such as cpu or tpu: what programs over it are compiled for, wherever that is."""
+    return mesh.devices.flat[0].platform
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -140,4 +145,17 @@ def check_batch(mesh: Mesh, rows: int, key: str) -> None:
         raise UserError(
             f"{key}: {rows} rows do not divide over mesh.data * mesh.fsdp = "
             f"{mesh.shape['data']} * {mesh.shape['fsdp']} = {ways}; use a multiple of {ways}, such as {nearest}"
+        )
+
+
+def check_heads(mesh: Mesh, heads: int, kv_heads: int, whose: str) -> None:
+    """Raise UserError, with the sizes that would do, unless mesh.tensor cuts a model's attention heads evenly.
+
+    A device has some key-value heads to itself, or one that several devices have a copy of.
+    """
+    fits = [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+    if mesh.shape["tensor"] not in fits:
+        raise UserError(
+            f"mesh.tensor={mesh.shape['tensor']} does not cut {whose} {heads} attention heads and {kv_heads} "
+            f"key-value heads evenly; use one of {', '.join(map(str, fits))}"
         )

@@ -22,7 +22,7 @@ from tests.verbs.helpers import POSITIONS, STEPS, read_lines, words
 def final_params(finished):
     """The parameters of the run's last checkpoint."""
     config = load_config(finished[0] / "config.yaml")
-    _, state = make_programs(open_session(config))
+    state = make_programs(open_session(config)).state
     with Checkpointer(finished[0] / "checkpoints", config.run.keep) as checkpoints:
         state, _ = checkpoints.restore(STEPS, state)
     return jax.device_get(state.params)
