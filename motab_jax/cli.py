@@ -11,8 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from jax.errors import JaxRuntimeError
+
 from motab_jax.config import Config, UserError, describe_keys, dump_config, load_config
 from motab_jax.runtime.compilation import enable_compilation_cache as enable_compilation_cache
+from motab_jax.runtime.distributed import explain, leave
 from motab_jax.runtime.paths import recipe_path
 
 STOPPED = 75
@@ -103,7 +106,12 @@ def run_verb(
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-    sys.exit(status)
+    except JaxRuntimeError as error:
+        if (reason := explain(error)) is None:
+            raise
+        print(f"error: {reason}", file=sys.stderr)
+        status = 1
+    leave(status)
 
 
 def _report_unraisable(problem: Any) -> None:

@@ -26,9 +26,11 @@ from motab_jax.models.transformer import Model, Params, is_spec, weight_specs
 from motab_jax.rollout import Prompts, RolloutConfig
 from motab_jax.rollout.decode import ENDLESS
 from motab_jax.rollout.signal import ALARM_IS_HIGH
+from motab_jax.runtime.distributed import barrier
 from motab_jax.runtime.mesh import check_heads, local_rows, make_mesh, place_rows, platform_of, shardings
 
 SHIPPED = Path(__file__).parent / "quickstart"
+LOADING = 3600  # seconds that processes wait for each other to download and read the models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +114,7 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
             check_heads(mesh, model.config.num_heads, model.config.num_kv_heads, f"the {role}'s ({path})")
     if master is not None:
         master = serving(mesh, master.config, config, int8=config.teacher.quantize == "int8")(master.params)
+    barrier("the models are loaded", LOADING)
     update = layout(mesh, student.config, "update")
     student = Model(jax.jit(lambda params: params, out_shardings=update)(student.params), student.config)
     return Session(

@@ -23,13 +23,14 @@ from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.folder import find_folder, load_generation_config, read_json, replaced, write_json
 from motab_jax.models.tensorfile import Entry, TensorFiles, write_tensors
 from motab_jax.models.transformer import Params
-from motab_jax.runtime.distributed import is_main
+from motab_jax.runtime.distributed import barrier, is_main
 
 __all__ = ["find_folder", "load_generation_config", "load_pretrained", "save_pretrained"]
 
 Places = Callable[[ModelConfig], Any]
 MAX_SHARD_BYTES = 5_000_000_000
 LISTED = 20
+WRITING = 3600  # seconds that the other processes wait for the first to write a model
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # What a source's config.json may say that would be false of the saved model, whose layers may be fewer.
 NOT_CARRIED = {
@@ -157,8 +158,7 @@ def save_pretrained(
                 write_json(partial / "generation_config.json", generation)
     else:
         write_tensors(None, entries, max_shard_bytes)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("save_pretrained")
+    barrier(f"{folder} is written", WRITING)
 
 
 def _configs(params: Params, config: ModelConfig, source: Any, generation: dict | None) -> tuple[dict, dict]:

@@ -1,24 +1,41 @@
-"""The start of a run on several hosts: one process a host, the same command on each.
+"""The start and the end of a run on several hosts: one process a host, the same command on each.
 
 On TPU pods, under Slurm and under Open MPI the processes find each other; elsewhere three variables say it. On one
-host nothing is started. Left out: launching the processes, which is the platform's (see `launch/`).
+host nothing is started. A process that is gone takes the others with it: they see it within HEARTBEAT seconds, or at
+once where they wait for its numbers. Left out: launching the processes, which is the platform's (see `launch/`).
 """
 
+import itertools
 import os
+import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from motab_jax.config import UserError
 
 _COORDINATOR, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+HEARTBEAT = 40  # seconds of silence after which a process counts as gone
+PATIENCE = 300  # seconds that processes wait for each other to begin, and where each has work of its own to finish
+_numbers = itertools.count()  # a barrier's name serves once
+# How jax and its transports say that somebody else is gone.
+_LOST = ("gloo", "connection closed", "connection reset", "socket closed", "heartbeat", "unavailable:", "task died")
 
 
-def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    patience: int = PATIENCE,
+) -> None:
     """Join the other processes, if there are any. Call it before anything touches a device; again is harmless.
 
     Arguments come first, then the variables JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID, then what the cluster says. Raises UserError if only some of the three are given or one is wrong.
+    JAX_PROCESS_ID, then what the cluster says. Raises UserError if only some of the three are given or one is wrong,
+    and if after `patience` seconds some processes have not come: it names them.
     """
     if jax.distributed.is_initialized():
         return
@@ -29,11 +46,73 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
     if coordinator is not None and num_processes is not None and process_id is not None:
         _check(coordinator, num_processes, process_id)
         if num_processes > 1:
-            jax.distributed.initialize(coordinator, num_processes, process_id)
+            _join(coordinator, num_processes, process_id, patience)
     elif in_cluster():
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        _join(coordinator, num_processes, process_id, patience)
     elif any(value is not None for value in given):
         raise UserError(f"a run on several hosts needs all of {_COORDINATOR}, {_COUNT} and {_INDEX}; some are missing")
+
+
+def _join(coordinator: str | None, num_processes: int | None, process_id: int | None, patience: int) -> None:
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id,
+            initialization_timeout=patience, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=patience,
+        )  # fmt: skip
+    except jax.errors.JaxRuntimeError as error:
+        where = "" if coordinator is None else f" at {coordinator}"
+        raise UserError(f"the processes did not meet{where}: {missing('the start', patience, error)}") from None
+    sys.excepthook = _fall
+
+
+def _fall(*error: Any) -> None:
+    """Leave at once on an error that nobody caught: at its orderly end a process waits for the others."""
+    sys.__excepthook__(*error)
+    leave(1)
+
+
+def barrier(name: str, seconds: int = PATIENCE) -> None:
+    """Wait until every process is at the barrier `name`. UserError, after so many seconds, names those that are not.
+
+    All processes must come to the same barriers in the same order.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax._src import distributed  # jax's public names have no barrier with a time limit
+
+    client: Any = distributed.global_state.client
+    try:
+        client.wait_at_barrier(f"{name} {next(_numbers)}", timeout_in_ms=1000 * seconds)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(missing(f"'{name}'", seconds, error)) from None
+
+
+def missing(place: str, seconds: int, error: Exception) -> str:
+    """In a sentence, who did not come to a place in time, as far as jax's error tells."""
+    late = sorted({int(number) for number in re.findall(r"task:(\d+)", str(error).partition("timed out task")[2])})
+    who = f"process {', '.join(map(str, late))}" if late else "at least one process"
+    return f"{who} did not come to {place} within {seconds} s; see what it printed last, then start all of them again"
+
+
+def explain(error: Exception) -> str | None:
+    """What to say where a jax error means that another process is gone; None where it means something else."""
+    text = str(error)
+    if not jax.distributed.is_initialized() or not any(word in text.lower() for word in _LOST):
+        return None
+    first = text.strip().splitlines()[0][:200]
+    return (
+        f"another process of this run is gone ({first}); see what it printed last, then start all of them again: "
+        "a run goes on from its last checkpoint"
+    )
+
+
+def leave(status: int) -> None:
+    """Exit. Where others would wait for this process, because it fails and they do not, it does not wait for them."""
+    if jax.distributed.is_initialized() and status not in (0, 75):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def is_main() -> bool:

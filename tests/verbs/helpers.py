@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -80,6 +81,34 @@ def start(verb: str, arguments: list[str], devices: int = 1) -> subprocess.Popen
         [sys.executable, "-m", f"motab_jax.{verb}", *arguments],
         env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def start_all(verb: str, arguments: list[str], count: int = 2, devices: int = 2) -> list[subprocess.Popen]:
+    """The verb in several processes that are one run, each with devices of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    common = {**environment(devices), "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", f"motab_jax.{verb}", *arguments],
+            env={**common, "JAX_PROCESS_ID": str(number)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def finish_all(processes: list[subprocess.Popen], limit: float = SPAWN_LIMIT) -> list[subprocess.CompletedProcess]:
+    """Wait for all of them, together no longer than `limit` seconds."""
+    deadline, done = time.monotonic() + limit, []
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=max(deadline - time.monotonic(), 0.1))
+            done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    finally:
+        for process in processes:
+            process.kill()
+    return done
 
 
 def spawn(verb: str, arguments: list[str], devices: int = 1) -> subprocess.CompletedProcess:

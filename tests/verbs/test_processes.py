@@ -1,0 +1,101 @@
+"""Several processes, as on several hosts: the same run as one process's; what happens when one of them dies."""
+
+import json
+import signal
+import time
+
+import pytest
+
+from motab_jax.cli import STOPPED
+from tests.verbs.helpers import finish_all, read_lines, spawn, start_all, without_clocks, words
+
+STEPS = 6
+CLOSE = {"rel": 1e-4, "abs": 1e-6}
+LIMIT = 60  # seconds in which the others see that a process is gone
+
+
+def command(pair, runs, *changes):
+    """Greedy, so that the last bits of a sum decide nothing."""
+    greedy = ["rollout.temperature=0.0", f"run.steps={STEPS}", "run.save_every=2", "run.sample_every=1"]
+    return words(pair, runs, *greedy, "run.eval_every=0", *changes)
+
+
+@pytest.fixture(scope="module")
+def alone(pair, tmp_path_factory):
+    """The run of one process with one device."""
+    runs = tmp_path_factory.mktemp("alone")
+    process = spawn("train", command(pair, runs))
+    assert process.returncode == 0, process.stderr
+    return runs / "tiny"
+
+
+@pytest.fixture(scope="module")
+def together(pair, tmp_path_factory):
+    """The run of two processes with two devices each."""
+    runs = tmp_path_factory.mktemp("together")
+    for process in finish_all(start_all("train", command(pair, runs, "mesh.fsdp=2"))):
+        assert process.returncode == 0, process.stderr
+    return runs / "tiny"
+
+
+def test_two_processes_run_as_one(alone, together):
+    one, two = (read_lines(folder / "metrics.jsonl") for folder in (alone, together))
+    assert [line["step"] for line in two] == list(range(1, STEPS + 1)), "one process writes"
+    for ours, theirs in zip(two, one, strict=True):
+        for name in ("loss", "grad_norm", "value", "learning_rate", "length_mean"):
+            assert ours[name] == pytest.approx(theirs[name], **CLOSE), name
+        assert [ours[name] for name in ("tokens_student", "tokens_teacher", "tokens_discarded")] == [
+            theirs[name] for name in ("tokens_student", "tokens_teacher", "tokens_discarded")
+        ]
+    one, two = (read_lines(folder / "trajectories.jsonl") for folder in (alone, together))
+    assert [line["tokens"] for line in two] == [line["tokens"] for line in one]
+    one, two = (json.loads((folder / "summary.json").read_text()) for folder in (alone, together))
+    assert one["after"]["accuracy"] == two["after"]["accuracy"]
+    assert two["after"]["reverse_kl"] == pytest.approx(one["after"]["reverse_kl"], **CLOSE)
+    assert (together / "export" / "model.safetensors").is_file()
+
+
+def wait_for(folder, lines, processes):
+    """Until the run has written so many steps."""
+    log, deadline = folder / "metrics.jsonl", time.monotonic() + 200
+    while not (log.is_file() and log.read_bytes().count(b"\n") >= lines):
+        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_takes_the_other_with_it_and_the_run_goes_on(victim, pair, together, tmp_path):
+    words = command(pair, tmp_path, "mesh.fsdp=2")
+    processes = start_all("train", words)
+    wait_for(tmp_path / "tiny", 3, processes)
+    processes[victim].send_signal(signal.SIGKILL)
+    ends = finish_all(processes, LIMIT)
+    assert ends[victim].returncode == -signal.SIGKILL
+    other = ends[1 - victim]
+    assert other.returncode not in (0, STOPPED)
+    assert "another process of this run is gone" in other.stderr or "another task died" in other.stderr, other.stderr
+    assert "Traceback" not in other.stderr
+    if victim:  # once is enough
+        for process in finish_all(start_all("train", words)):
+            assert process.returncode == 0, process.stderr
+        assert without_clocks(tmp_path / "tiny" / "metrics.jsonl") == without_clocks(together / "metrics.jsonl")
+
+
+def test_a_signal_to_one_stops_all(pair, tmp_path):
+    processes = start_all("train", command(pair, tmp_path, "mesh.fsdp=2", "run.steps=200"))
+    wait_for(tmp_path / "tiny", 2, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    ends = finish_all(processes)
+    assert [process.returncode for process in ends] == [STOPPED, STOPPED], [process.stderr for process in ends]
+    done = len(read_lines(tmp_path / "tiny" / "metrics.jsonl"))
+    assert f"stopped by a signal at step {done}" in ends[0].stdout
+
+
+def test_records_of_two_processes_are_those_of_one(pair, tmp_path):
+    base = [*command(pair, tmp_path), "data.count=6"]
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    alone = spawn("synthesize", [*base, f"output={one}"])
+    assert alone.returncode == 0, alone.stderr
+    for process in finish_all(start_all("synthesize", [*base, f"output={two}", "rollout.batch_size=8"])):
+        assert process.returncode == 0, process.stderr
+    assert [line["tokens"] for line in read_lines(two)] == [line["tokens"] for line in read_lines(one)]
