@@ -111,7 +111,7 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
     for role, model, path in (("student", student, student_path), ("teacher", master, teacher_path)):
         if model is not None:
             _check_model(config, role, model, str(path), size)
-            check_heads(mesh, model.config.num_heads, model.config.num_kv_heads, f"the {role}'s ({path})")
+            check_heads(mesh.shape["tensor"], *model.config.heads, f"the {role}'s ({path})")
     if master is not None:
         master = serving(mesh, master.config, config, int8=config.teacher.quantize == "int8")(master.params)
     barrier("the models are loaded", LOADING)
@@ -126,7 +126,7 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
         source=str(student_path),
         stop=stop,
         vocab_size=size,
-        rollout=rollout_config(config, tokenizer, stops, size, mesh),
+        rollout=rollout_config(config, token_bytes(tokenizer)[:size], stops, mesh),
         serving=serving(mesh, student.config, config, dtype=config.rollout.serve_dtype),
     )
 
@@ -224,17 +224,16 @@ def teacher_rows(config: Config, mesh) -> int:
     return slots // 2 if mesh.size == 1 and platform_of(mesh) == "cpu" else 0
 
 
-def rollout_config(config: Config, tokenizer, stops: Sequence[int], size: int, mesh) -> RolloutConfig:
-    """The engine's numbers, from the configuration and the tokenizer."""
+def rollout_config(config: Config, pieces: list[bytes], stops: Sequence[int], mesh) -> RolloutConfig:
+    """The engine's numbers, from the configuration and the bytes that each token stands for."""
     rollout, monitor, backtrack = config.rollout, config.monitor, config.backtrack
-    pieces = token_bytes(tokenizer)[:size]
     window = monitor.step_tokens
     return RolloutConfig(
         automaton=compile_window(window) if window else compile_delimiter(monitor.step_delimiter, pieces),
         stop_ids=jnp.asarray(stops, jnp.int32),
         eps0=jnp.float32(monitor.eps0),
         theta=jnp.float32(monitor.theta if monitor.boundary == "entropy_adaptive" else 0.0),
-        vocab_size=size,
+        vocab_size=len(pieces),
         max_new_tokens=rollout.max_new_tokens,
         segment_tokens=rollout.segment_tokens,
         slots=rollout.slots,

@@ -58,6 +58,11 @@ class ModelConfig:
         if self.head_dim % 2:
             raise UserError(f"head_dim {self.head_dim} is odd; rotary embeddings need an even one")
 
+    @property
+    def heads(self) -> tuple[int, int]:
+        """Attention heads, and key-value heads."""
+        return self.num_heads, self.num_kv_heads
+
     @classmethod
     def from_hf(cls, raw: dict[str, Any], where: str = "config.json") -> "ModelConfig":
         """Read a Hugging Face config; raises UserError naming an architecture or feature that is not implemented."""

@@ -6,7 +6,7 @@ Left out: the weights inside it (tensorfile.py).
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 _UNREACHABLE = (HTTPError, HFValidationError, OSError)
 
 
-def find_folder(path_or_hub_id: str | Path) -> Path:
-    """The folder itself, or that of the hub's model, downloaded if it is not in the cache. UserError if neither."""
+def find_folder(path_or_hub_id: str | Path, wanted: Sequence[str] = WANTED) -> Path:
+    """The folder itself, or that of the hub's model, downloaded if it is not in the cache. UserError if neither.
+
+    wanted: patterns of the files that are downloaded.
+    """
     text = str(path_or_hub_id)
     folder = Path(text).expanduser()
     if folder.is_dir():
@@ -32,7 +35,7 @@ def find_folder(path_or_hub_id: str | Path) -> Path:
         raise UserError(f"{text}: there is no such model folder")
     try:
         # Subfolders of a model's page hold the same weights in other formats.
-        found = huggingface_hub.snapshot_download(text, allow_patterns=list(WANTED), ignore_patterns=["*/*"])
+        found = huggingface_hub.snapshot_download(text, allow_patterns=list(wanted), ignore_patterns=["*/*"])
     except _UNREACHABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{text}: neither a folder here nor a model that the hub gives us ({reason})") from None

@@ -16,26 +16,37 @@ from motab_jax.config import UserError
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _INSTRUCTION = re.compile(r"= \w+\[([\d,]*)\][^ ]* ([\w-]+)\(")
+_COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(")
+_ARRAY = re.compile(r"(\w+?)(\d+)?\[([\d,]*)\]")  # a type, its bits, its dimensions
+_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", re.IGNORECASE)
 
 
 class Chip(NamedTuple):
-    """One chip: dense bfloat16 FLOP/s, bytes a second and bytes of its memory."""
+    """One device: dense bfloat16 FLOP/s; bytes a second and bytes of its memory; bytes a second of its links."""
 
     flops: float
     bandwidth: float
     memory: float
+    links: float
 
 
+# A device of TPU7x is one of a chip's two halves. Links: all of a chip's together, both ways.
 CHIPS = {
-    "v5e": Chip(197e12, 819e9, 16 * 2**30),
-    "v5p": Chip(459e12, 2765e9, 95 * 2**30),
-    "v6e": Chip(918e12, 1640e9, 32 * 2**30),
+    "v4": Chip(275e12, 1228e9, 32 * 2**30, 300e9),
+    "v5e": Chip(197e12, 819e9, 16 * 2**30, 200e9),
+    "v5p": Chip(459e12, 2765e9, 95 * 2**30, 600e9),
+    "v6e": Chip(918e12, 1640e9, 32 * 2**30, 448e9),
+    "tpu7x": Chip(1153.5e12, 3690e9, 96 * 2**30, 600e9),
+    "h100": Chip(989e12, 3350e9, 80e9, 900e9),
+    "h200": Chip(989e12, 4800e9, 141e9, 900e9),
 }
 
 
 def devices(topology: str) -> list[Any]:
     """Descriptions of the devices of a topology such as `v5e:2x2`. UserError without libtpu or for an unknown name."""
+    # No TPU is touched, so none is looked for, and another process that has one is no obstacle.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     try:
@@ -52,10 +63,17 @@ class Facts(NamedTuple):
 
     arguments: int
     outputs: int
+    aliased: int  # outputs that take the place of arguments
     temporaries: int
     copies: int  # of arrays with a cache's dimensions, in whatever order
     scatters: int  # into such arrays
     collectives: dict[str, int]
+    moved: dict[str, int]  # bytes that collectives give, by kind; those in a loop are counted once
+
+    @property
+    def held(self) -> int:
+        """Bytes that a device needs while the program runs."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 def facts(compiled: Any, caches: Iterable[tuple[int, ...]] = ()) -> Facts:
@@ -63,8 +81,8 @@ def facts(compiled: Any, caches: Iterable[tuple[int, ...]] = ()) -> Facts:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     found = whole_copies(text, caches)
     return Facts(
-        memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes,
-        found["copy"], found["scatter"], collectives(text),
+        memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.alias_size_in_bytes,
+        memory.temp_size_in_bytes, found["copy"], found["scatter"], collectives(text), moved(text),
     )  # fmt: skip
 
 
@@ -86,8 +104,34 @@ def _dims(shape: Iterable[int]) -> tuple[int, ...]:
 
 def collectives(text: str) -> dict[str, int]:
     """How often each kind of collective stands in an HLO text."""
-    counts = Counter(operation.removesuffix("-start") for _, operation in _INSTRUCTION.findall(text))
+    counts = Counter(kind for _, kind, _ in _COLLECTIVE.findall(text))
     return {name: counts[name] for name in COLLECTIVES if counts[name]}
+
+
+def moved(text: str) -> dict[str, int]:
+    """Bytes of what each kind of collective in an HLO text gives; a start's operands, which it repeats, left out."""
+    found: Counter = Counter()
+    for types, kind, start in _COLLECTIVE.findall(text):
+        arrays = [_bytes(*array) for array in _ARRAY.findall(types)]
+        repeats = start and len(arrays) > 1 and kind != "all-reduce"
+        found[kind] += sum(arrays[len(arrays) // 2 :] if repeats else arrays)
+    return dict(found)
+
+
+def _bytes(name: str, bits: str, dims: str) -> int:
+    """Bytes of an array as HLO writes it: bf16[8,128] is (bf, 16, "8,128")."""
+    each = 1 if name == "pred" else int(bits or 8) // 8
+    return each * math.prod(map(int, filter(None, dims.split(","))))
+
+
+def out_of_memory(error: Exception) -> tuple[float, float] | None:
+    """(bytes needed, bytes there are) on a device, where that is what a compiler's error says."""
+    found = _OUT_OF_MEMORY.search(str(error))
+    if found is None:
+        return None
+    need, unit, there, other = found.groups()
+    scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return float(need) * scale[unit.upper()], float(there) * scale[other.upper()]
 
 
 def size(tree: Any) -> int:

@@ -43,12 +43,12 @@ def make_mesh(data: int, fsdp: int, tensor: int, *, devices: Sequence[Any] | Non
     Raises UserError, with the sizes that would do, unless the sizes multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = _resolve({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
+    sizes = mesh_sizes({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def _resolve(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """Sizes with -1 filled in; their product is `count`."""
+def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """Sizes with -1 filled in; their product is `count`. UserError as of `make_mesh`."""
     text = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
@@ -148,14 +148,19 @@ def check_batch(mesh: Mesh, rows: int, key: str) -> None:
         )
 
 
-def check_heads(mesh: Mesh, heads: int, kv_heads: int, whose: str) -> None:
-    """Raise UserError, with the sizes that would do, unless mesh.tensor cuts a model's attention heads evenly.
+def fitting_tensor(heads: int, kv_heads: int) -> list[int]:
+    """The sizes of mesh.tensor that cut a model's attention heads evenly.
 
     A device has some key-value heads to itself, or one that several devices have a copy of.
     """
-    fits = [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
-    if mesh.shape["tensor"] not in fits:
+    return [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+
+
+def check_heads(tensor: int, heads: int, kv_heads: int, whose: str) -> None:
+    """Raise UserError, with the sizes that would do, unless `tensor` is one of `fitting_tensor`."""
+    fits = fitting_tensor(heads, kv_heads)
+    if tensor not in fits:
         raise UserError(
-            f"mesh.tensor={mesh.shape['tensor']} does not cut {whose} {heads} attention heads and {kv_heads} "
-            f"key-value heads evenly; use one of {', '.join(map(str, fits))}"
+            f"mesh.tensor={tensor} does not cut {whose} {heads} attention heads and {kv_heads} key-value heads evenly; "
+            f"use one of {', '.join(map(str, fits))}"
         )

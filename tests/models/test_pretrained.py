@@ -111,7 +111,8 @@ def test_every_part_is_read_once(config, devices, tmp_path, monkeypatch):
 
     def places(shape):
         specs = weight_specs(shape)
-        axes, sizes = (jax.tree.map(lambda s: getattr(s, name), specs, is_leaf=is_spec) for name in ("axes", "shape"))
+        axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
+        sizes = jax.tree.map(lambda spec: spec.shape, specs, is_leaf=is_spec)
         return shardings(mesh, axes, "load", sizes)
 
     spread, _ = load_pretrained(tmp_path / "m", places=places)
