@@ -25,6 +25,7 @@ from motab_jax.distill.objective import batch_loss, weights_of
 from motab_jax.models.transformer import Model
 from motab_jax.report import evaluation_table
 from motab_jax.rollout import RolloutConfig, rollout
+from motab_jax.rollout.groups import in_groups
 from motab_jax.rollout.record import Row
 from motab_jax.rollout.trajectory import KEPT
 from motab_jax.runtime.distributed import initialize, is_main
@@ -123,8 +124,10 @@ def make_evaluator(session: Session, section: EvalConfig, prompts: EncodedPrompt
         max_new_tokens=section.max_new_tokens or session.config.rollout.max_new_tokens,
     )
 
+    in_each = in_groups(rollout, session.mesh, (False, False, True, False))
+
     def generate(*arguments):  # a function of its own: jit counts the compilations of each function
-        return rollout(*arguments)
+        return in_each(*arguments)
 
     measure = jax.jit(_divergence, static_argnames="vocab_size") if section.reverse_kl else None
     return Evaluator(session, section, prompts, config, jax.jit(generate), measure)

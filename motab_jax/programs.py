@@ -23,6 +23,7 @@ from motab_jax.distill import (
 )
 from motab_jax.rollout import Trajectory, rollout
 from motab_jax.rollout.given import given, written_by_teacher
+from motab_jax.rollout.groups import in_groups
 from motab_jax.rollout.monitor import next_boundary
 from motab_jax.rollout.summary import samples, statistics
 from motab_jax.runtime.mesh import batch_sharding, platform_of, replicated
@@ -135,14 +136,17 @@ def _writers(session: Session, *, read: bool) -> tuple[Callable | None, Callable
     places = Trajectory(**dict.fromkeys(Trajectory.__dataclass_fields__, batch_sharding(session.mesh)))
     places = dataclasses.replace(places, counters=replicated(session.mesh))
 
-    def generate(*arguments):  # a function of its own: jit counts the compilations of each function
-        return rollout(*arguments)
+    on_policy = in_groups(rollout, session.mesh, (False, False, True, False))
 
-    def off_policy(teacher, prompts, text, key, numbers):
+    def generate(*arguments):  # a function of its own: jit counts the compilations of each function
+        return on_policy(*arguments)
+
+    def read_or_write(teacher, prompts, text, key, numbers):
         if text is None:
             return written_by_teacher(teacher, prompts, key, numbers, read=read)
         return given(teacher, prompts, text, numbers, read=read)
 
+    off_policy = in_groups(read_or_write, session.mesh, (False, True, True, False))
     share = session.config.rollout.on_policy
     on, off = jax.jit(generate, out_shardings=places), jax.jit(off_policy, out_shardings=places)
     return on if share > 0 else None, off if share < 1 else None

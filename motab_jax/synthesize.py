@@ -35,6 +35,7 @@ from motab_jax.data.tokenizer import decode, load_tokenizer
 from motab_jax.record_log import RecordLog, look
 from motab_jax.rollout import Prompts, Trajectory, rollout
 from motab_jax.rollout.given import written_by_teacher
+from motab_jax.rollout.groups import in_groups
 from motab_jax.rollout.record import describe
 from motab_jax.runtime.clocks import now
 from motab_jax.runtime.distributed import initialize, is_main
@@ -196,9 +197,11 @@ def _writer(session: Session) -> Callable[[Prompts, jax.Array], Trajectory]:
     # Records want the teacher's values and none of its distributions.
     numbers = dataclasses.replace(session.rollout, targets="sampled", read_after=False)
     if session.config.rollout.on_policy == 0:
-        alone = jax.jit(functools.partial(written_by_teacher, read=False))
+        write = functools.partial(written_by_teacher, read=False)
+        alone = jax.jit(in_groups(write, session.mesh, (False, True, False)))
         return lambda batch, key: alone(session.teacher, batch, key, numbers)
-    program, student = jax.jit(rollout), session.serve(session.student.params)
+    program = jax.jit(in_groups(rollout, session.mesh, (False, False, True, False)))
+    student = session.serve(session.student.params)
     return lambda batch, key: program(student, session.teacher, batch, key, numbers)
 
 

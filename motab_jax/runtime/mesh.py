@@ -104,6 +104,11 @@ def _is_axes(node: Any) -> bool:
     return type(node) is tuple and all(name is None or isinstance(name, str) for name in node)
 
 
+def groups_of(mesh: Mesh) -> int:
+    """Into how many groups of devices the rows of a batch are cut: data * fsdp."""
+    return _ways(mesh, BATCH)
+
+
 def platform_of(mesh: Mesh) -> str:
     """The platform of its devices, such as cpu or tpu: what programs over it are compiled for, wherever that is."""
     return mesh.devices.flat[0].platform
@@ -138,7 +143,7 @@ def place_rows(mesh: Mesh, rows: int, part: Any) -> Any:
 
 def check_batch(mesh: Mesh, rows: int, key: str) -> None:
     """Raise UserError naming the configuration key unless data * fsdp divides `rows`."""
-    ways = _ways(mesh, BATCH)
+    ways = groups_of(mesh)
     if rows % ways:
         below = rows - rows % ways
         nearest = f"{below} or {below + ways}" if below else str(ways)

@@ -1,0 +1,55 @@
+"""Rows over devices: each group of devices, a cell of data x fsdp, rolls out rows of its own.
+
+Rows never look at each other, so no group waits for another's turns, and nothing as large as a cache goes over the
+links: caches, slots and logs stay where their rows are. Inside a group the weights are cut over `tensor` by the
+compiler. A trajectory is the same whatever group it falls to.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from motab_jax.rollout.config import RolloutConfig
+from motab_jax.rollout.counters import Counters
+from motab_jax.rollout.trajectory import Trajectory
+from motab_jax.runtime.mesh import BATCH, groups_of
+
+TURNS = ("student_turns", "teacher_turns", "reading_turns", "packings")  # of the groups, which take theirs side by side
+
+
+def in_groups(program: Callable, mesh: Mesh, by_row: tuple[bool, ...]) -> Callable:
+    """The program (rollout, given, ...), each group on its own rows.
+
+    program(..., config) -> Trajectory takes the engine's numbers last. by_row: which of its other arguments lie over
+    rows; the rest, weights and keys, are the same for all groups. slots and the thresholds of `config` are of all
+    groups together. Columns and tokens are counted over all groups, turns as a group's mean.
+    """
+    groups = groups_of(mesh)
+    if groups == 1:
+        return program
+    rows, whole = PartitionSpec(BATCH), PartitionSpec()
+    given = tuple(rows if each else whole for each in (*by_row, False))
+    found = Trajectory(**dict.fromkeys(Trajectory.__dataclass_fields__, rows))
+
+    def local(*arguments) -> Trajectory:
+        trajectory = program(*arguments[:-1], _share(arguments[-1], groups))
+        return dataclasses.replace(trajectory, counters=_together(trajectory.counters))
+
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=given, out_specs=dataclasses.replace(found, counters=whole),
+        axis_names=set(BATCH), check_vma=False,
+    )  # fmt: skip
+
+
+def _share(config: RolloutConfig, groups: int) -> RolloutConfig:
+    """The numbers of one group; 0 goes on to mean all."""
+    shares = {name: -(-getattr(config, name) // groups) for name in ("slots", "teacher_batch", "teacher_rows")}
+    return dataclasses.replace(config, **shares)
+
+
+def _together(counters: Counters) -> Counters:
+    summed = jax.lax.psum(counters, BATCH)
+    means = jax.lax.pmean(counters, BATCH)
+    return summed.replace(**{name: getattr(means, name) for name in TURNS})
