@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from motab_jax.models.architecture import ModelConfig
+from motab_jax.runtime.mesh import over_tensor
 
 Store = jax.Array | tuple[jax.Array, ...]
 
@@ -75,33 +76,42 @@ def _put(store: jax.Array, new: jax.Array, at: tuple) -> jax.Array:
     return jax.lax.dynamic_update_slice(store, new.astype(store.dtype), at)
 
 
-def _pinned(x: jax.Array) -> jax.Array:
-    """The array in the layout of its dimensions' order.
+def pinned(x: jax.Array) -> jax.Array:
+    """The array, on a TPU in the layout of its dimensions' order.
 
-    The layout that a gather likes best would spread to the whole cache, and every turn would copy it to and fro.
+    The layout that a gather likes best would spread to the whole cache, and every turn would copy it to and fro. Other
+    platforms have but one layout, and there an array that is cut over devices would be gathered to be pinned.
     """
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+    def pin(x: jax.Array) -> jax.Array:
+        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+    return jax.lax.platform_dependent(x, tpu=pin, default=lambda x: x)
 
 
 def init_cache(config: ModelConfig, rows: int, columns: int, dtype=jnp.float32, *, stacked: bool = True) -> KVCache:
-    """A cache of zeros; no column counts until the tape gives it a position."""
+    """A cache of zeros; no column counts until the tape gives it a position. Its heads lie over `tensor`."""
     shape = (rows, config.num_kv_heads, columns, config.head_dim)
     if stacked:
         shape = (config.num_layers, *shape)
-        return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        return KVCache(*(over_tensor(jnp.zeros(shape, dtype), 2) for _ in "kv"))
     turned = (*shape[:2], config.head_dim, columns)
-    return KVCache(*(tuple(jnp.zeros(x, dtype) for _ in range(config.num_layers)) for x in (turned, shape)))
+
+    def layers(shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
+        return tuple(over_tensor(jnp.zeros(shape, dtype), 1) for _ in range(config.num_layers))
+
+    return KVCache(layers(turned), layers(shape))
 
 
 def gather_columns(cache: KVCache, source: jax.Array) -> KVCache:
     """New column s of row b is old column source[b,s]; source i32[B,S]. One layer's keys are moved at a time."""
 
     def move(x: jax.Array, axis: int = 1) -> jax.Array:
-        return _pinned(jax.vmap(lambda row, columns: jnp.take(row, columns, axis=axis))(x, source))
+        return pinned(jax.vmap(lambda row, columns: jnp.take(row, columns, axis=axis))(x, source))
 
     def layer(number, store):
         one = move(jax.lax.dynamic_index_in_dim(store, number, keepdims=False))
-        return _pinned(jax.lax.dynamic_update_index_in_dim(store, one, number, 0))
+        return pinned(jax.lax.dynamic_update_index_in_dim(store, one, number, 0))
 
     if cache.stacked:
         return KVCache(*(jax.lax.fori_loop(0, store.shape[0], layer, store) for store in (cache.k, cache.v)))

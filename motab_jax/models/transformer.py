@@ -16,11 +16,10 @@ import flax.struct
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.attention import BLOCK, SMALL_BLOCK, attend_live, attend_long, sees
-from motab_jax.models.cache import KVCache, init_cache
+from motab_jax.models.cache import KVCache, init_cache, pinned
 from motab_jax.models.quantize import OutFirst, lookup, product
 from motab_jax.models.rope import angles, turn
 
@@ -247,7 +246,7 @@ def _project(layer: Params, config: ModelConfig, x: jax.Array) -> tuple[jax.Arra
     """Queries [B,T,N,H], keys and values [B,T,K,H], before rotation."""
     if "qkv" in layer:
         # Unpinned, the heads' own layout would reach back to the weights, and a TPU would hold them twice.
-        fused = with_layout_constraint(product("btd,dx->btx", x, layer["qkv"]), Layout((0, 1, 2)))
+        fused = pinned(product("btd,dx->btx", x, layer["qkv"]))
         fused = fused.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
         queries = fused[..., :-2, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
         found = {"q": queries, "k": fused[..., -2, :], "v": fused[..., -1, :]}

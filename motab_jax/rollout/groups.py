@@ -27,7 +27,7 @@ def in_groups(program: Callable, mesh: Mesh, by_row: tuple[bool, ...]) -> Callab
     groups together. Columns and tokens are counted over all groups, turns as a group's mean.
     """
     groups = groups_of(mesh)
-    if groups == 1:
+    if mesh.size == 1:
         return program
     rows, whole = PartitionSpec(BATCH), PartitionSpec()
     given = tuple(rows if each else whole for each in (*by_row, False))

@@ -141,6 +141,14 @@ def place_rows(mesh: Mesh, rows: int, part: Any) -> Any:
     return jax.tree.map(place, part)
 
 
+def over_tensor(x: jax.Array, dimension: int) -> jax.Array:
+    """In a program of one group of devices, x with this dimension cut over `tensor`, if that divides it; else x."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if "tensor" not in mesh.axis_names or x.shape[dimension] % mesh.shape["tensor"]:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(None,) * dimension, "tensor"))
+
+
 def check_batch(mesh: Mesh, rows: int, key: str) -> None:
     """Raise UserError naming the configuration key unless data * fsdp divides `rows`."""
     ways = groups_of(mesh)

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from motab_jax.models.transformer import Model
@@ -61,13 +60,12 @@ def check_caches(program, mesh):
     columns, heads = WIDTH + MAX_NEW + MAX_NEW // 4, 2
     mine = f"f32[2,{ROWS // (data * fsdp)},{heads // tensor},{columns},8]"
     assert mine in text, "the caches of a group's rows"
-    rows = {ROWS, ROWS // data, ROWS // fsdp} - {ROWS // (data * fsdp)}
-    for count in rows | {ROWS // (data * fsdp)}:
+    for rows in {ROWS, ROWS // data, ROWS // fsdp, ROWS // (data * fsdp)}:
         for kept in {heads, heads // tensor}:
-            shape = f"f32[2,{count},{kept},{columns},8]"
+            shape = f"f32[2,{rows},{kept},{columns},8]"
             assert shape == mine or shape not in text, shape
-    smallest = int(np.prod([2, ROWS // (data * fsdp), heads // tensor, columns, 8])) * 4
-    assert all(size < smallest for size in ahead.moved(text).values()), ahead.moved(text)
+    cache = 4 * 2 * ROWS // (data * fsdp) * heads // tensor * columns * 8
+    assert ahead.moved(text).get("all-gather", 0) < cache / 10
 
 
 def test_a_group_has_its_share_of_the_slots(devices, alone):
