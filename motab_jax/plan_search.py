@@ -215,7 +215,7 @@ def _most(needed: Callable[[int], float], at_start: float, start: int, step: int
     if other <= start:
         return best
     amount = needed(other)
-    slope = max((amount - at_start) / (other - start), 1.0)
+    slope = max((amount - at_start) / (other - start), 1e-9)
     if amount <= limit:
         best = other
     for _ in range(TRIES - 1):

@@ -1,0 +1,171 @@
+"""Plans: the arithmetic by hand, the search, what is refused; and, where libtpu is, a plan from end to end."""
+
+import json
+
+import pytest
+
+from motab_jax import plan
+from motab_jax.cli import split_words
+from motab_jax.config import Config, UserError, load_config
+from motab_jax.models.architecture import ModelConfig
+from motab_jax.plan_search import Target, _most, candidates
+from motab_jax.roofline import cache_bytes_per_token, memory, parameters, phases, sizes_of
+from motab_jax.runtime import ahead
+from motab_jax.session import SHIPPED
+
+TINY = ModelConfig("qwen3", 10, 4, 8, 2, 4, 2, 2, 64, qk_norm=True)
+CHIP = ahead.Chip(flops=1e6, bandwidth=1e3, memory=1e9, links=1e2)
+
+
+def config(**changes) -> Config:
+    return load_config(None, [f"{key}={value}" for key, value in changes.items()])
+
+
+def test_parameters_by_hand():
+    # A layer: q 4*8, k and v 4*4, o 8*4, three of the MLP 4*8, norms 4+4+2+2; embedding and head 10*4, last norm 4.
+    layer = 32 + 16 + 16 + 32 + 3 * 32 + 12
+    assert parameters(TINY) == (2 * layer + 40 + 40 + 4, 2 * layer + 40 + 4)
+    tied = ModelConfig("qwen3", 10, 4, 8, 2, 4, 2, 2, 64, qk_norm=True, tied=True)
+    assert parameters(tied) == (2 * layer + 40 + 4,) * 2
+
+
+def test_a_token_in_the_cache_by_hand():
+    assert cache_bytes_per_token(TINY, 2, 1) == 2 * 2 * 2 * 2 * 2
+    assert cache_bytes_per_token(TINY, 2, 2) == 2 * 2 * 1 * 2 * 2
+    assert cache_bytes_per_token(TINY, 2, 4) == 2 * 2 * 1 * 2 * 2, "half a head is a whole one"
+
+
+def test_decoding_by_hand():
+    found = {"rollout.batch_size": 8, "rollout.max_new_tokens": 16, "data.max_prompt_tokens": 4}
+    sizes = sizes_of(config(**found), {"data": 2, "fsdp": 1, "tensor": 2}, 0.5)
+    rooflines = {phase.name: phase for phase in phases(config(**found), TINY, TINY, sizes, CHIP)}
+    decoding, (_, multiplied) = rooflines["student decodes"], parameters(TINY)
+    rows, seen = 4, 4 + 16 / 2
+    assert decoding.flops == 16 * (2 * multiplied * rows + 4 * 2 * 4 * 2 * rows * seen) / 2
+    assert decoding.bytes == 16 * (multiplied * 4 / 2 + rows * seen * cache_bytes_per_token(TINY, 4, 2))
+    assert decoding.linked == 16 * 2 * 2 * rows * 4 * 4 * 2 * (1 / 2)
+    times = (decoding.flops / 1e6, decoding.bytes / 1e3, decoding.linked / 1e2)
+    assert decoding.seconds == max(times) and decoding.binds == "links"
+    assert rooflines["teacher writes"].bytes == pytest.approx(0.5 * decoding.bytes), "of half of the columns"
+
+
+def test_memory_by_hand():
+    found = config(**{"rollout.batch_size": 8, "rollout.max_new_tokens": 16, "data.max_prompt_tokens": 4})
+    sizes = sizes_of(found, {"data": 1, "fsdp": 2, "tensor": 2}, 0.3)
+    count, _ = parameters(TINY)
+    held = memory(found, TINY, TINY, sizes)
+    assert held["student, moments, gradient"] == count * 16 / 4
+    assert held["student, serving"] == held["teacher"] == count * 4 / 2
+    assert held["student's cache"] == 4 * (4 + 16 + 16) * cache_bytes_per_token(TINY, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [
+        (lambda x: 10.0 * x, 100),  # a straight line
+        (lambda x: 10.0 * x if x < 60 else 15.0 * x, 64),  # dearer than it looked: tried again nearer by
+        (lambda x: 2000.0 if x > 8 else 10.0, 8),  # nothing beyond the start fits
+    ],
+)
+def test_the_largest_that_fits(cost, expected):
+    found = _most(cost, cost(8), 8, 4, 1000, 1000.0)
+    assert found == expected and cost(found) <= 1000
+
+
+def test_the_largest_stays_below_the_positions():
+    assert _most(lambda x: 1.0, 1.0, 8, 8, 100, 10.0) == 96
+
+
+def gpu(count: int = 8) -> Target:
+    return Target.of(f"gpu:h100x{count}", 0.3)
+
+
+def test_candidates_divide_everything():
+    found = candidates(config(**{"rollout.batch_size": 16, "optimizer.accumulate": 2}), gpu())
+    assert found and all(mesh["data"] * mesh["fsdp"] * mesh["tensor"] == 8 for mesh in found)
+    assert all(16 % (mesh["data"] * mesh["fsdp"] * 2) == 0 for mesh in found)
+    assert {mesh["tensor"] for mesh in found} <= {1, 2, 4}, "the shipped pair has 4 heads"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "needs topology=CHIP:SHAPE"),
+        (["topology=v9:2x2"], "v4, v5e, v5p, v6e, tpu7x"),
+        (["topology=gpu:h100x0"], "such as v5p:4x4x4"),
+        (["topology=gpu:h100x8", "mesh=best"], "only mesh=find"),
+        (["topology=gpu:h100x8", "strayed=2"], "a share from 0 to 1"),
+        (["topology=gpu:h100x8", "mesh.tensor=3"], "mesh.tensor=3"),
+        (["topology=gpu:h100x3", "mesh=find"], "no mesh of 3 devices"),
+        (["topology=gpu:h100x8", "--json"], "--json needs a file"),
+        (["topology=gpu:h100x8", "student.path=/nowhere/at/all"], "no such model folder"),
+    ],
+)
+def test_mistakes_are_named(words, text):
+    with pytest.raises(UserError, match=text):
+        plan.work(words)
+
+
+def test_a_plan_by_arithmetic_says_so(capsys, tmp_path):
+    file = tmp_path / "plan.json"
+    assert plan.work(["topology=gpu:h100x8", "--json", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "fits:" in said and "by arithmetic, without temporaries" in said and "student decodes" in said
+    found = json.loads(file.read_text())
+    assert found["fits"] and not found["compiled"] and found["programs"] == []
+    assert found["needed"] == sum(found["memory"].values()) and found["largest"]["batch_size"] > 64
+
+
+def write_shapes(folder, **changes):
+    """A folder with nothing but the shipped teacher's config.json, changed."""
+    folder.mkdir()
+    shape = json.loads((SHIPPED / "teacher" / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(shape))
+    return folder
+
+
+def test_what_does_not_fit_leaves_with_3_and_advice(capsys, tmp_path):
+    giant = write_shapes(tmp_path / "giant", hidden_size=32768, intermediate_size=131072, num_hidden_layers=64)
+    words = [f"teacher.path={giant}", f"student.path={SHIPPED / 'student'}", "topology=gpu:h100x8"]
+    assert plan.work(words) == plan.DOES_NOT_FIT
+    said = capsys.readouterr().out
+    assert "does not fit" in said and "'teacher'" in said and "mesh.tensor" in said
+
+
+def test_the_words_of_the_verb_are_not_configuration():
+    words, file = plan._without_json(["a.yaml", "--json", "x", "run.steps=1"])
+    assert (words, file) == (["a.yaml", "run.steps=1"], "x")
+    assert split_words(["topology=x", "mesh.data=2"], own=plan.OWN)[1:] == (["mesh.data=2"], {"topology": "x"})
+
+
+def test_collectives_in_a_text():
+    text = """
+      %a = bf16[8,128]{1,0:T(8,128)} all-gather(%x), dimensions={0}
+      %b = (f32[4]{0}, f32[8,2]{1,0}) all-reduce(%x, %y)
+      %c = (bf16[4]{0}, bf16[16]{0}) all-gather-start(%x)
+      %d = f32[4]{0} all-reduce-start(%x)
+      %e = bf16[16]{0} all-gather-done(%c)
+    """
+    assert ahead.collectives(text) == {"all-gather": 2, "all-reduce": 2}
+    assert ahead.moved(text) == {"all-gather": 8 * 128 * 2 + 16 * 2, "all-reduce": 4 * 4 + 16 * 4 + 4 * 4}
+
+
+def test_an_out_of_memory_error_is_read():
+    error = RuntimeError(
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded"
+    )
+    assert ahead.out_of_memory(error) == (20.5 * 2**30, 15.75 * 2**30)
+    assert ahead.out_of_memory(RuntimeError("something else")) is None
+
+
+@pytest.mark.tpu_aot
+def test_a_plan_for_a_slice(capsys, tmp_path):
+    pytest.importorskip("libtpu", reason="needs the extra [tpu]")
+    file = tmp_path / "plan.json"
+    words = ["topology=v5e:2x2", "mesh=find", "largest=false", "rollout.max_new_tokens=32", "--json", str(file)]
+    assert plan.work(words) == 0
+    assert "mesh data" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert [program["name"] for program in found["programs"]] == ["teacher relayout", "relayout", "rollout", "update"]
+    assert all(0 < program["needed"] <= found["needed"] for program in found["programs"])
+    assert found["fits"] and found["compiled"] and found["caches"] > 0
