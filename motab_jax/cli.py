@@ -86,9 +86,7 @@ def run_verb(
     sys.unraisablehook = _report_unraisable
     try:
         if "--help" in words or "-h" in words:
-            options = ["", f"Options: {' '.join(('--help', '--print-config', *flags))}"]
-            keys = ["", "Keys and defaults:", *(f"  {line}" for line in describe_keys())]
-            print("\n".join([(usage or "").strip(), *(options + keys if configured else [])]))
+            _help(usage, flags if configured else None)
             status = 0
         elif "--print-config" in words and configured:
             path, overrides, _ = split_words([word for word in words if word not in ("--print-config", *flags)], own)
@@ -107,11 +105,17 @@ def run_verb(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except JaxRuntimeError as error:
-        if (reason := explain(error)) is None:
-            raise
-        print(f"error: {reason}", file=sys.stderr)
+        print(f"error: {explain(error)}", file=sys.stderr)
         status = 1
     leave(status)
+
+
+def _help(usage: str | None, flags: Sequence[str] | None) -> None:
+    """Print how a verb is used; its options and all keys, unless it takes no configuration (flags None)."""
+    print((usage or "").strip())
+    if flags is not None:
+        print(f"\nOptions: {' '.join(('--help', '--print-config', *flags))}\n\nKeys and defaults:")
+        print("\n".join(f"  {line}" for line in describe_keys()))
 
 
 def _report_unraisable(problem: Any) -> None:

@@ -26,7 +26,7 @@ from motab_jax.rollout.given import given, written_by_teacher
 from motab_jax.rollout.groups import in_groups
 from motab_jax.rollout.monitor import next_boundary
 from motab_jax.rollout.summary import samples, statistics
-from motab_jax.runtime.mesh import batch_sharding, platform_of, replicated
+from motab_jax.runtime.mesh import batch_sharding, groups_of, platform_of, replicated
 from motab_jax.session import Session, layout, transition_ids
 
 SAMPLES = 3  # rows of a step that are described in full
@@ -67,31 +67,16 @@ def make_objective(config: Config, vocab_size: int) -> Objective:
 
 def make_programs(session: Session) -> Programs:
     """The programs. Nothing is compiled yet; the models' weights may be shapes alone."""
-    config, section = session.config, session.config.optimizer
+    section = session.config.optimizer
     schedule = make_schedule(
         section.schedule, peak=section.learning_rate, floor=section.min_learning_rate,
-        steps=config.run.steps, warmup_ratio=section.warmup_ratio,
+        steps=session.config.run.steps, warmup_ratio=section.warmup_ratio,
     )  # fmt: skip
     optimizer = make_optimizer(
         schedule, weight_decay=section.weight_decay, clip=section.clip, beta1=section.beta1, beta2=section.beta2
     )
-    objective = make_objective(config, session.vocab_size)
-    transition = jnp.asarray(transition_ids(session), jnp.int32)
-    check_targets(objective, config.rollout.targets)
-    # On a CPU writing activations to memory and back costs more than computing them again.
-    remat = section.remat or ("full" if platform_of(session.mesh) == "cpu" else "none")
-    update = make_update(
-        session.student.config, optimizer, objective, accumulate=section.accumulate, remat=remat,
-        groups=session.mesh.shape["data"] * session.mesh.shape["fsdp"], mesh=session.mesh,
-    )  # fmt: skip
-
-    target = config.objective.target
-    room = config.rollout.max_new_tokens if target == "spliced" else None
-    logprobs = objective.needs_logprob and config.rollout.targets != "hidden"
-
-    def train_step(state: TrainState, teacher_head, trajectory):
-        batch = build_targets(trajectory, target=target, transition=transition, max_tokens=room, logprobs=logprobs)
-        return update(state, teacher_head, batch)
+    objective = make_objective(session.config, session.vocab_size)
+    check_targets(objective, session.config.rollout.targets)
 
     def begin(params) -> TrainState:
         return init_state(params, optimizer)
@@ -99,9 +84,10 @@ def make_programs(session: Session) -> Programs:
     state = _lay_out(session, jax.eval_shape(begin, session.student.params))
     places = jax.tree.map(lambda x: x.sharding, state)
     head = head_of(session.teacher, objective)
-    rollout, off_policy = _writers(session, read=head is not None)
+    on_policy, off_policy = _writers(session, read=head is not None)
+    train_step = _train_step(session, optimizer, objective)
     return Programs(
-        rollout=rollout,
+        rollout=on_policy,
         off_policy=off_policy,
         boundary=_boundary(session),
         init=jax.jit(begin, donate_argnums=0, out_shardings=places),
@@ -111,6 +97,27 @@ def make_programs(session: Session) -> Programs:
         schedule=schedule,
         teacher_head=head,
     )
+
+
+def _train_step(session: Session, optimizer, objective: Objective) -> Callable:
+    """The function (state, teacher's head, trajectory) -> (state, figures)."""
+    config, section = session.config, session.config.optimizer
+    transition = jnp.asarray(transition_ids(session), jnp.int32)
+    # On a CPU writing activations to memory and back costs more than computing them again.
+    remat = section.remat or ("full" if platform_of(session.mesh) == "cpu" else "none")
+    update = make_update(
+        session.student.config, optimizer, objective, accumulate=section.accumulate, remat=remat,
+        groups=groups_of(session.mesh), mesh=session.mesh,
+    )  # fmt: skip
+    target = config.objective.target
+    room = config.rollout.max_new_tokens if target == "spliced" else None
+    logprobs = objective.needs_logprob and config.rollout.targets != "hidden"
+
+    def train_step(state: TrainState, teacher_head, trajectory):
+        batch = build_targets(trajectory, target=target, transition=transition, max_tokens=room, logprobs=logprobs)
+        return update(state, teacher_head, batch)
+
+    return train_step
 
 
 def _describe(trajectory: Trajectory):

@@ -94,11 +94,11 @@ def missing(place: str, seconds: int, error: Exception) -> str:
     return f"{who} did not come to {place} within {seconds} s; see what it printed last, then start all of them again"
 
 
-def explain(error: Exception) -> str | None:
-    """What to say where a jax error means that another process is gone; None where it means something else."""
+def explain(error: Exception) -> str:
+    """What to say where a jax error means that another process is gone; raises it where it means something else."""
     text = str(error)
     if not jax.distributed.is_initialized() or not any(word in text.lower() for word in _LOST):
-        return None
+        raise error
     first = text.strip().splitlines()[0][:200]
     return (
         f"another process of this run is gone ({first}); see what it printed last, then start all of them again: "
