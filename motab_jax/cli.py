@@ -85,13 +85,12 @@ def run_verb(
     words = sys.argv[1:]
     sys.unraisablehook = _report_unraisable
     try:
+        status = 0
         if "--help" in words or "-h" in words:
             _help(usage, flags if configured else None)
-            status = 0
         elif "--print-config" in words and configured:
             path, overrides, _ = split_words([word for word in words if word not in ("--print-config", *flags)], own)
             print(dump_config(read_config(path, overrides)), end="")
-            status = 0
         else:
             status = work(words) or 0
         sys.stdout.flush()
