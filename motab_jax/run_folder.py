@@ -12,9 +12,10 @@ from motab_jax.config import Config, UserError, dump_config, load_config
 from motab_jax.runtime.distributed import is_main
 from motab_jax.runtime.metrics import MetricsLog, open_trackers
 
-# Keys and sections that may differ when a run goes on: they don't change what was computed so far.
+# Keys and sections that may differ when a run goes on: they don't change what was computed so far. Another mesh gives
+# the same numbers but for their last bits.
 FREE = frozenset(
-    {"run.steps", "run.epochs", "run.keep", "run.save_every", "run.sample_every", "run.dir", "run.name", "log"}
+    {"run.steps", "run.epochs", "run.keep", "run.save_every", "run.sample_every", "run.dir", "run.name", "log", "mesh"}
 )
 
 

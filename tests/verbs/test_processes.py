@@ -1,6 +1,7 @@
 """Several processes, as on several hosts: the same run as one process's; what happens when one of them dies."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -53,6 +54,19 @@ def test_two_processes_run_as_one(alone, together):
     assert one["after"]["accuracy"] == two["after"]["accuracy"]
     assert two["after"]["reverse_kl"] == pytest.approx(one["after"]["reverse_kl"], **CLOSE)
     assert (together / "export" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("devices", "mesh"), [(1, {}), (8, {"fsdp": 4, "tensor": 2})])
+def test_a_checkpoint_of_two_processes_goes_on_in_one(devices, mesh, pair, together, tmp_path):
+    """The run was done: going on restores its last checkpoint and writes the student again."""
+    shutil.copytree(together, tmp_path / "tiny")
+    shutil.rmtree(tmp_path / "tiny" / "export")
+    words = command(pair, tmp_path, *(f"mesh.{name}={size}" for name, size in mesh.items()))
+    process = spawn("train", words, devices)
+    assert process.returncode == 0, process.stderr
+    assert f"resuming at step {STEPS}" in process.stdout
+    again, before = (folder / "export" / "model.safetensors" for folder in (tmp_path / "tiny", together))
+    assert again.read_bytes() == before.read_bytes()
 
 
 def wait_for(folder, lines, processes):
