@@ -96,7 +96,8 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
     teacher: whether its weights are needed; None: as `needs_teacher` says. A teacher that is named and not needed still
     has its say on the tokenizer and the stop tokens, so that all methods end a text alike.
     """
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    sizes = config.mesh
+    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, dcn_data=sizes.dcn_data)
     needed = needs_teacher(config) if teacher is None else teacher or config.student.init_from_teacher is not None
     student_path, teacher_path = model_paths(config, teacher=needed)
     tokenizer = load_tokenizer(teacher_path or student_path)

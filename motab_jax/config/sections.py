@@ -193,6 +193,9 @@ class MeshConfig(Section):
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    dcn_data: Positive = Field(
+        default=1, description="slices (without TPUs: processes) that only `data` reaches across; part of mesh.data"
+    )
 
 
 class LogConfig(Section):

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from motab_jax.config import UserError
@@ -37,14 +38,34 @@ LAYOUTS: dict[str, Table] = {
 }
 
 
-def make_mesh(data: int, fsdp: int, tensor: int, *, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(data: int, fsdp: int, tensor: int, *, dcn_data: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh (data, fsdp, tensor) over all devices, or over `devices`; one size may be -1: the rest.
 
-    Raises UserError, with the sizes that would do, unless the sizes multiply to the number of devices.
+    dcn_data: islands of devices with links of their own (slices of TPUs; elsewhere processes), between which only the
+    axis data reaches. Raises UserError, with the sizes that would do, unless they multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh_sizes({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    kinds = (AxisType.Auto,) * len(AXES)
+    if dcn_data == 1:
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
+    _check_islands(devices, dcn_data, sizes["data"])
+    near = (sizes["data"] // dcn_data, sizes["fsdp"], sizes["tensor"])
+    islands = mesh_utils.create_hybrid_device_mesh(
+        near, (dcn_data, 1, 1), devices, process_is_granule=not hasattr(devices[0], "slice_index"),
+        allow_split_physical_axes=True,
+    )  # fmt: skip
+    return Mesh(islands, AXES, axis_types=kinds)
+
+
+def _check_islands(devices: Sequence[Any], wanted: int, data: int) -> None:
+    kind = "slice_index" if hasattr(devices[0], "slice_index") else "process_index"
+    count = len({getattr(device, kind) for device in devices})
+    if wanted != count:
+        found = f"{count} slice(s)" if kind == "slice_index" else f"{count} process(es)"
+        raise UserError(f"mesh.dcn_data={wanted}: the devices come in {found}; set it to {count}")
+    if data % wanted:
+        raise UserError(f"mesh.data={data} is not a multiple of mesh.dcn_data={wanted}")
 
 
 def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:

@@ -11,7 +11,7 @@ from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.attention import BLOCK
 from motab_jax.models.cache import gather_columns
 from motab_jax.models.quantize import Int8, lookup, product, quantize
-from motab_jax.models.serving import serve_params, serve_specs
+from motab_jax.models.serving import serve_params, serve_specs, with_copied_heads
 from motab_jax.models.transformer import Model, default_positions, encode, forward, init, is_spec, unembed
 from motab_jax.runtime.mesh import make_mesh, shardings
 
@@ -53,6 +53,23 @@ def test_serving_forms_equal_the_training_form(name, form):
     np.testing.assert_allclose(forward(other.params, other.config, texts()), expected, atol=1e-5)
     specs = jax.tree.map(lambda spec: spec.shape, serve_specs(model.config, **FORMS[form]), is_leaf=is_spec)
     assert specs == jax.tree.map(lambda x: x.shape, other.params)
+
+
+@pytest.mark.parametrize("form", ["scanned", "unrolled"])
+@pytest.mark.parametrize("name", ["qwen3-tied", "llama-bias"])
+def test_copied_heads_compute_the_same(name, form):
+    """With two devices to a key-value head each has a copy, biases included."""
+    model = trained(SHAPES[name])
+    shape = with_copied_heads(model.config, 4)
+    assert shape.num_kv_heads == 4 and with_copied_heads(shape, 4) == shape
+    assert with_copied_heads(model.config, 3) == model.config, "three devices do not share two heads"
+    other = Model(serve_params(model.params, shape, **FORMS[form]), shape)
+    expected = forward(model.params, model.config, texts())
+    np.testing.assert_allclose(forward(other.params, shape, texts()), expected, atol=1e-5)
+    specs = jax.tree.map(lambda spec: spec.shape, serve_specs(shape, **FORMS[form]), is_leaf=is_spec)
+    assert specs == jax.tree.map(lambda x: x.shape, other.params)
+    cache = other.cache(2, 8)
+    assert (cache.k.shape[2] if cache.stacked else cache.k[0].shape[1]) == 4
 
 
 @pytest.mark.parametrize("form", ["scanned", "unrolled"])

@@ -7,7 +7,18 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from motab_jax.config import UserError
-from motab_jax.runtime.mesh import LAYOUTS, batch_sharding, check_batch, make_mesh, replicated, shardings
+from motab_jax.runtime.mesh import (
+    LAYOUTS,
+    batch_sharding,
+    check_batch,
+    check_heads,
+    fitting_tensor,
+    local_rows,
+    make_mesh,
+    place_rows,
+    replicated,
+    shardings,
+)
 
 AXES = {"q": ("layer", "embed", "heads", "head"), "norm": {"scale": ("embed",)}, "head": ("embed", "vocab"), "step": ()}
 
@@ -35,9 +46,21 @@ def test_sizes_that_do_not_fit_are_named(sizes, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+def test_islands_that_are_not_there_are_named():
+    with pytest.raises(UserError, match=r"mesh.dcn_data=2: the devices come in 1 (slice|process)"):
+        make_mesh(-1, 1, 1, dcn_data=2)
+
+
 def test_layouts_name_the_same_axes():
-    assert LAYOUTS["update"].keys() == LAYOUTS["serve"].keys()
+    assert LAYOUTS["update"].keys() == LAYOUTS["serve"].keys() == LAYOUTS["load"].keys()
     assert LAYOUTS["serve"]["embed"] is None
+
+
+def test_heads_that_do_not_divide_are_refused_with_those_that_do():
+    check_heads(4, 8, 2, "the student's")  # each key-value head twice
+    assert fitting_tensor(8, 2) == [1, 2, 4, 8] and fitting_tensor(12, 3) == [1, 3, 6, 12]
+    with pytest.raises(UserError, match=r"mesh.tensor=3 does not cut the student's 8 .* use one of 1, 2, 4, 8"):
+        check_heads(3, 8, 2, "the student's")
 
 
 def test_shardings_follow_the_table():
@@ -73,6 +96,14 @@ def test_rows_go_over_data_and_fsdp():
     assert {shard.data.shape for shard in rows.addressable_shards} == {(1, 2)}
     whole = jax.device_put(jnp.ones(3), replicated(mesh))
     assert {shard.data.shape for shard in whole.addressable_shards} == {(3,)}
+
+
+def test_a_process_places_the_rows_of_its_devices():
+    mesh = make_mesh(2, 2, 2)
+    assert local_rows(mesh, 8).tolist() == list(range(8)), "all of them, as all devices are its own"
+    placed = place_rows(mesh, 8, {"a": np.arange(16).reshape(8, 2)})
+    np.testing.assert_array_equal(placed["a"], np.arange(16).reshape(8, 2))
+    assert placed["a"].sharding == batch_sharding(mesh)
 
 
 def test_a_batch_that_does_not_divide_is_named():

@@ -34,7 +34,7 @@ def alone(pair, tmp_path_factory):
 def together(pair, tmp_path_factory):
     """The run of two processes with two devices each."""
     runs = tmp_path_factory.mktemp("together")
-    for process in finish_all(start_all("train", command(pair, runs, "mesh.fsdp=2"))):
+    for process in finish_all(start_all("train", command(pair, runs, "mesh.fsdp=2", "mesh.dcn_data=2"))):
         assert process.returncode == 0, process.stderr
     return runs / "tiny"
 
