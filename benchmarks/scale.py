@@ -1,0 +1,107 @@
+"""Qwen3-32B into Qwen3-4B at 32,768 tokens, planned for slices that are not here: mesh, batch, memory, collectives.
+
+    python benchmarks/scale.py [--json FILE] [--topologies v5p:4x4x4 v6e:8x8] [--no-weak]
+
+The recipe is configs/qwen3_32b_to_4b.yaml with texts of 2,048 + 30,720 tokens and a bfloat16 student in
+rollouts. A mesh is found, then the largest batch; then, from 64 to 512 chips of v5p with 8 times the rows,
+what collectives move on a chip. Shapes only: no weights are read. Times are rooflines.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import bench
+
+from motab_jax.config import Config, load_config
+from motab_jax.models.architecture import ModelConfig, Rope
+from motab_jax.plan_search import Plan, Target, find_mesh, largest, planned
+from motab_jax.roofline import STRAYED
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = {"max_positions": 40_960, "rope": Rope(1e6), "qk_norm": True}
+MODELS = {
+    "teacher": ModelConfig("qwen3", 151_936, 5120, 25_600, 64, 64, 8, 128, **SHARED),
+    "student": ModelConfig("qwen3", 151_936, 2560, 9728, 36, 32, 8, 128, **SHARED, tied=True),
+}
+WEAK = ("v5p:4x4x4", "v5p:8x8x8")
+
+
+def recipe(folder: Path, *changes: str) -> Config:
+    """The recipe of the real pair, both models as a config.json alone."""
+    words = ["data.max_prompt_tokens=2048", "rollout.max_new_tokens=30720", "rollout.serve_dtype=bfloat16"]
+    words += ["rollout.batch_size=64", "rollout.samples_per_prompt=1", "optimizer.accumulate=1", "optimizer.remat=full"]
+    for role, shape in MODELS.items():
+        (folder / role).mkdir(exist_ok=True)
+        (folder / role / "config.json").write_text(json.dumps(shape.to_hf()))
+        words.append(f"{role}.path={folder / role}")
+    return load_config(ROOT / "configs" / "qwen3_32b_to_4b.yaml", [*words, *changes])
+
+
+def say(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def plan_for(topology: str, folder: Path) -> Plan:
+    """A plan with a mesh that was found and, where it fits, the largest batch and length."""
+    say(topology)
+    target = Target.of(topology, STRAYED)
+    plan = planned(find_mesh(recipe(folder), target, say), target)
+    return largest(plan, target, say) if plan.fits else plan
+
+
+def moved(plan: Plan) -> int:
+    """Bytes that collectives give on a chip, over all programs of a step; loops counted once."""
+    return sum(sum(program.facts.moved.values()) for program in plan.whole.programs if program.facts is not None)
+
+
+def weak(found: Plan, folder: Path) -> dict[str, float]:
+    """The same mesh with eight times the groups and rows."""
+    sizes = found.sizes
+    say(WEAK[1])
+    mesh = (f"mesh.data={8 * sizes.data}", f"mesh.fsdp={sizes.fsdp}", f"mesh.tensor={sizes.tensor}")
+    config = recipe(folder, *mesh, f"rollout.batch_size={8 * sizes.rows}")
+    return {"moved_64": moved(found), "moved_512": moved(planned(config, Target.of(WEAK[1], STRAYED)))}
+
+
+def row(plan: Plan) -> list[str]:
+    sizes, gib = plan.sizes, 2**30
+    temporaries, copies = "", ""
+    if plan.whole is not None:
+        rollout = next(program.facts for program in plan.whole.programs if program.name == "rollout")
+        if rollout is not None:
+            spare = rollout.temporaries - plan.whole.caches
+            temporaries, copies = f"{100 * spare / plan.whole.caches:.1f}%", str(rollout.copies)
+    return [
+        plan.target.name, f"{sizes.data} x {sizes.fsdp} x {sizes.tensor}", "yes" if plan.fits else "no",
+        f"{plan.needed / gib:.1f} of {plan.target.limit / gib:.1f}", temporaries, copies,
+        str(plan.largest.get("batch_size", "")), str(plan.largest.get("max_new_tokens", "")), f"{plan.seconds:.0f}",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Plan and print."""
+    parser = bench.parser(__doc__)
+    parser.add_argument(
+        "--topologies", nargs="+", default=["v5p:4x4x4", "v6e:8x8", "v5e:8x8", "gpu:h100x8", "gpu:h200x8"]
+    )
+    parser.add_argument("--no-weak", action="store_true", help="leave out the 512 chips")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        plans = {topology: plan_for(topology, Path(name)) for topology in arguments.topologies}
+        scaled = weak(plans[WEAK[0]], Path(name)) if WEAK[0] in plans and not arguments.no_weak else {}
+    columns = ["", "data x fsdp x tensor", "fits", "GiB a device", "temporaries / KV", "KV copies", "batch at most",
+               "new tokens at most", "s a step, roofline"]  # fmt: skip
+    bench.show(
+        "Qwen3-32B into Qwen3-4B, 64 rows of 2,048 + 30,720 tokens", columns, [row(plan) for plan in plans.values()]
+    )
+    if scaled:
+        grown = scaled["moved_512"] / scaled["moved_64"]
+        print(f"collectives on a chip, {WEAK[0]} to {WEAK[1]} with 8 times the rows: {grown:.3f} times the bytes")
+    bench.save(arguments.json, {**scaled, "plans": {name: plan.as_json() for name, plan in plans.items()}})
+
+
+if __name__ == "__main__":
+    main()
