@@ -9,10 +9,10 @@ import itertools
 import os
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
+from jax._src import cloud_tpu_init  # jax's public names do not say whether this is a TPU host
 
 from motab_jax.config import UserError
 
@@ -134,7 +134,7 @@ def _on_tpu_pod() -> bool:
     if "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env:
         return True
     wanted = env.get("JAX_PLATFORMS", "tpu").split(",")[0] == "tpu" and "TPU_SKIP_MDS_QUERY" not in env
-    return wanted and "TPU_WORKER_HOSTNAMES" not in env and Path("/dev/accel0").exists()
+    return wanted and "TPU_WORKER_HOSTNAMES" not in env and cloud_tpu_init.running_in_cloud_tpu_vm
 
 
 def _number(name: str) -> int | None:

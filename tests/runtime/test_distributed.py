@@ -44,6 +44,15 @@ def test_clusters_are_seen(monkeypatch):
     assert distributed.in_cluster()
 
 
+def test_a_tpu_host_is_seen_whatever_its_device_files_are_called(monkeypatch):
+    monkeypatch.setattr(distributed.cloud_tpu_init, "running_in_cloud_tpu_vm", True)
+    for name in ("TPU_SKIP_MDS_QUERY", "JAX_PLATFORMS"):
+        monkeypatch.delenv(name, raising=False)
+    assert distributed.in_cluster()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert not distributed.in_cluster()
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
