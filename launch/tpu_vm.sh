@@ -3,10 +3,10 @@
 #
 #   NAME=motab ZONE=us-west4-a NFS=10.0.0.2:/runs bash launch/tpu_vm.sh CONFIG.yaml [key=value ...]
 #
-# Needs: gcloud, logged in; git; a share (Filestore, say) that the VM reaches and that keeps the runs. Makes the VM
-# where there is none, copies this checkout as it lies here, installs, starts and waits; the status is the run's.
-# Optional: PROJECT, ACCELERATOR (v5litepod-16), VERSION (its runtime), SPOT=1, GRACE (600: seconds for a step and a
-# save).
+# Needs: gcloud, logged in, its key in the agent (ssh-add ~/.ssh/google_compute_engine); git; a share (Filestore, say)
+# that the VM reaches and that keeps the runs. Makes the VM where there is none, copies this checkout as it lies here,
+# installs, starts and waits; the status is the run's. Optional: PROJECT, ACCELERATOR (v5litepod-16), VERSION (its
+# runtime), SPOT=1, GRACE (600: seconds for a step and a save).
 # Watch:  gcloud compute tpus tpu-vm ssh motab --zone=us-west4-a --worker=0 --command='sudo journalctl -fu motab'
 # Stop:   gcloud compute tpus tpu-vm ssh motab --zone=us-west4-a --worker=all --command='sudo systemctl stop motab'
 # Resume: the same command. The VM stays: gcloud compute tpus tpu-vm delete motab --zone=us-west4-a

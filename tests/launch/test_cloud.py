@@ -1,7 +1,6 @@
 """What the launch files ask of the clouds' programs, word for word; what they tell a TPU VM is run here as well."""
 
 import os
-import shlex
 import shutil
 import subprocess
 import tarfile
@@ -165,28 +164,6 @@ def test_a_queued_resource_is_asked_for_until_the_run_ends(requests, vms, runs, 
     questions = [call for call in stubs.calls() if call[:5] == [*QUEUE, "describe"]]
     assert questions[0] == [*QUEUE, "describe", "pod", *WHERE, "--format=value(state.state)"]
     assert "".join((tmp_path / kind).read_text() for kind in ("queued-resources", "tpu-vm", "run")) == "", "all asked"
-
-
-XPK = {"CLUSTER": "c", "PROJECT": "p", "ZONE": "z", "IMAGE": "registry/motab", "STORAGE": "runs"}
-
-
-def test_xpk_is_asked_for_a_workload_that_restarts(stubs):
-    stubs.add("xpk")
-    said = stubs.run(["bash", "launch/xpk.sh", *WORDS], **XPK, GRACE="900", SLICES="2", MORE="--dry-run --spot")
-    assert said.returncode == 0, said.stderr
-    [call] = stubs.calls()
-    command = call.pop(15)
-    assert call == [
-        *("xpk", "workload", "create", "--cluster=c", "--project=p", "--zone=z"),
-        *("--workload=motab", "--tpu-type=v5litepod-16", "--num-slices=2"),
-        *("--docker-image=registry/motab", "--storage=runs", "--env=HF_HOME=/runs/huggingface"),
-        *("--max-restarts=100", "--restart-on-exit-codes=1,75", "--termination-grace-period-seconds=900"),
-        *("--dry-run", "--spot"),
-    ]
-    assert command.startswith("--command=exec python ")
-    assert shlex.split(command.removeprefix("--command=")) == [
-        *("exec", "python", "-m", "motab_jax.train", "run.dir=/runs", *WORDS)
-    ]
 
 
 @pytest.mark.parametrize(

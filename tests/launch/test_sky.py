@@ -13,6 +13,7 @@ from tests.launch.stubs import LAUNCH
 
 TASK = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
 NODES = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.4\n10.0.0.5"}
+QUIET = {"PATH": "/usr/bin:/bin", "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 LOAD = """
@@ -31,7 +32,7 @@ print(json.dumps({
 def test_skypilot_loads_it(program, tmp_path):
     python = Path(program("sky", "launch")).read_text().partition("\n")[0].removeprefix("#!")
     loaded = subprocess.run(
-        [python, "-c", LOAD, str(LAUNCH / "sky.yaml")], cwd=LAUNCH.parent, env={"HOME": str(tmp_path), "PATH": ""},
+        [python, "-c", LOAD, str(LAUNCH / "sky.yaml")], cwd=LAUNCH.parent, env={**QUIET, "HOME": str(tmp_path)},
         capture_output=True, text=True,
     )  # fmt: skip
     assert loaded.returncode == 0, loaded.stderr

@@ -99,6 +99,4 @@ def test_what_is_asked_of_slurm():
     [seconds] = re.findall(r"^TERM@(\d+)$", options["signal"])  # no B: the processes hear it, not the script
     assert int(seconds) >= SAVE_SECONDS
     first_command = next(n for n, line in enumerate(lines) if line and not line.startswith("#"))
-    assert all(n < first_command for n, line in enumerate(lines) if line.startswith("#SBATCH ")), (
-        "else unread"
-    )
+    assert all(n < first_command for n, line in enumerate(lines) if line.startswith("#SBATCH ")), "else unread"
