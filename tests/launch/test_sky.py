@@ -23,7 +23,7 @@ task = sky.Task.from_yaml(sys.argv[1])
 [resources] = task.resources
 print(json.dumps({
     "nodes": task.num_nodes, "cloud": str(resources.cloud), "accelerators": resources.accelerators,
-    "arguments": resources.accelerator_args, "spot": resources.use_spot, "recovery": resources.job_recovery,
+    "arguments": resources.accelerator_args, "spot": resources.use_spot, "recovery": resources.job_recovery["recover_on_exit_codes"],
     "kept": {path: [storage.name, storage.mode.value] for path, storage in task.storage_mounts.items()},
 }))
 """
@@ -42,7 +42,7 @@ def test_skypilot_loads_it(program, tmp_path):
         "accelerators": {"tpu-v5litepod-16": 1},
         "arguments": {"runtime_version": "v2-alpha-tpuv5-lite"},
         "spot": True,
-        "recovery": {"recover_on_exit_codes": [STOPPED]},
+        "recovery": [STOPPED],
         "kept": {"/runs": ["motab-runs", "MOUNT"]},
     }
 

@@ -58,10 +58,12 @@ def slurm(stubs, tmp_path):
 
 def test_two_processes_meet_and_train(slurm, tmp_path):
     problems = tmp_path / "problems.jsonl"
-    problems.write_text("".join(f'{{"prompt": "{first}+3-2="}}\n' for first in range(10, 20)))
+    problems.write_text("".join(f'{{"prompt": "{n}+1=", "completion": "{n + 1}"}}\n' for n in range(10, 20)))
     pair, runs = write_pair(tmp_path / "pair"), tmp_path / "runs"
-    changes = ["data.source=jsonl", f"data.path={problems}", "run.steps=2", "run.save_every=2", "run.eval_every=0"]
-    said = slurm(words(pair, runs, *changes), **environment(), JOB=free_job(), SLURM_GPUS_ON_NODE="4")
+    # By given text, because that compiles the least; tests/verbs trains on rollouts with several processes.
+    given = ["method=sft", "rollout.samples_per_prompt=1", "data.source=jsonl", f"data.path={problems}"]
+    arguments = words(pair, runs, *given, "run.steps=2", "run.eval_every=0", "eval.reverse_kl=false")
+    said = slurm(arguments, **environment(), JOB=free_job(), SLURM_GPUS_ON_NODE="4")
     assert said.returncode == 0, said.stderr
     assert json.loads((runs / "tiny" / "summary.json").read_text())["steps"] == 2
     assert (runs / "tiny" / "export" / "model.safetensors").is_file()
