@@ -23,7 +23,8 @@ task = sky.Task.from_yaml(sys.argv[1])
 [resources] = task.resources
 print(json.dumps({
     "nodes": task.num_nodes, "cloud": str(resources.cloud), "accelerators": resources.accelerators,
-    "arguments": resources.accelerator_args, "spot": resources.use_spot, "recovery": resources.job_recovery["recover_on_exit_codes"],
+    "arguments": resources.accelerator_args, "spot": resources.use_spot,
+    "recovery": resources.job_recovery["recover_on_exit_codes"],
     "kept": {path: [storage.name, storage.mode.value] for path, storage in task.storage_mounts.items()},
 }))
 """
