@@ -95,7 +95,7 @@ def test_a_missing_python_is_named(slurm):
 def test_what_is_asked_of_slurm():
     lines = FILE.read_text().splitlines()
     asked = [line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH ")]
-    options = dict(option.partition("=")[::2] for option in asked)
+    options = {name: value for name, _, value in (option.partition("=") for option in asked)}
     assert options["ntasks-per-node"] == "1", "a process a node"
     assert "requeue" in options and options["open-mode"] == "append", "a job that starts again keeps its log"
     [seconds] = re.findall(r"^TERM@(\d+)$", options["signal"])  # no B: the processes hear it, not the script

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from motab_jax.config import UserError
+from motab_jax.cli import STOPPED
+from motab_jax.config import Absent, UserError
 from motab_jax.runtime import distributed
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -70,10 +71,30 @@ def test_wrong_variables_are_named(monkeypatch, values, words):
         distributed.initialize()
 
 
-def test_two_processes_join():
+ALONE = """
+from motab_jax.cli import run_verb
+from motab_jax.runtime.distributed import initialize
+run_verb("", lambda words: initialize(patience=1))
+"""
+
+
+def free_address() -> str:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+        return f"localhost:{probe.getsockname()[1]}"
+
+
+def test_peers_that_do_not_come_are_no_mistake():
+    """Launchers end a run on status 2 and start it again on others; here jax ends the process before we can."""
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    env |= dict(zip(NAMES, (free_address(), "2", "0"), strict=True))
+    alone = subprocess.run([sys.executable, "-c", ALONE], env=env, capture_output=True, text=True, timeout=90)
+    assert alone.returncode not in (0, UserError.status, STOPPED)
+    assert Absent.status not in (0, UserError.status, STOPPED), "as where a later barrier waits in vain"
+
+
+def test_two_processes_join():
+    address = free_address()
     common = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     runs = []
     for index in range(2):
