@@ -1,7 +1,8 @@
+# shellcheck shell=bash
 # Sourced by the launch files. Goes to the repository root and offers `ensure NAME PIP_ARGUMENTS...`:
 # makes .venv if absent and installs what is asked for, once for each content of setup.py.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 PYTHON=.venv/bin/python
 export OMP_WAIT_POLICY=PASSIVE
 # Large pages for large arrays on a CPU: the first touch of fresh memory costs less.

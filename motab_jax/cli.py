@@ -96,7 +96,7 @@ def run_verb(
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        status = 2
+        status = error.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130

@@ -1,8 +1,18 @@
 """The configuration: one frozen, typed tree that every verb reads."""
 
-from motab_jax.config.errors import UserError
+from motab_jax.config.errors import Absent, UserError
 from motab_jax.config.loading import describe_keys, dump_config, load_config, valid_keys
 from motab_jax.config.methods import METHODS
 from motab_jax.config.sections import Config, LossConfig
 
-__all__ = ["METHODS", "Config", "LossConfig", "UserError", "describe_keys", "dump_config", "load_config", "valid_keys"]
+__all__ = [
+    "METHODS",
+    "Absent",
+    "Config",
+    "LossConfig",
+    "UserError",
+    "describe_keys",
+    "dump_config",
+    "load_config",
+    "valid_keys",
+]

@@ -9,12 +9,12 @@ import itertools
 import os
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
+from jax._src import cloud_tpu_init  # jax's public names do not say whether this is a TPU host
 
-from motab_jax.config import UserError
+from motab_jax.config import Absent, UserError
 
 _COORDINATOR, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 HEARTBEAT = 40  # seconds of silence after which a process counts as gone
@@ -35,7 +35,7 @@ def initialize(
 
     Arguments come first, then the variables JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
     JAX_PROCESS_ID, then what the cluster says. Raises UserError if only some of the three are given or one is wrong,
-    and if after `patience` seconds some processes have not come: it names them.
+    and Absent if after `patience` seconds some processes have not come: it names them.
     """
     if jax.distributed.is_initialized():
         return
@@ -61,7 +61,7 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
         )  # fmt: skip
     except jax.errors.JaxRuntimeError as error:
         where = "" if coordinator is None else f" at {coordinator}"
-        raise UserError(f"the processes did not meet{where}: {missing('the start', patience, error)}") from None
+        raise Absent(f"the processes did not meet{where}: {missing('the start', patience, error)}") from None
     sys.excepthook = _fall
 
 
@@ -72,7 +72,7 @@ def _fall(*error: Any) -> None:
 
 
 def barrier(name: str, seconds: int = PATIENCE) -> None:
-    """Wait until every process is at the barrier `name`. UserError, after so many seconds, names those that are not.
+    """Wait until every process is at the barrier `name`. Absent, after so many seconds, names those that are not.
 
     All processes must come to the same barriers in the same order.
     """
@@ -84,7 +84,7 @@ def barrier(name: str, seconds: int = PATIENCE) -> None:
     try:
         client.wait_at_barrier(f"{name} {next(_numbers)}", timeout_in_ms=1000 * seconds)
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(missing(f"'{name}'", seconds, error)) from None
+        raise Absent(missing(f"'{name}'", seconds, error)) from None
 
 
 def missing(place: str, seconds: int, error: Exception) -> str:
@@ -134,7 +134,7 @@ def _on_tpu_pod() -> bool:
     if "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env:
         return True
     wanted = env.get("JAX_PLATFORMS", "tpu").split(",")[0] == "tpu" and "TPU_SKIP_MDS_QUERY" not in env
-    return wanted and "TPU_WORKER_HOSTNAMES" not in env and Path("/dev/accel0").exists()
+    return wanted and "TPU_WORKER_HOSTNAMES" not in env and cloud_tpu_init.running_in_cloud_tpu_vm
 
 
 def _number(name: str) -> int | None:

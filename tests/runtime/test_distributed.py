@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from motab_jax.config import UserError
+from motab_jax.cli import STOPPED
+from motab_jax.config import Absent, UserError
 from motab_jax.runtime import distributed
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -44,6 +45,15 @@ def test_clusters_are_seen(monkeypatch):
     assert distributed.in_cluster()
 
 
+def test_a_tpu_host_is_seen_whatever_its_device_files_are_called(monkeypatch):
+    monkeypatch.setattr(distributed.cloud_tpu_init, "running_in_cloud_tpu_vm", True)
+    for name in ("TPU_SKIP_MDS_QUERY", "JAX_PLATFORMS"):
+        monkeypatch.delenv(name, raising=False)
+    assert distributed.in_cluster()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert not distributed.in_cluster()
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -61,10 +71,30 @@ def test_wrong_variables_are_named(monkeypatch, values, words):
         distributed.initialize()
 
 
-def test_two_processes_join():
+ALONE = """
+from motab_jax.cli import run_verb
+from motab_jax.runtime.distributed import initialize
+run_verb("", lambda words: initialize(patience=1))
+"""
+
+
+def free_address() -> str:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+        return f"localhost:{probe.getsockname()[1]}"
+
+
+def test_peers_that_do_not_come_are_no_mistake():
+    """Launchers end a run on status 2 and start it again on others; here jax ends the process before we can."""
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    env |= dict(zip(NAMES, (free_address(), "2", "0"), strict=True))
+    alone = subprocess.run([sys.executable, "-c", ALONE], env=env, capture_output=True, text=True, timeout=90)
+    assert alone.returncode not in (0, UserError.status, STOPPED)
+    assert Absent.status not in (0, UserError.status, STOPPED), "as where a later barrier waits in vain"
+
+
+def test_two_processes_join():
+    address = free_address()
     common = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     runs = []
     for index in range(2):
