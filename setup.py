@@ -33,6 +33,7 @@ EXTRAS = {
     "test": [
         "pytest>=8",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "beartype>=0.20",
         "ruff>=0.9",
         "pyright>=1.1.390",
