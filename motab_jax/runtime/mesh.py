@@ -49,21 +49,20 @@ def make_mesh(data: int, fsdp: int, tensor: int, *, dcn_data: int = 1, devices: 
     kinds = (AxisType.Auto,) * len(AXES)
     if dcn_data == 1:
         return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
-    _check_islands(devices, dcn_data, sizes["data"])
+    kind = "slice_index" if devices[0].platform == "tpu" else "process_index"
+    _check_islands([getattr(device, kind) for device in devices], dcn_data, sizes["data"])
     near = (sizes["data"] // dcn_data, sizes["fsdp"], sizes["tensor"])
     islands = mesh_utils.create_hybrid_device_mesh(
-        near, (dcn_data, 1, 1), devices, process_is_granule=not hasattr(devices[0], "slice_index"),
-        allow_split_physical_axes=True,
+        near, (dcn_data, 1, 1), devices, process_is_granule=kind == "process_index", allow_split_physical_axes=True
     )  # fmt: skip
     return Mesh(islands, AXES, axis_types=kinds)
 
 
-def _check_islands(devices: Sequence[Any], wanted: int, data: int) -> None:
-    kind = "slice_index" if hasattr(devices[0], "slice_index") else "process_index"
-    count = len({getattr(device, kind) for device in devices})
+def _check_islands(islands: Sequence[int], wanted: int, data: int) -> None:
+    """UserError unless there are so many islands (each device's is given) and they divide `data`."""
+    count = len(set(islands))
     if wanted != count:
-        found = f"{count} slice(s)" if kind == "slice_index" else f"{count} process(es)"
-        raise UserError(f"mesh.dcn_data={wanted}: the devices come in {found}; set it to {count}")
+        raise UserError(f"mesh.dcn_data={wanted}: the devices are on {count} island(s); set it to {count}")
     if data % wanted:
         raise UserError(f"mesh.data={data} is not a multiple of mesh.dcn_data={wanted}")
 

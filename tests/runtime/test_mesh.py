@@ -47,7 +47,7 @@ def test_sizes_that_do_not_fit_are_named(sizes, words):
 
 
 def test_islands_that_are_not_there_are_named():
-    with pytest.raises(UserError, match=r"mesh.dcn_data=2: the devices come in 1 (slice|process)"):
+    with pytest.raises(UserError, match=r"mesh.dcn_data=2: the devices are on 1 island"):
         make_mesh(-1, 1, 1, dcn_data=2)
 
 
