@@ -30,13 +30,13 @@ RECORD = {
 }
 
 
-def write_pair(folder: Path) -> Path:
+def write_pair(folder: Path, heads: int = 4) -> Path:
     """folder/student and folder/teacher: random Qwen3 shapes over the arithmetic tokenizer."""
     arithmetic.write_tokenizer(folder / "tokenizer")
     tokenizer = load_tokenizer(folder / "tokenizer")
     for name, width, layers, seed in (("teacher", 48, 3, 1), ("student", 32, 2, 2)):
         config = ModelConfig(
-            "qwen3", len(tokenizer), width, 2 * width, layers, 4, 2, 8, POSITIONS, qk_norm=True, tied=True
+            "qwen3", len(tokenizer), width, 2 * width, layers, heads, 2, 8, POSITIONS, qk_norm=True, tied=True
         )
         params = init(config, jax.random.key(seed), std=0.2)
         stop = {"eos_token_id": tokenizer.eos_token_id}
