@@ -4,7 +4,7 @@ import pytest
 
 from tests.verbs.helpers import read_lines, spawn, words, write_pair
 
-pytestmark = pytest.mark.meshes
+pytestmark = pytest.mark.long
 
 STEPS = 5
 MESHES = [(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if d * f <= 8]

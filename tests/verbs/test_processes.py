@@ -77,7 +77,7 @@ def wait_for(folder, lines, processes):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_killed_process_takes_the_other_with_it_and_the_run_goes_on(victim, pair, together, tmp_path):
     words = command(pair, tmp_path, "mesh.fsdp=2")
     processes = start_all("train", words)
@@ -95,6 +95,7 @@ def test_a_killed_process_takes_the_other_with_it_and_the_run_goes_on(victim, pa
         assert without_clocks(tmp_path / "tiny" / "metrics.jsonl") == without_clocks(together / "metrics.jsonl")
 
 
+@pytest.mark.long
 def test_a_signal_to_one_stops_all(pair, tmp_path):
     processes = start_all("train", command(pair, tmp_path, "mesh.fsdp=2", "run.steps=200"))
     wait_for(tmp_path / "tiny", 2, processes)
@@ -105,6 +106,7 @@ def test_a_signal_to_one_stops_all(pair, tmp_path):
     assert f"stopped by a signal at step {done}" in ends[0].stdout
 
 
+@pytest.mark.long
 def test_records_of_two_processes_are_those_of_one(pair, tmp_path):
     base = [*command(pair, tmp_path), "data.count=6"]
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
