@@ -8,7 +8,6 @@ import random
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 
 from motab_jax.config import Config
 from motab_jax.data.completions import encode_completions
@@ -17,7 +16,7 @@ from motab_jax.data.records import Prompt
 from motab_jax.rollout import Prompts
 from motab_jax.rollout.given import Completions
 from motab_jax.runtime.mesh import local_rows, place_rows
-from motab_jax.session import EncodedPrompts, Session
+from motab_jax.session import EncodedPrompts, Session, padded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +37,8 @@ class EncodedCompletions:
     def batch(self, indices: Sequence[int], mesh) -> Completions:
         """The completions of these prompts, right-padded, rows over the mesh's batch axes, as of the prompts."""
         mine = local_rows(mesh, len(indices))
-        found = [self.tokens[indices[row]] for row in mine]
-        table = np.zeros((len(mine), self.width), np.int32)
-        for row, ids in enumerate(found):
-            table[row, : len(ids)] = ids
-        lengths = np.array([len(ids) for ids in found], np.int32)
-        return place_rows(mesh, len(indices), Completions(table, lengths))
+        part = Completions(*padded([self.tokens[indices[row]] for row in mine], self.width, left=False))
+        return place_rows(mesh, len(indices), part)
 
 
 def training_completions(session: Session, prompts: list[Prompt]) -> EncodedCompletions | None:

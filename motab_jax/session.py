@@ -72,14 +72,18 @@ class EncodedPrompts:
     def batch(self, indices: Sequence[int], row_ids: Sequence[int], mesh) -> Prompts:
         """The prompts of these indices, left-padded, rows over the mesh's batch axes; a process fills in its own."""
         mine = local_rows(mesh, len(indices))
-        found = [self.tokens[indices[row]] for row in mine]
-        table = np.zeros((len(mine), self.width), np.int32)
-        for row, ids in enumerate(found):
-            table[row, self.width - len(ids) :] = ids
-        lengths = np.array([len(ids) for ids in found], np.int32)
+        table, lengths = padded([self.tokens[indices[row]] for row in mine], self.width, left=True)
         numbers = np.array(row_ids, np.int32)[mine]
         part = Prompts(table, lengths, numbers, np.full_like(lengths, ENDLESS))
         return place_rows(mesh, len(indices), part)
+
+
+def padded(rows: Sequence[Sequence[int]], width: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of token ids as a table i32[R,width], zeros on the left or right of each, and their lengths i32[R]."""
+    table = np.zeros((len(rows), width), np.int32)
+    for row, ids in zip(table, rows, strict=True):
+        row[width - len(ids) if left else 0 :][: len(ids)] = ids
+    return table, np.array([len(ids) for ids in rows], np.int32)
 
 
 def layout(mesh, config, name: str, specs=None):

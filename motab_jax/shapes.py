@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from motab_jax.config import Config, UserError
+from motab_jax.config import Config
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.folder import find_folder, read_json
 from motab_jax.models.transformer import Model, is_spec, weight_specs
 from motab_jax.rollout import Prompts
-from motab_jax.runtime.mesh import batch_sharding, check_heads, replicated
+from motab_jax.runtime.mesh import batch_sharding, check_batch, check_heads, replicated
 from motab_jax.session import Session, layout, model_paths, needs_teacher, rollout_config, serving
 
 STOPS = (0, 1)  # a pair's stop tokens; how many there are is all that matters
@@ -88,8 +88,7 @@ def shape_of_key(mesh: Any) -> jax.ShapeDtypeStruct:
 def shape_of_prompts(config: Config, mesh: Any) -> Prompts:
     """A step's prompts, as wide as data.max_prompt_tokens lets them be."""
     rows = config.rollout.batch_size
-    if rows % (mesh.shape["data"] * mesh.shape["fsdp"]):
-        raise UserError(f"rollout.batch_size={rows} does not divide over mesh.data * mesh.fsdp")
+    check_batch(mesh, rows, "rollout.batch_size")
     each = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=batch_sharding(mesh))
     table = jax.ShapeDtypeStruct((rows, config.data.max_prompt_tokens), jnp.int32, sharding=batch_sharding(mesh))
     return Prompts(table, each, each, each)
