@@ -33,6 +33,7 @@ def recipe(folder: Path, *changes: str) -> Config:
     """The recipe of the real pair, both models as a config.json alone."""
     words = ["data.max_prompt_tokens=2048", "rollout.max_new_tokens=30720", "rollout.serve_dtype=bfloat16"]
     words += ["rollout.batch_size=64", "rollout.samples_per_prompt=1", "optimizer.accumulate=1", "optimizer.remat=full"]
+    words += ["optimizer.compute_dtype=bfloat16"]
     for role, shape in MODELS.items():
         (folder / role).mkdir(exist_ok=True)
         (folder / role / "config.json").write_text(json.dumps(shape.to_hf()))

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from motab_jax.config import Config, LossConfig
 from motab_jax.distill import (
@@ -107,6 +108,7 @@ def _train_step(session: Session, optimizer, objective: Objective) -> Callable:
     remat = section.remat or ("full" if platform_of(session.mesh) == "cpu" else "none")
     update = make_update(
         session.student.config, optimizer, objective, accumulate=section.accumulate, remat=remat,
+        dtype=section.compute_dtype,
         groups=groups_of(session.mesh), mesh=session.mesh,
     )  # fmt: skip
     target = config.objective.target
@@ -139,10 +141,7 @@ def _writers(session: Session, *, read: bool) -> tuple[Callable | None, Callable
     The second is called with (teacher, prompts, the data's completions or None, key, numbers); read: whether the loss
     compares with the teacher's distributions, for which it must read text that is not its own.
     """
-    # Trajectories of both lie in the same places, or the update would be compiled for each.
-    places = Trajectory(**dict.fromkeys(Trajectory.__dataclass_fields__, batch_sharding(session.mesh)))
-    places = dataclasses.replace(places, counters=replicated(session.mesh))
-
+    places = _places(session)
     on_policy = in_groups(rollout, session.mesh, (False, False, True, False))
 
     def generate(*arguments):  # a function of its own: jit counts the compilations of each function
@@ -157,6 +156,19 @@ def _writers(session: Session, *, read: bool) -> tuple[Callable | None, Callable
     share = session.config.rollout.on_policy
     on, off = jax.jit(generate, out_shardings=places), jax.jit(off_policy, out_shardings=places)
     return on if share > 0 else None, off if share < 1 else None
+
+
+def _places(session: Session) -> Trajectory:
+    """Where trajectories lie, of whatever program, or the update would be compiled for each: rows with their group.
+
+    The teacher's states, much the largest, are also cut over `tensor`.
+    """
+    rows, teacher = batch_sharding(session.mesh), session.teacher
+    places = Trajectory(**dict.fromkeys(Trajectory.__dataclass_fields__, rows))
+    if teacher is not None and teacher.config.width % session.mesh.shape["tensor"] == 0:
+        hidden = NamedSharding(session.mesh, PartitionSpec(*rows.spec, None, "tensor"))
+        places = dataclasses.replace(places, teacher_hidden=hidden)
+    return dataclasses.replace(places, counters=replicated(session.mesh))
 
 
 def _lay_out(session: Session, state: TrainState) -> TrainState:

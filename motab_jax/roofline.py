@@ -159,10 +159,11 @@ def _update(config: Config, student: ModelConfig, teacher: ModelConfig | None, s
     if teacher is not None and config.rollout.targets == "hidden":
         flops += 2 * teacher.width * teacher.vocab_size * tokens
     stored = jnp.dtype(config.student.dtype).itemsize
+    used = jnp.dtype(config.optimizer.compute_dtype or config.student.dtype).itemsize
     shard, micro = count / (t * f), config.optimizer.accumulate
-    moved = shard * (2 * stored + 4 * 4 + 2 * 4) + micro * passes * count * stored / t
-    gathered = (f - 1) / f * (2 * micro * count * stored / t + micro * count * 4 / t)
-    linked = gathered + 2 * (d - 1) / d * shard * 4 + 2 * _reduced(student, tokens, t, stored, 2)
+    moved = shard * (2 * stored + 4 * 4 + 2 * 4) + micro * passes * count * used / t
+    gathered = (f - 1) / f * (2 * micro * count * used / t + micro * count * 4 / t)
+    linked = gathered + 2 * (d - 1) / d * shard * 4 + 2 * _reduced(student, tokens, t, used, 2)
     return _phase("update", chip, flops / t, moved, linked)
 
 
@@ -182,7 +183,7 @@ def memory(config: Config, student: ModelConfig, teacher: ModelConfig | None, si
     if teacher is not None:
         cached = jnp.dtype(config.teacher.dtype).itemsize
         held = 1 if config.teacher.quantize == "int8" else cached
-        width = teacher.width if config.rollout.targets == "hidden" else 2 * config.rollout.targets_k
+        width = teacher.width / t if config.rollout.targets == "hidden" else 2 * config.rollout.targets_k
         found |= {
             "teacher": parameters(teacher)[0] * held / t,
             "teacher's cache": slots * columns * cache_bytes_per_token(teacher, cached, t),

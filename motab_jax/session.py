@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format, Layout
 
 from motab_jax.config import Config, UserError
 from motab_jax.config.prompts import EvalConfig
@@ -159,7 +160,16 @@ def serving(mesh, shape: ModelConfig, config: Config, *, dtype: str | None = Non
     def relay(params: Params) -> Model:
         return Model(serve_params(params, shape, dtype=dtype, **form), shape)
 
-    return jax.jit(relay, out_shardings=Model(layout(mesh, shape, "serve", specs), shape))
+    places = layout(mesh, shape, "serve", specs)
+    if platform_of(mesh) == "tpu":
+        places = jax.tree.map(_in_order, specs, places, is_leaf=is_spec)
+    return jax.jit(relay, out_shardings=Model(places, shape))
+
+
+def _in_order(spec, place) -> Format:
+    """The place, with memory in the order of the dimensions, as the rollout's products take a weight. A TPU's own
+    choice, that which needs the least padding, may be another, and every rollout would hold such weights twice."""
+    return Format(Layout(tuple(range(len(spec.shape)))), place)
 
 
 def model_paths(config: Config, *, teacher: bool = True) -> tuple[str | Path, str | Path | None]:

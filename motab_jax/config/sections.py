@@ -182,6 +182,9 @@ class OptimizerConfig(Section):
     beta2: Share = 0.95
     clip: NonNegative = Field(default=1.0, description="global gradient norm; 0: off")
     accumulate: Positive = 1
+    compute_dtype: Dtype | None = Field(
+        default=None, description="of weights and activations in the forward and backward pass; empty: the student's"
+    )
     remat: Literal["none", "dots", "full"] | None = Field(
         default=None, description="what the backward pass recomputes; empty: full on CPUs, none elsewhere"
     )

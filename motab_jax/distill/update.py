@@ -66,6 +66,7 @@ def make_update(
     *,
     accumulate: int = 1,
     remat: str = "none",
+    dtype: str | None = None,
     groups: int = 1,
     mesh: Mesh | None = None,
 ):
@@ -74,7 +75,9 @@ def make_update(
     Options as of `make_gradient`. A loss or gradient that isn't finite leaves parameters and moments as they were and
     is counted.
     """
-    gradient = make_gradient(config, objective, accumulate=accumulate, remat=remat, groups=groups, mesh=mesh)
+    gradient = make_gradient(
+        config, objective, accumulate=accumulate, remat=remat, dtype=dtype, groups=groups, mesh=mesh
+    )
 
     def update(state: TrainState, teacher: Model | None, batch: TargetBatch):
         total, padding = gradient(state.params, teacher, batch)
@@ -89,14 +92,16 @@ def make_update(
 
 
 def make_gradient(
-    config: ModelConfig, objective: Objective, *, accumulate: int, remat: str, groups: int, mesh: Mesh | None
-):
+    config: ModelConfig, objective: Objective, *, accumulate: int, remat: str, groups: int, mesh: Mesh | None,
+    dtype: str | None = None,
+):  # fmt: skip
     """The pure function gradient(params, teacher_head, batch) -> (Totals, share of the bins' cells without text).
 
     The B rows are packed into bins, and the bins in use are computed a micro-batch at a time, whose gradients add up
     to the whole batch's: at most B / accumulate bins, and the last micro-batch may compute some that hold nothing.
-    remat: see `encode`. groups: shards of the batch's rows (data * fsdp), each packed on its own; with a mesh they stay
-    on their devices, the weights come to them, and its devices are what it is compiled for.
+    remat: see `encode`. dtype: of weights and activations in both passes (None: the parameters'). groups: shards of the
+    batch's rows (data * fsdp), each packed on its own; with a mesh they stay on their devices, the weights come to
+    them, and its devices are what it is compiled for.
     """
     platform, ways = jax.default_backend(), 1
     if mesh is not None:
@@ -105,6 +110,7 @@ def make_gradient(
     score_all = functools.partial(score_batch, config, objective, chunk)
 
     def gradient(params: Params, teacher: Model | None, batch: TargetBatch):
+        params = jax.tree.map(lambda x: x.astype(dtype or x.dtype), params)
         rows, width = batch.tokens.shape
         bins, wide = micro_shape(rows // groups // accumulate, width, platform)
         reach = width if platform == "cpu" else None  # measured on CPUs only
@@ -115,7 +121,7 @@ def make_gradient(
 
         def micro(number, total: Totals) -> Totals:
             cells = jax.lax.dynamic_slice_in_dim(packing.cells, number * bins, bins, axis=1)
-            part = gather(batch, weight, cells, width)
+            part = _whole(gather(batch, weight, cells, width), mesh)
             return _add_micro(params, config, score_all, teacher, total, part, reach=reach, remat=remat, mesh=mesh)
 
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
@@ -130,6 +136,16 @@ def micro_shape(rows: int, width: int, platform: str) -> tuple[int, int]:
     wide = 2 if width <= WIDE_BELOW and rows >= 2 else 1
     columns = MICRO_TOKENS.get(platform, MICRO_TOKENS_ELSEWHERE)
     return max(1, min(columns // (wide * width), rows // wide)), wide
+
+
+def _whole(part, mesh: Mesh | None):
+    """A micro-batch with the teacher's states whole on each device of a group; in the batch they may be cut over
+    `tensor`, and cut so the compiler would bring the head's weights to them, not them to the weights."""
+    batch, *others = part
+    if mesh is None or batch.teacher_hidden is None:
+        return part
+    hidden = jax.lax.with_sharding_constraint(batch.teacher_hidden, batch_sharding(mesh))
+    return batch.replace(teacher_hidden=hidden), *others
 
 
 def _add_micro(

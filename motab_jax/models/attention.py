@@ -5,6 +5,7 @@ a kv head. Letters: b batch, t query time, s key time, k kv heads, g queries a k
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,20 @@ def sees(positions: jax.Array, seen: jax.Array) -> jax.Array:
     return (seen[:, None, :] >= 0) & (seen[:, None, :] <= positions[:, :, None])
 
 
+class Sight(NamedTuple):
+    """Columns i32[B,T] of texts: their positions and, where a row holds several texts, which of them each is of."""
+
+    positions: jax.Array
+    segments: jax.Array | None
+
+    def of(self, columns: "Sight") -> jax.Array:
+        """bool[B,T,S]: whether each of these sees each of those columns."""
+        mask = sees(self.positions, columns.positions)
+        if self.segments is None or columns.segments is None:
+            return mask
+        return mask & (self.segments[:, :, None] == columns.segments[:, None, :])
+
+
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, columns_last: bool = False) -> jax.Array:
     """[B,T,K,G,H] of queries [B,T,K,G,H] to keys and values [B,K,S,H] under mask bool[B,T,S].
 
@@ -30,22 +45,34 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, columns
     return _back(_mix(weights, v), q.shape)
 
 
-def attend_long(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, reach: int | None = None) -> jax.Array:
-    """`attend`, a block of queries at a time, computed anew for its gradient: never all scores at once.
+def mask_of(sight: Sight) -> jax.Array | None:
+    """bool[B,T,T]: who sees whom; None for texts too long for one mask and all scores at once."""
+    return None if sight.positions.shape[1] > 2 * QUERIES else sight.of(sight)
+
+
+def attend_text(
+    q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, mask: jax.Array | None, reach: int | None = None
+) -> jax.Array:
+    """`attend` of columns to themselves, without a cache; mask is what `mask_of` gives, once for all layers.
 
     reach: the columns' texts are in order and none has more columns, so no query sees farther back, or ahead; a short
     text is then attended to in blocks as well, without most of the columns that its queries cannot see.
     """
+    if mask is None:
+        return _attend_long(q, k, v, sight)
+    return attend(q, k, v, mask) if reach is None else _attend_near(q, k, v, mask, reach)
+
+
+def _attend_long(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight) -> jax.Array:
+    """`attend`, a block of queries at a time, computed anew for its gradient: never the whole mask, or all scores."""
     batch, time = q.shape[:2]
-    if time <= 2 * QUERIES:
-        return attend(q, k, v, mask) if reach is None else _attend_near(q, k, v, mask, reach)
 
     def cut(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, -time % QUERIES)) + ((0, 0),) * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(batch, -1, QUERIES, *x.shape[2:]), 1, 0)
 
-    block = jax.checkpoint(lambda part: attend(part[0], k, v, part[1]))
-    out = jnp.moveaxis(jax.lax.map(block, (cut(q), cut(mask))), 0, 1)
+    block = jax.checkpoint(lambda part: attend(part[0], k, v, part[1].of(sight)))
+    out = jnp.moveaxis(jax.lax.map(block, (cut(q), jax.tree.map(cut, sight))), 0, 1)
     return out.reshape(batch, -1, *q.shape[2:])[:, :time]
 
 

@@ -9,9 +9,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import PartitionSpec
 
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.runtime.mesh import over_tensor
+from motab_jax.runtime.mesh import divides_tensor, over_tensor
 
 Store = jax.Array | tuple[jax.Array, ...]
 
@@ -76,8 +77,8 @@ def _put(store: jax.Array, new: jax.Array, at: tuple) -> jax.Array:
     return jax.lax.dynamic_update_slice(store, new.astype(store.dtype), at)
 
 
-def pinned(x: jax.Array) -> jax.Array:
-    """The array, on a TPU in the layout of its dimensions' order.
+def pinned(x: jax.Array, cut: int | None = None) -> jax.Array:
+    """The array, on a TPU in the layout of its dimensions' order. cut: its dimension that lies over `tensor`, if any.
 
     The layout that a gather likes best would spread to the whole cache, and every turn would copy it to and fro. Other
     platforms have but one layout, and there an array that is cut over devices would be gathered to be pinned.
@@ -86,7 +87,13 @@ def pinned(x: jax.Array) -> jax.Array:
     def pin(x: jax.Array) -> jax.Array:
         return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
-    return jax.lax.platform_dependent(x, tpu=pin, default=lambda x: x)
+    def pin_cut(x: jax.Array) -> jax.Array:
+        # The compiler would gather what it is told to pin; here each device pins its own part.
+        place = PartitionSpec(*(None,) * cut, "tensor")
+        return jax.shard_map(pin, in_specs=place, out_specs=place, axis_names={"tensor"}, check_vma=False)(x)
+
+    apart = cut is not None and divides_tensor(x.shape[cut])
+    return jax.lax.platform_dependent(x, tpu=pin_cut if apart else pin, default=lambda x: x)
 
 
 def init_cache(config: ModelConfig, rows: int, columns: int, dtype=jnp.float32, *, stacked: bool = True) -> KVCache:

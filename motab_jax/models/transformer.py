@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.attention import BLOCK, SMALL_BLOCK, attend_live, attend_long, sees
+from motab_jax.models.attention import BLOCK, SMALL_BLOCK, Sight, attend_live, attend_text, mask_of
 from motab_jax.models.cache import KVCache, init_cache, pinned
 from motab_jax.models.quantize import OutFirst, lookup, product
 from motab_jax.models.rope import angles, turn
@@ -144,7 +144,7 @@ def encode(
 
     tokens, positions i32[B,T]; position -1 marks a token that nobody may see (padding, dead columns).
     segments i32[B,T] (without a cache): texts packed into one row see only themselves. reach (without a cache): see
-    `attend_long`. remat: what the backward pass recomputes of each layer: none, dots (all but matrix products) or full.
+    `attend_text`. remat: what the backward pass recomputes of each layer: none, dots (all but matrix products) or full.
     With a cache, the T tokens are written to columns cursor..cursor+T-1 of all rows and attend to the whole cache;
     key_positions i32[B,S] gives every column's position, those T columns included. Without one, plain self-attention.
     """
@@ -152,12 +152,10 @@ def encode(
     x = lookup(params["embed"], jnp.maximum(tokens, 0)).astype(params["final_norm"].dtype)
     turns = _angles_once(config, positions)
     if cache is None:
-        mask = sees(positions, positions)
-        if segments is not None:
-            mask &= segments[:, :, None] == segments[:, None, :]
-        place = Place(turns, mask, reach=reach)
+        sight = Sight(positions, segments)
+        place = Place(turns, sight, mask_of(sight), reach)
     else:
-        place = Place(turns, None, positions, key_positions, cursor)
+        place = Place(turns, Sight(positions, None), seen=key_positions, cursor=cursor)
 
     x, cache = _layers(layers, config, x, place, cache, remat)
     return rms_norm(x, params["final_norm"], config.rms_eps), cache
@@ -187,11 +185,11 @@ class Place(NamedTuple):
     """Where a pass stands: what all layers share."""
 
     turns: tuple[jax.Array, jax.Array]  # cos and sin
-    mask: jax.Array | None  # bool[B,T,T], without a cache
-    positions: jax.Array | None = None  # i32[B,T]; with one
-    seen: jax.Array | None = None  # i32[B,S]; its columns' positions
+    sight: Sight  # of the T columns that pass
+    mask: jax.Array | None = None  # bool[B,T,T]; without a cache, where the text is short
+    reach: int | None = None  # columns; without a cache
+    seen: jax.Array | None = None  # i32[B,S]; with one: its columns' positions
     cursor: jax.Array | int = 0
-    reach: int | None = None  # columns; without one
 
 
 def _layers(layers, config: ModelConfig, x, place: Place, cache: KVCache | None, remat: str):
@@ -238,7 +236,10 @@ def _mlp(layer: Params, x: jax.Array) -> jax.Array:
         both = product("btd,dcf->btcf", x, layer["gate_up"])
         gate, up = both[:, :, 0], both[:, :, 1]
     else:
-        gate, up = product("btd,df->btf", x, layer["gate"]), product("btd,df->btf", x, layer["up"])
+        weights = layer["gate"], layer["up"]
+        if "qkv" in layer:  # Unpinned, a TPU that reads a segment would hold them in a second layout.
+            weights = jax.tree.map(lambda weight: pinned(weight, 1), weights)
+        gate, up = (product("btd,df->btf", x, weight) for weight in weights)
     return product("btf,fd->btd", jax.nn.silu(gate) * up, layer["down"])
 
 
@@ -246,7 +247,7 @@ def _project(layer: Params, config: ModelConfig, x: jax.Array) -> tuple[jax.Arra
     """Queries [B,T,N,H], keys and values [B,T,K,H], before rotation."""
     if "qkv" in layer:
         # Unpinned, the heads' own layout would reach back to the weights, and a TPU would hold them twice.
-        fused = pinned(product("btd,dx->btx", x, layer["qkv"]))
+        fused = pinned(product("btd,dx->btx", x, layer["qkv"]), 2)
         fused = fused.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
         queries = fused[..., :-2, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
         found = {"q": queries, "k": fused[..., -2, :], "v": fused[..., -1, :]}
@@ -268,13 +269,20 @@ def _attention(layer, config: ModelConfig, x, place: Place, cache: KVCache | Non
     batch, time = q.shape[:2]
     grouped = q.reshape(batch, time, config.num_kv_heads, -1, config.head_dim)
     if cache is None:
-        mixed = attend_long(grouped, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), place.mask, place.reach)
+        k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+        mixed = attend_text(grouped, k, v, place.sight, place.mask, place.reach)
     else:
         cache = cache.write(k, v, index, place.cursor)
         columns = functools.partial(cache.read, index)
         size = BLOCK if cache.stacked else SMALL_BLOCK
         mixed = attend_live(
-            grouped, columns, place.positions, place.seen, place.cursor + time, size, columns_last=not cache.stacked
+            grouped,
+            columns,
+            place.sight.positions,
+            place.seen,
+            place.cursor + time,
+            size,
+            columns_last=not cache.stacked,
         )
     mixed = mixed.astype(x.dtype)
     if "qkv" in layer:

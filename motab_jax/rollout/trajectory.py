@@ -12,6 +12,7 @@ from motab_jax.models.topk import TopK
 from motab_jax.rollout.counters import Counters, no_counts
 from motab_jax.rollout.opinion import Opinion
 from motab_jax.rollout.rows import pick, store, store_window, to_front, view
+from motab_jax.runtime.mesh import over_tensor, whole
 
 RUNNING, STOP, LENGTH, ENDED = range(4)
 FINISH_WORDS = ("running", "stop", "length", "monitor")  # the last: the monitor ended it (intervention stop)
@@ -81,9 +82,9 @@ class Trajectory:
 
 def empty_steps(rows: int, entries: int) -> StepTable:
     """A step table with no step in it."""
-    whole, real = jnp.zeros((rows, entries), jnp.int32), jnp.zeros((rows, entries), jnp.float32)
+    count, real = jnp.zeros((rows, entries), jnp.int32), jnp.zeros((rows, entries), jnp.float32)
     nobody = jnp.full((rows, entries), KEPT, jnp.int32)
-    return StepTable(whole, whole, whole, real, real, real, real > 0, nobody, jnp.zeros((rows,), jnp.int32))
+    return StepTable(count, count, count, real, real, real, real > 0, nobody, jnp.zeros((rows,), jnp.int32))
 
 
 def empty_trajectory(
@@ -91,16 +92,16 @@ def empty_trajectory(
 ) -> Trajectory:
     """A trajectory with nothing written after the prompts i32[B,P]; `dtype` is that of the teacher's distributions."""
     rows = prompts.shape[0]
-    whole, each = jnp.zeros((rows, entries), jnp.int32), jnp.zeros((rows,), jnp.int32)
+    every, each = jnp.zeros((rows, entries), jnp.int32), jnp.zeros((rows,), jnp.int32)
     table = jnp.zeros((rows, max(rewinds, 1)), jnp.int32)
     likeliest = (rows, entries, top_k)
     return Trajectory(
         prompt_tokens=prompts,
         prompt_positions=positions,
-        tokens=whole,
-        sources=whole,
+        tokens=every,
+        sources=every,
         teacher_logprob=jnp.zeros((rows, entries), jnp.float32),
-        teacher_hidden=jnp.zeros((rows, entries, width), dtype),
+        teacher_hidden=over_tensor(jnp.zeros((rows, entries, width), dtype), 2),
         teacher_topk=TopK(jnp.zeros(likeliest, jnp.int32), jnp.zeros(likeliest, dtype)) if top_k else None,
         discarded_by=jnp.full((rows, entries), KEPT, jnp.int32),
         length=each,
@@ -130,7 +131,7 @@ def extend(log: Trajectory, tokens, opinion: Opinion, hidden, accepted: jax.Arra
         tokens=put(log.tokens, tokens),
         sources=store_window(log.sources, row, length, jnp.full_like(tokens, source)),
         teacher_logprob=put(log.teacher_logprob, opinion.logprob),
-        teacher_hidden=put(log.teacher_hidden, hidden) if seen else log.teacher_hidden,
+        teacher_hidden=put(log.teacher_hidden, whole(hidden)) if seen else log.teacher_hidden,
         teacher_topk=log.teacher_topk if topk is None else jax.tree.map(put, log.teacher_topk, topk),
         length=store(log.length, row, length + jnp.sum(accepted, axis=1, dtype=jnp.int32)),
     )

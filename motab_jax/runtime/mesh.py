@@ -48,7 +48,9 @@ def make_mesh(data: int, fsdp: int, tensor: int, *, dcn_data: int = 1, devices: 
     sizes = mesh_sizes({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
     kinds = (AxisType.Auto,) * len(AXES)
     if dcn_data == 1:
-        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
+        # jax.make_mesh refuses sizes that split an axis of the torus, such as 8 on 4x4x4.
+        torus = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+        return Mesh(torus, AXES, axis_types=kinds)
     kind = "slice_index" if devices[0].platform == "tpu" else "process_index"
     _check_islands([getattr(device, kind) for device in devices], dcn_data, sizes["data"])
     near = (sizes["data"] // dcn_data, sizes["fsdp"], sizes["tensor"])
@@ -161,12 +163,24 @@ def place_rows(mesh: Mesh, rows: int, part: Any) -> Any:
     return jax.tree.map(place, part)
 
 
+def divides_tensor(size: int) -> bool:
+    """Whether, in a program of one group of devices, so many entries lie over `tensor` evenly."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return "tensor" in mesh.axis_names and size % mesh.shape["tensor"] == 0
+
+
 def over_tensor(x: jax.Array, dimension: int) -> jax.Array:
     """In a program of one group of devices, x with this dimension cut over `tensor`, if that divides it; else x."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if "tensor" not in mesh.axis_names or x.shape[dimension] % mesh.shape["tensor"]:
+    if not divides_tensor(x.shape[dimension]):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(None,) * dimension, "tensor"))
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """In a program of one group of devices, x whole on each of them, and what it is made of not cut for its sake."""
+    if "tensor" not in jax.sharding.get_abstract_mesh().axis_names:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 def check_batch(mesh: Mesh, rows: int, key: str) -> None:

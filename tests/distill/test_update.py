@@ -10,6 +10,7 @@ import pytest
 
 from motab_jax.distill import Objective, TokenLoss, head_of, init_state, make_optimizer, make_schedule, make_update
 from motab_jax.distill.targets import KINDS
+from motab_jax.distill.update import make_gradient
 from motab_jax.models.transformer import is_spec, weight_specs
 from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated, shardings
 from tests.distill.batches import (
@@ -128,6 +129,21 @@ def test_bfloat16_parameters_keep_float32_moments():
     assert (state.params["embed"] != before["embed"]).any()
     exact, _ = run(program(), [random_batch()] * 2)
     assert_trees_close(jax.tree.map(lambda x: x.astype(np.float32), state.params), exact.params, atol=1e-2)
+
+
+def test_passes_in_bfloat16_are_those_of_bfloat16_parameters():
+    def gradient(dtype: str | None, params):
+        program = make_gradient(STUDENT, OBJECTIVE, accumulate=1, remat="none", groups=1, mesh=None, dtype=dtype)
+        return jit(program)(params, head(), random_batch())[0].grads
+
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params_of())
+    grads, exact = gradient("bfloat16", params_of()), gradient(None, params_of())
+    assert_trees_equal(grads, gradient(None, narrow))
+    assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+    apart = optax.tree.norm(jax.tree.map(jnp.subtract, grads, exact)) / optax.tree.norm(exact)
+    assert 1e-4 < apart < 0.05, "each product rounds by up to 1 in 256"
+    state = run(jit(make_update(STUDENT, adamw(), OBJECTIVE, dtype="bfloat16"), donate_argnums=0), [random_batch()])[0]
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
 
 
 def test_compiles_once():

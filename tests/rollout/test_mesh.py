@@ -52,6 +52,8 @@ def test_eight_devices_equal_one(sizes, devices, alone):
     assert one.busy_columns == other.busy_columns, "all groups' columns are counted"
     assert 0 < one.student_turns <= other.student_turns, "and the turns of one"
     check_caches(program, mesh)
+    width, ways = alone.teacher_hidden.shape[-1], mesh.shape["tensor"]
+    assert f"{alone.teacher_hidden.shape[1]},{width // ways}]" in program.as_text(), "states over tensor, too"
 
 
 def check_caches(program, mesh):
