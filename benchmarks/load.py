@@ -7,6 +7,7 @@ virtual CPU devices, and by two with 4 each. Here a device's memory is the host'
 weights and what it reads with; the peak is the kernel's count of the process's resident memory.
 """
 
+import functools
 import os
 import resource
 import socket
@@ -54,16 +55,16 @@ def load(folder: str) -> None:
     """In a process of its own: load, and print the peak of resident memory before and after."""
     import jax
 
+    from motab_jax.models.families import load_places
     from motab_jax.models.pretrained import load_pretrained
     from motab_jax.runtime.distributed import initialize
     from motab_jax.runtime.mesh import make_mesh
-    from motab_jax.session import layout
 
     initialize()
     mesh = make_mesh(1, -1, 2)
     jax.block_until_ready(jax.numpy.zeros(8) + 1)
     before = peak()
-    params, _ = load_pretrained(folder, places=lambda shape: layout(mesh, shape, "load"))
+    params, _ = load_pretrained(folder, places=functools.partial(load_places, mesh))
     jax.block_until_ready(params)
     print(before, peak())
 

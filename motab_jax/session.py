@@ -4,6 +4,7 @@ Everything that can be wrong about models and data is found here, before any wor
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from motab_jax.data.records import Prompt
 from motab_jax.data.steps import compile_delimiter, compile_window
 from motab_jax.data.tokenizer import check_same_tokenizer, decode, load_tokenizer, stop_ids, token_bytes, vocab_size
 from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.families import load_places
 from motab_jax.models.pretrained import load_pretrained
 from motab_jax.models.prune import init_from_teacher
 from motab_jax.models.serving import serve_params, serve_specs, with_copied_heads
@@ -191,7 +193,7 @@ def model_paths(config: Config, *, teacher: bool = True) -> tuple[str | Path, st
 
 def _load(path: str | Path, dtype: str, mesh) -> Model:
     """A model, of which each process has read about its own share."""
-    return Model(*load_pretrained(path, dtype, places=lambda shape: layout(mesh, shape, "load")))
+    return Model(*load_pretrained(path, dtype, places=functools.partial(load_places, mesh)))
 
 
 def _load_student(config: Config, path: str | Path, teacher: Model | None, mesh) -> Model:

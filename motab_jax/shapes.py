@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from motab_jax.config import Config
 from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.families import load_places
 from motab_jax.models.folder import find_folder, read_json
 from motab_jax.models.transformer import Model, is_spec, weight_specs
 from motab_jax.rollout import Prompts
@@ -26,7 +27,7 @@ STOPS = (0, 1)  # a pair's stop tokens; how many there are is all that matters
 def open_shapes(config: Config, mesh: Any) -> Session:
     """The session of a run on this mesh; arrays are ShapeDtypeStructs with their shardings.
 
-    The teacher is in the form in which it is loaded (layout `load`): its relayout is a program of its own.
+    The teacher is in the form in which it is loaded: its relayout is a program of its own.
     UserError as from `open_session`, for what config.json and the mesh alone can get wrong.
     """
     student, teacher = model_shapes(config)
@@ -39,8 +40,8 @@ def open_shapes(config: Config, mesh: Any) -> Session:
     return Session(
         config=config,
         mesh=mesh,
-        student=_model(mesh, student, config.student.dtype, "update"),
-        teacher=None if teacher is None else _model(mesh, teacher, config.teacher.dtype, "load"),
+        student=_model(student, config.student.dtype, layout(mesh, student, "update")),
+        teacher=None if teacher is None else _model(teacher, config.teacher.dtype, load_places(mesh, teacher)),
         tokenizer=None,
         source="",
         stop=STOPS[0],
@@ -65,13 +66,12 @@ def _shape(path: str | Path) -> ModelConfig:
     return ModelConfig.from_hf(read_json(file), str(file))
 
 
-def _model(mesh: Any, shape: ModelConfig, dtype: str, name: str) -> Model:
-    """A model without weights in one of the layouts."""
+def _model(shape: ModelConfig, dtype: str, places: Any) -> Model:
+    """A model without weights, in these places."""
 
     def weight(spec, place) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype), sharding=place)
 
-    places = layout(mesh, shape, name)
     return Model(jax.tree.map(weight, weight_specs(shape), places, is_leaf=is_spec), shape)
 
 

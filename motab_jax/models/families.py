@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import flax.traverse_util
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import WeightSpec, weight_specs
@@ -24,12 +25,14 @@ Spans = tuple[tuple[int, int], ...]  # (first, one past the last) of every dimen
 class Layout(NamedTuple):
     """Pure functions: `to_hf` takes one layer's weight to the file's layout, `from_hf` (with our shape) takes it back.
 
-    `part` says which part of the stored tensor holds a part of ours, given its spans and our whole shape.
+    `part` says which part of the stored tensor holds a part of ours, given its spans and our whole shape; `outer` is
+    the dimension of ours whose parts each lie in one piece in the file.
     """
 
     to_hf: Callable[[Any], Any]
     from_hf: Callable[[Any, tuple[int, ...]], Any]
     part: Callable[[Spans, tuple[int, ...]], Spans]
+    outer: int = 0
 
 
 def _untranspose(x: Any, shape: tuple[int, ...]) -> Any:
@@ -53,11 +56,13 @@ FROM_WIDTH = Layout(  # [in, ...] <-> [out, in]
     lambda x: x.reshape(x.shape[0], -1).T,
     _untranspose,
     lambda spans, shape: (_merged(spans[1:], shape[1:]), spans[0]),
+    outer=1,
 )
 TO_WIDTH = Layout(  # [..., out] <-> [out, in]
     lambda x: x.reshape(-1, x.shape[-1]).T,
     _untranspose,
     lambda spans, shape: (spans[-1], _merged(spans[:-1], shape[:-1])),
+    outer=-1,
 )
 
 TABLE: dict[Path, tuple[str, Layout]] = {
@@ -113,6 +118,31 @@ def tensors(config: ModelConfig) -> list[Tensor]:
             found.append(Tensor(pattern.format(layer=layer), shape, path, layer))
     order: dict[Path, int] = {("embed",): -1, ("final_norm",): config.num_layers, ("head",): config.num_layers}
     return sorted(found, key=lambda tensor: order.get(tensor.path, tensor.layer or 0))
+
+
+def load_places(mesh: Mesh, config: ModelConfig) -> Any:
+    """Shardings of the parameters while they are read: no two devices have the same part, as far as sizes divide.
+
+    A part lies in one piece in the file where it can: a whole layer's tensor, or rows of it. Strided reads would touch
+    every page of the file on every host. What is cut over `tensor` stays with it in the other layouts.
+    """
+
+    def place(path: Path, spec: WeightSpec) -> NamedSharding:
+        stacked = path[0] == "layers"
+        own = len(spec.shape) - stacked
+        outer = stacked + TABLE[path][1].outer % own
+        free = [axis for axis in ("tensor", "data", "fsdp") if mesh.shape[axis] > 1]
+        parts: list[tuple[str, ...]] = [()] * len(spec.shape)
+        for dimension in (outer, 0, *(n for n, name in enumerate(spec.axes) if name == "embed")):
+            for axis in tuple(free):
+                ways = math.prod(mesh.shape[name] for name in (*parts[dimension], axis))
+                if spec.shape[dimension] % ways == 0:
+                    parts[dimension] = (*parts[dimension], axis)
+                    free.remove(axis)
+        return NamedSharding(mesh, PartitionSpec(*(part or None for part in parts)))
+
+    places = {path: place(path, spec) for path, spec in flat_specs(config).items()}
+    return flax.traverse_util.unflatten_dict(places)
 
 
 def to_hf(path: Path, weight: Any) -> Any:

@@ -2,8 +2,8 @@
 
 Weights and activations name their axes (`embed`, `heads`, ...); a layout says which mesh axis each name is cut over.
 The student has two layouts: `update` (cut over fsdp and tensor) and `serve` (cut over tensor, replicated elsewhere);
-the teacher is always in `serve`. Files are read in the layout `load`, in which no two hosts read the same. Left out:
-sharding constraints inside programs, which their authors place.
+the teacher is always in `serve`. Files are read in a layout of their own (models/families.py). Left out: sharding
+constraints inside programs, which their authors place.
 """
 
 import math
@@ -32,7 +32,6 @@ _ALWAYS: Table = {
     None: None,
 }
 LAYOUTS: dict[str, Table] = {
-    "load": {**_ALWAYS, "embed": BATCH},
     "update": {**_ALWAYS, "embed": "fsdp"},
     "serve": {**_ALWAYS, "embed": None},
 }

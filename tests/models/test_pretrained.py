@@ -1,5 +1,6 @@
 """Folders in and out: bit-exact round trips, shards, memory, replacing a folder as a whole."""
 
+import functools
 import json
 import tracemalloc
 
@@ -13,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 from motab_jax.config import UserError
 from motab_jax.models import load_pretrained, pretrained, save_pretrained
 from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.families import load_places
 from motab_jax.models.folder import load_generation_config
 from motab_jax.models.tensorfile import TensorFiles
 from motab_jax.models.transformer import is_spec, weight_specs
-from motab_jax.runtime.mesh import make_mesh, shardings
+from motab_jax.runtime.mesh import make_mesh
 from tests.models.tiny import CONFIGS, random_params
 
 each = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -102,23 +104,23 @@ def test_sharded_parameters(devices, tmp_path):
 
 @each
 def test_every_part_is_read_once(config, devices, tmp_path, monkeypatch):
-    """Cut over heads, widths and vocabulary, the weights are those of a whole load; no byte is read twice."""
+    """The weights are those of a whole load; no byte is read twice, and sizes that divide are cut into whole pieces."""
     params, read = random_params(config), []
     save_pretrained(tmp_path / "m", params, config)
     whole = TensorFiles.read
-    monkeypatch.setattr(TensorFiles, "read", lambda *args: read.append(whole(*args)) or read[-1])
+
+    def noted(files, name, spans):
+        read.append(whole(files, name, spans))
+        if "mlp" in name or "o_proj.weight" in name:
+            assert spans[1] == (0, files.shape(name)[1]), f"{name} is not read in one piece"
+        return read[-1]
+
+    monkeypatch.setattr(TensorFiles, "read", noted)
     mesh = make_mesh(2, 2, 2)
-
-    def places(shape):
-        specs = weight_specs(shape)
-        axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
-        sizes = jax.tree.map(lambda spec: spec.shape, specs, is_leaf=is_spec)
-        return shardings(mesh, axes, "load", sizes)
-
-    spread, _ = load_pretrained(tmp_path / "m", places=places)
+    spread, _ = load_pretrained(tmp_path / "m", places=functools.partial(load_places, mesh))
     same(spread, params)
-    parts = spread["layers"]["q"].addressable_shards
-    assert parts[0].data.size * 8 == spread["layers"]["q"].size
+    parts = spread["layers"]["gate"].addressable_shards
+    assert parts[0].data.size * 8 == spread["layers"]["gate"].size
     assert len({str(shard.index) for shard in parts}) == 8
     assert sum(part.nbytes for part in read) == sum(x.nbytes for x in jax.tree.leaves(params))
 

@@ -10,12 +10,13 @@ import pytest
 from motab_jax.config import Config
 from motab_jax.data.steps import StepAutomaton
 from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.families import load_places
 from motab_jax.models.transformer import Model, is_spec, weight_specs
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 from motab_jax.rollout.groups import in_groups
 from motab_jax.runtime import ahead
 from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated
-from motab_jax.session import layout, serving
+from motab_jax.session import serving
 
 pytestmark = pytest.mark.tpu_aot
 
@@ -32,7 +33,7 @@ def compiled(mesh):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh) if place is None else place)
 
     def model(shape: ModelConfig) -> Model:
-        places = layout(mesh, shape, "load")
+        places = load_places(mesh, shape)
         params = jax.tree.map(
             lambda x, p: array(x.shape, jnp.bfloat16, p), weight_specs(shape), places, is_leaf=is_spec
         )

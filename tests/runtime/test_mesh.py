@@ -60,7 +60,7 @@ def test_islands_that_are_not_there_are_named():
 
 
 def test_layouts_name_the_same_axes():
-    assert LAYOUTS["update"].keys() == LAYOUTS["serve"].keys() == LAYOUTS["load"].keys()
+    assert LAYOUTS["update"].keys() == LAYOUTS["serve"].keys()
     assert LAYOUTS["serve"]["embed"] is None
 
 
