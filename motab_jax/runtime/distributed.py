@@ -8,7 +8,9 @@ once where they wait for its numbers. Left out: launching the processes, which i
 import itertools
 import os
 import re
+import socket
 import sys
+import threading
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ from motab_jax.config import Absent, UserError
 
 _COORDINATOR, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 HEARTBEAT = 40  # seconds of silence after which a process counts as gone
+SPARE = 60  # seconds more that jax is given, so that this module's limit comes first
 PATIENCE = 300  # seconds that processes wait for each other to begin, and where each has work of its own to finish
 _numbers = itertools.count()  # a barrier's name serves once
 # How jax and its transports say that somebody else is gone.
@@ -54,15 +57,41 @@ def initialize(
 
 
 def _join(coordinator: str | None, num_processes: int | None, process_id: int | None, patience: int) -> None:
+    # At its own time limit jax ends the process with a stack trace, so ours comes first.
+    waiting = threading.Timer(patience, _give_up, (coordinator, num_processes, process_id, patience))
+    waiting.daemon = True
+    waiting.start()
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id,
-            initialization_timeout=patience, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=patience,
+            coordinator, num_processes, process_id, initialization_timeout=patience + SPARE,
+            heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=patience,
         )  # fmt: skip
     except jax.errors.JaxRuntimeError as error:
-        where = "" if coordinator is None else f" at {coordinator}"
-        raise Absent(f"the processes did not meet{where}: {missing('the start', patience, error)}") from None
+        raise Absent(f"the processes did not meet: {str(error).splitlines()[0]}") from None
+    finally:
+        waiting.cancel()
     sys.excepthook = _fall
+
+
+def _give_up(coordinator: str | None, num_processes: int | None, process_id: int | None, seconds: int) -> None:
+    """Leave, and say who is not there, as far as one can know before they have met."""
+    who = "some of the processes" if num_processes is None else f"some of the {num_processes} processes"
+    if coordinator is not None and process_id != 0 and not _answers(coordinator):
+        who = f"process 0, which should answer at {coordinator},"
+    elif num_processes == 2 and process_id is not None:
+        who = f"process {1 - process_id}"
+    print(f"error: {who} did not come to the start within {seconds} s; see what it printed last", file=sys.stderr)
+    leave(Absent.status, at_once=True)
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody listens at host:port."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def _fall(*error: Any) -> None:
@@ -106,9 +135,12 @@ def explain(error: Exception) -> str:
     )
 
 
-def leave(status: int) -> None:
-    """Exit. Where others would wait for this process, because it fails and they do not, it does not wait for them."""
-    if jax.distributed.is_initialized() and status not in (0, 75):
+def leave(status: int, *, at_once: bool = False) -> None:
+    """Exit. Where others would wait for this process, because it fails and they do not, it does not wait for them.
+
+    at_once: from a thread other than the first, too, which then ends without another word.
+    """
+    if at_once or (jax.distributed.is_initialized() and status not in (0, 75)):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -84,13 +84,22 @@ def free_address() -> str:
         return f"localhost:{probe.getsockname()[1]}"
 
 
-def test_peers_that_do_not_come_are_no_mistake():
-    """Launchers end a run on status 2 and start it again on others; here jax ends the process before we can."""
+@pytest.mark.parametrize(
+    ("number", "count", "missing"),
+    [
+        ("0", "2", "process 1 "),
+        ("1", "2", "process 0, which should answer at "),
+        ("0", "3", "some of the 3 processes "),
+    ],
+)
+def test_peers_that_do_not_come_are_named(number, count, missing):
+    """It is no mistake: launchers end a run on status 2 and start it again on others."""
     env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    env |= dict(zip(NAMES, (free_address(), "2", "0"), strict=True))
+    env |= dict(zip(NAMES, (free_address(), count, number), strict=True))
     alone = subprocess.run([sys.executable, "-c", ALONE], env=env, capture_output=True, text=True, timeout=90)
-    assert alone.returncode not in (0, UserError.status, STOPPED)
-    assert Absent.status not in (0, UserError.status, STOPPED), "as where a later barrier waits in vain"
+    assert alone.returncode == Absent.status not in (0, UserError.status, STOPPED)
+    assert alone.stderr.startswith(f"error: {missing}") and "did not come to the start within 1 s" in alone.stderr
+    assert len(alone.stderr.splitlines()) == 1, alone.stderr
 
 
 def test_two_processes_join():
