@@ -94,6 +94,7 @@ def _add(found: list, name: str, program: Callable, arguments: tuple, beside: in
         memory = ahead.out_of_memory(error)
         if memory is None:
             raise
-        facts, needed = None, round(memory[0]) + beside
+        amount, spare = memory
+        facts, needed = None, round(amount) + beside + (bytes_on_a_device(arguments) if spare else 0)
     found.append(Compiled(name, facts, beside, needed, time.perf_counter() - began))
     return lowered.out_info

@@ -151,10 +151,11 @@ def test_collectives_in_a_text():
 
 
 def test_an_out_of_memory_error_is_read():
-    error = RuntimeError(
-        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded"
-    )
-    assert ahead.out_of_memory(error) == (20.5 * 2**30, 15.75 * 2**30)
+    said = "RESOURCE_EXHAUSTED: Ran out of memory "
+    error = RuntimeError(said + "in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded")
+    assert ahead.out_of_memory(error) == (20.5 * 2**30, False)
+    error = RuntimeError(said + "on HBM, the total memory required for HLO temporaries (107.82G) exceeds available HBM")
+    assert ahead.out_of_memory(error) == (107.82 * 2**30, True)
     assert ahead.out_of_memory(RuntimeError("something else")) is None
 
 

@@ -18,7 +18,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 _INSTRUCTION = re.compile(r"= \w+\[([\d,]*)\][^ ]* ([\w-]+)\(")
 _COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(")
 _ARRAY = re.compile(r"(\w+?)(\d+)?\[([\d,]*)\]")  # a type, its bits, its dimensions
-_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|HLO temporaries \(([\d.]+)([KMGT])\) exceeds")
 
 
 class Chip(NamedTuple):
@@ -124,14 +124,14 @@ def _bytes(name: str, bits: str, dims: str) -> int:
     return each * math.prod(map(int, filter(None, dims.split(","))))
 
 
-def out_of_memory(error: Exception) -> tuple[float, float] | None:
-    """(bytes needed, bytes there are) on a device, where that is what a compiler's error says."""
+def out_of_memory(error: Exception) -> tuple[float, bool] | None:
+    """Bytes that a device needs, where that is what a compiler's error says; and whether of temporaries alone."""
     found = _OUT_OF_MEMORY.search(str(error))
     if found is None:
         return None
-    need, unit, there, other = found.groups()
+    number, unit = filter(None, found.groups())
     scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    return float(need) * scale[unit.upper()], float(there) * scale[other.upper()]
+    return float(number) * scale[unit], found[1] is None
 
 
 def size(tree: Any) -> int:
