@@ -8,8 +8,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from motab_jax.config import Config, UserError, dump_config, load_config
-from motab_jax.runtime.distributed import is_main
+from motab_jax.runtime.distributed import barrier, is_main
+from motab_jax.runtime.hosts import any_process, from_main
 from motab_jax.runtime.metrics import MetricsLog, open_trackers
 
 # Keys and sections that may differ when a run goes on: they don't change what was computed so far. Another mesh gives
@@ -20,7 +23,8 @@ FREE = frozenset(
 
 
 def open_run_folder(config: Config) -> Path:
-    """Make or re-enter dir/name; UserError if it can't be written or holds a run of another configuration.
+    """Make or re-enter dir/name; UserError if it can't be written, holds a run of another configuration, or is not the
+    same folder for all processes.
 
     The configuration is not written yet (`write_config`): a command that fails for a bad path leaves no run behind, so
     that the mended one may use the folder.
@@ -28,6 +32,7 @@ def open_run_folder(config: Config) -> Path:
     folder = Path(config.run.dir) / config.run.name
     if is_main():
         _check_writable(folder)
+    _check_shared(folder)
     path = folder / "config.yaml"
     if path.is_file():
         changed = differences(load_config(path), config)
@@ -47,6 +52,21 @@ def _check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"{folder}: the run folder can't be written ({error.strerror}); set run.dir") from None
+
+
+def _check_shared(folder: Path) -> None:
+    """UserError unless what the main process writes here is seen by all: checkpoints are written by all of them."""
+    mark = folder / f".seen-{from_main(int.from_bytes(os.urandom(3), 'big'))}"
+    if is_main() and jax.process_count() > 1:
+        mark.touch()
+    barrier("the run folder is made")
+    blind = any_process(jax.process_count() > 1 and not mark.exists())
+    if is_main():
+        mark.unlink(missing_ok=True)
+    if blind:
+        raise UserError(
+            f"{folder}: not all processes of this run see the same folder; set run.dir to storage that all hosts share"
+        )
 
 
 def write_config(folder: Path, config: Config) -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -83,15 +84,17 @@ def start(verb: str, arguments: list[str], devices: int = 1) -> subprocess.Popen
     )  # fmt: skip
 
 
-def start_all(verb: str, arguments: list[str], count: int = 2, devices: int = 2) -> list[subprocess.Popen]:
-    """The verb in several processes that are one run, each with devices of its own."""
+def start_all(
+    verb: str, arguments: list[str], count: int = 2, devices: int = 2, own: Sequence[list[str]] = ()
+) -> list[subprocess.Popen]:
+    """The verb in several processes that are one run, each with devices, and perhaps words, of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     common = {**environment(devices), "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", f"motab_jax.{verb}", *arguments],
+            [sys.executable, "-m", f"motab_jax.{verb}", *arguments, *(own[number] if own else [])],
             env={**common, "JAX_PROCESS_ID": str(number)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for number in range(count)

@@ -95,6 +95,15 @@ def test_a_killed_process_takes_the_other_with_it_and_the_run_goes_on(victim, pa
         assert without_clocks(tmp_path / "tiny" / "metrics.jsonl") == without_clocks(together / "metrics.jsonl")
 
 
+def test_a_run_folder_that_is_not_shared_is_refused_at_the_start(pair, tmp_path):
+    each = [[f"run.dir={tmp_path / str(number)}"] for number in range(2)]
+    for process in finish_all(start_all("train", command(pair, tmp_path), own=each)):
+        assert process.returncode == 2, process.stderr
+        assert "not all processes of this run see the same folder" in process.stderr
+        assert len(process.stderr.splitlines()) == 1, process.stderr
+    assert not list(tmp_path.glob("*/tiny/.seen-*"))
+
+
 @pytest.mark.long
 def test_a_signal_to_one_stops_all(pair, tmp_path):
     processes = start_all("train", command(pair, tmp_path, "mesh.fsdp=2", "run.steps=200"))
