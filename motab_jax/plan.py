@@ -37,9 +37,8 @@ def work(words: list[str]) -> int:
     target = _target(own)
     config, console = read_config(config_path, overrides), Console(highlight=False)
     console.width = console.width if console.is_terminal else 140
-    if own.get("mesh") == "find":
-        config = find_mesh(config, target, console.out)
-    plan = planned(config, target)
+    find = own.get("mesh") == "find"
+    plan = find_mesh(config, target, console.out) if find else planned(config, target)
     if plan.fits and read_flag({"largest": "true", **own}, "largest"):
         plan = largest(plan, target, console.out)
     for table in tables(plan, target):

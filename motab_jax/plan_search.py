@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Self
 
 from motab_jax.compiled import Whole, compile_programs
@@ -138,9 +138,8 @@ def planned(config: Config, target: Target) -> Plan:
     )  # fmt: skip
 
 
-def find_mesh(config: Config, target: Target, say: Say) -> Config:
-    """The configuration with the fastest mesh, by arithmetic, that the compiler agrees fits; else the one that needs
-    the least."""
+def find_mesh(config: Config, target: Target, say: Say) -> Plan:
+    """The plan with the fastest mesh, by arithmetic, that the compiler agrees fits; else the last that was tried."""
     found = candidates(config, target)
     if not found:
         raise UserError(
@@ -148,12 +147,12 @@ def find_mesh(config: Config, target: Target, say: Say) -> Config:
             f"{config.rollout.batch_size} evenly; change the batch, or the topology"
         )
     for mesh in found[:TRIES]:
-        tried = _with_mesh(config, mesh)
-        fits = planned(tried, target).fits
-        say(f"mesh data {mesh['data']}, fsdp {mesh['fsdp']}, tensor {mesh['tensor']}: {'fits' if fits else 'no'}")
-        if fits:
-            return tried
-    return tried
+        plan = planned(_with_mesh(config, mesh), target)
+        words = "fits" if plan.fits else "no"
+        say(f"mesh data {mesh['data']}, fsdp {mesh['fsdp']}, tensor {mesh['tensor']}: {words}")
+        if plan.fits:
+            break
+    return plan
 
 
 def candidates(config: Config, target: Target) -> list[dict[str, int]]:
@@ -185,8 +184,8 @@ def _with_rollout(config: Config, **values: int) -> Config:
     return config.model_copy(update={"rollout": config.rollout.model_copy(update=values)})
 
 
-def largest(plan: Plan, target: Target, say: Say) -> Plan:
-    """The plan with the largest rollout.batch_size, and the largest rollout.max_new_tokens, that fit by themselves."""
+def largest(plan: Plan, target: Target, say: Say, names: Collection[str] = ("batch_size", "max_new_tokens")) -> Plan:
+    """The plan with the largest values of these rollout keys that fit, each with the others as they are."""
     config, sizes = plan.config, plan.sizes
     rollout = config.rollout
     student, teacher = model_shapes(config)
@@ -197,6 +196,8 @@ def largest(plan: Plan, target: Target, say: Say) -> Plan:
         ("batch_size", rollout.batch_size, rows, 1 << 20),
         ("max_new_tokens", rollout.max_new_tokens, rollout.segment_tokens, positions - sizes.prompt),
     ):
+        if name not in names:
+            continue
 
         def needed(value: int, name: str = name) -> float:
             return planned(_with_rollout(config, **{name: value}), target).needed

@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from motab_jax.distill import heads
 from motab_jax.distill.objective import Objective, chunk_tokens, grouped, score_batch, weights_of
@@ -157,7 +157,8 @@ def _add_micro(
     tokens, positions, texts = (x.reshape(-1, width) for x in (batch.tokens, batch.positions, segments))
 
     def body(params: Params) -> jax.Array:
-        hidden, _ = encode(params, config, tokens, positions, segments=texts, reach=reach, remat=remat)
+        settle = None if mesh is None or width % mesh.shape["tensor"] else _over_columns(mesh)
+        hidden, _ = encode(params, config, tokens, positions, segments=texts, reach=reach, remat=remat, settle=settle)
         return hidden if mesh is None else jax.lax.with_sharding_constraint(hidden, batch_sharding(mesh))
 
     hidden, pullback = jax.vjp(body, params)
@@ -170,6 +171,13 @@ def _add_micro(
     [grads] = pullback(scored.d_hidden.reshape(hidden.shape))
     grads = jax.tree.map(jnp.add, {**total.grads, name: d_head}, widen(grads))
     return Totals(grads, total.loss + jnp.sum(scored.loss), total.per_kind + jnp.sum(scored.per_kind, axis=0))
+
+
+def _over_columns(mesh: Mesh):
+    """Between layers, where nothing looks at other columns, they lie over `tensor`: an equal share of what is kept for
+    the backward pass on each device (arXiv 2205.05198, section 4.2.2)."""
+    place = NamedSharding(mesh, PartitionSpec(*batch_sharding(mesh).spec, "tensor"))
+    return lambda x: jax.lax.with_sharding_constraint(x, place)
 
 
 def _replicate(head: Params, config: ModelConfig, mesh: Mesh | None) -> Params:

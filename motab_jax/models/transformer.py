@@ -10,6 +10,7 @@ Left out: dropout, sliding windows, mixtures of experts.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -139,12 +140,14 @@ def encode(
     segments: jax.Array | None = None,
     reach: int | None = None,
     remat: str = "none",
+    settle: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
     """Final hidden states [B,T,D] (after the last norm, before the head) and the updated cache.
 
     tokens, positions i32[B,T]; position -1 marks a token that nobody may see (padding, dead columns).
     segments i32[B,T] (without a cache): texts packed into one row see only themselves. reach (without a cache): see
     `attend_text`. remat: what the backward pass recomputes of each layer: none, dots (all but matrix products) or full.
+    settle: a sharding constraint for the activations [B,T,D] between two layers (None: the compiler's choice).
     With a cache, the T tokens are written to columns cursor..cursor+T-1 of all rows and attend to the whole cache;
     key_positions i32[B,S] gives every column's position, those T columns included. Without one, plain self-attention.
     """
@@ -157,7 +160,7 @@ def encode(
     else:
         place = Place(turns, Sight(positions, None), seen=key_positions, cursor=cursor)
 
-    x, cache = _layers(layers, config, x, place, cache, remat)
+    x, cache = _layers(layers, config, x, place, cache, remat, settle or (lambda x: x))
     return rms_norm(x, params["final_norm"], config.rms_eps), cache
 
 
@@ -192,14 +195,14 @@ class Place(NamedTuple):
     cursor: jax.Array | int = 0
 
 
-def _layers(layers, config: ModelConfig, x, place: Place, cache: KVCache | None, remat: str):
+def _layers(layers, config: ModelConfig, x, place: Place, cache: KVCache | None, remat: str, settle):
     """All layers in turn: scanned with the cache in the carry where they are stacked, else unrolled."""
 
     def block(carry, layer):
         x, cache, index = carry
         attended, cache = _attention(layer, config, x, place, cache, index)
-        x = x + attended
-        x = x + _mlp(layer, rms_norm(x, layer["mlp_norm"], config.rms_eps))
+        x = settle(x + attended)
+        x = settle(x + _mlp(layer, rms_norm(x, layer["mlp_norm"], config.rms_eps)))
         return (x, cache, index + 1), None
 
     if remat != "none":

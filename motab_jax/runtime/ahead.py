@@ -21,6 +21,13 @@ _ARRAY = re.compile(r"(\w+?)(\d+)?\[([\d,]*)\]")  # a type, its bits, its dimens
 _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|HLO temporaries \(([\d.]+)([KMGT])\) exceeds")
 
 
+# No TPU is touched, so none is looked for or complained about, and another process that has one is no obstacle.
+ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5p-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}  # fmt: skip
+
+
 class Chip(NamedTuple):
     """One device: dense bfloat16 FLOP/s; bytes a second and bytes of its memory; bytes a second of its links."""
 
@@ -44,13 +51,13 @@ CHIPS = {
 
 def devices(topology: str) -> list[Any]:
     """Descriptions of the devices of a topology such as `v5e:2x2`. UserError without libtpu or for an unknown name."""
-    # No TPU is touched, so none is looked for, and another process that has one is no obstacle.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    for name, value in ALONE.items():
+        os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
+    fused = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}  # its two cores are one device
     try:
-        return list(topologies.get_topology_desc(topology, platform="tpu").devices)
+        return list(topologies.get_topology_desc(topology, platform="tpu", **fused).devices)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
