@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py [--json FILE] [--topologies v5p:4x4x4 v6e:8x8] [--no-weak]
 
-The recipe is configs/qwen3_32b_to_4b.yaml with texts of 2,048 + 30,720 tokens and a bfloat16 student in
-rollouts. A mesh is found, then the largest batch; then, from 64 to 512 chips of v5p with 8 times the rows,
-what collectives move on a chip. Shapes only: no weights are read. Times are rooflines.
+The recipe is configs/qwen3_32b_to_4b_32k.yaml, texts of 2,048 + 30,720 tokens. A mesh is found, then the largest batch;
+then, from 64 to 512 chips of v5p with 8 times the rows, what collectives move on a chip. Shapes only: no weights are
+read. Times are rooflines.
 """
 
 import json
@@ -32,13 +32,12 @@ WEAK = ("v5p:4x4x4", "v5p:8x8x8")
 
 def recipe(folder: Path, *changes: str) -> Config:
     """The recipe of the real pair, both models as a config.json alone."""
-    words = ["data.max_prompt_tokens=2048", "rollout.max_new_tokens=30720", "rollout.serve_dtype=bfloat16"]
-    words += ["rollout.samples_per_prompt=1", "optimizer.accumulate=1", "optimizer.remat=full"]
+    words = []
     for role, shape in MODELS.items():
         (folder / role).mkdir(exist_ok=True)
         (folder / role / "config.json").write_text(json.dumps(shape.to_hf()))
         words.append(f"{role}.path={folder / role}")
-    return load_config(ROOT / "configs" / "qwen3_32b_to_4b.yaml", [*words, *changes])
+    return load_config(ROOT / "configs" / "qwen3_32b_to_4b_32k.yaml", [*words, *changes])
 
 
 def say(text: str) -> None:
