@@ -37,11 +37,6 @@ class Whole:
     programs: list[Compiled]
     caches: int
 
-    @property
-    def needed(self) -> int:
-        """Bytes that a device needs at the fullest."""
-        return max(program.needed for program in self.programs)
-
 
 def compile_programs(config: Config, mesh: Any) -> Whole:
     """Every program of an on-policy run.

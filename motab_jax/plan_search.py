@@ -63,9 +63,14 @@ class Plan:
     largest: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
+    def needs(self) -> list[float]:
+        """Bytes of a device while each program runs; in one where nobody compiled."""
+        return [sum(self.memory.values())] if self.whole is None else [each.needed for each in self.whole.programs]
+
+    @property
     def needed(self) -> float:
         """Bytes of a device at the fullest."""
-        return sum(self.memory.values()) if self.whole is None else self.whole.needed
+        return max(self.needs)
 
     @property
     def fits(self) -> bool:
@@ -199,33 +204,38 @@ def largest(plan: Plan, target: Target, say: Say, names: Collection[str] = ("bat
         if name not in names:
             continue
 
-        def needed(value: int, name: str = name) -> float:
-            return planned(_with_rollout(config, **{name: value}), target).needed
+        def needs(value: int, name: str = name) -> list[float]:
+            tried = planned(_with_rollout(config, **{name: value}), target)
+            say(f"rollout.{name}={value}: {tried.needed / 2**30:.1f} of {target.limit / 2**30:.1f} GiB a device")
+            return tried.needs
 
-        found[name] = _most(needed, plan.needed, start, step, most, target.limit)
+        found[name] = _most(needs, plan.needs, start, step, most, target.limit)
         say(f"largest rollout.{name}: {found[name]}")
     return dataclasses.replace(plan, largest=found)
 
 
-def _most(needed: Callable[[int], float], at_start: float, start: int, step: int, most: int, limit: float) -> int:
-    """The largest multiple of `step` up to `most` with needed(value) <= limit, taken to grow in a straight line.
+def _most(
+    needs: Callable[[int], list[float]], at_start: list[float], start: int, step: int, most: int, limit: float
+) -> int:
+    """The largest multiple of `step` up to `most` whose needs(value) all stay below `limit`.
 
-    The line is drawn through `start` and its double; what it gives is tried, and tried again nearer by.
+    Each of the needs is taken to grow in a straight line, drawn through `start` and its double; what the steepest of
+    them allows is tried, and tried again nearer by.
     """
     best, other = start, min(start + max(start - start % step, step), most - most % step)
     if other <= start:
         return best
-    amount = needed(other)
-    slope = max((amount - at_start) / (other - start), 1e-9)
-    if amount <= limit:
+    tried = needs(other)
+    if max(tried) <= limit:
         best = other
     for _ in range(TRIES - 1):
-        guess = min(start + int((limit - at_start) / slope), most)
+        slopes = [(new - old) / (other - start) for old, new in zip(at_start, tried, strict=True)]
+        room = [(limit - old) / slope for old, slope in zip(at_start, slopes, strict=True) if slope > 0]
+        guess = start + int(min([*room, most - start]))
         guess -= guess % step
         if guess <= best:
             break
-        amount = needed(guess)
-        if amount <= limit:
+        other, tried = guess, needs(guess)
+        if max(tried) <= limit:
             return guess
-        slope = (amount - at_start) / (guess - start)
     return best
