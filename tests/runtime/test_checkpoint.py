@@ -1,5 +1,6 @@
 """Checkpoints come back bit for bit, on the devices asked for; damaged ones are named."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -48,15 +49,18 @@ def test_roundtrip_is_exact_and_sharded(tmp_path):
     assert jnp.array_equal(jax.random.uniform(found["key"], (3,)), jax.random.uniform(state["key"], (3,)))
 
 
-def test_another_mesh_reads_the_same_numbers(tmp_path):
-    state = make_state(make_mesh(1, 4, 2))
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 8, 1), (1, 4, 2), (8, 1, 1)], ids=str)
+def test_another_mesh_reads_the_same_numbers(sizes, tmp_path):
+    state = make_state(make_mesh(1, 2, 4))
     with Checkpointer(tmp_path, keep=1) as checkpointer:
         checkpointer.save(1, state, {})
-    one = make_state(make_mesh(1, 1, 1, devices=jax.devices()[:1]), seed=5)
+    devices = jax.devices()[: math.prod(sizes)]
+    other = make_state(make_mesh(*sizes, devices=devices), seed=5)
     with Checkpointer(tmp_path, keep=1) as checkpointer:
-        found, _ = checkpointer.restore(1, one)
+        found, _ = checkpointer.restore(1, other)
     assert bits(found) == bits(state)
-    assert found["params"]["w"].sharding.device_set == {jax.devices()[0]}
+    assert jax.tree.map(lambda x: x.sharding, found) == jax.tree.map(lambda x: x.sharding, other)
+    assert found["params"]["w"].sharding.device_set == set(devices)
 
 
 def test_host_numbers_come_back(tmp_path):
