@@ -26,7 +26,7 @@ MODELS = {
     "teacher": ModelConfig("qwen3", 151_936, 5120, 25_600, 64, 64, 8, 128, **SHARED),
     "student": ModelConfig("qwen3", 151_936, 2560, 9728, 36, 32, 8, 128, **SHARED, tied=True),
 }
-ROWS = {"v5p:4x4x4": 64, "v6e:8x8": 64, "v5e:8x8": 16, "gpu:h100x8": 16, "gpu:h200x8": 32}  # to begin with
+ROWS = {"v5p:4x4x4": 128, "v6e:8x8": 64, "v5e:8x8": 16, "gpu:h100x8": 16, "gpu:h200x8": 32}  # to begin with
 WEAK = ("v5p:4x4x4", "v5p:8x8x8")
 
 
@@ -91,9 +91,15 @@ def main() -> None:
     parser.add_argument("--topologies", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--no-weak", action="store_true", help="leave out the 512 chips")
     arguments = parser.parse_args()
+    plans, scaled = {}, {}
     with tempfile.TemporaryDirectory() as name:
-        plans = {topology: plan_for(topology, Path(name)) for topology in arguments.topologies}
-        scaled = weak(plans[WEAK[0]], Path(name)) if WEAK[0] in plans and not arguments.no_weak else {}
+        for topology in arguments.topologies:
+            plans[topology] = plan_for(topology, Path(name))
+            say(" | ".join(row(plans[topology])))
+            if topology == WEAK[0] and not arguments.no_weak:
+                scaled = weak(plans[topology], Path(name))
+            # Minutes each: what is known is kept.
+            bench.save(arguments.json, {**scaled, "plans": {name: plan.as_json() for name, plan in plans.items()}})
     columns = ["", "data x fsdp x tensor", "fits", "GiB a device", "temporaries / KV", "KV copies", "rows",
                "rows at most", "s a step, roofline", "min to compile"]  # fmt: skip
     bench.show(
@@ -102,7 +108,6 @@ def main() -> None:
     if scaled:
         grown = scaled["moved_512"] / scaled["moved_64"]
         print(f"collectives on a chip, {WEAK[0]} to {WEAK[1]} with 8 times the rows: {grown:.3f} times the bytes")
-    bench.save(arguments.json, {**scaled, "plans": {name: plan.as_json() for name, plan in plans.items()}})
 
 
 if __name__ == "__main__":
