@@ -26,7 +26,10 @@ MODELS = {
     "teacher": ModelConfig("qwen3", 151_936, 5120, 25_600, 64, 64, 8, 128, **SHARED),
     "student": ModelConfig("qwen3", 151_936, 2560, 9728, 36, 32, 8, 128, **SHARED, tied=True),
 }
-ROWS = {"v5p:4x4x4": 128, "v6e:8x8": 64, "v5e:8x8": 16, "gpu:h100x8": 16, "gpu:h200x8": 32}  # to begin with
+ROWS = {  # to begin with
+    "v5p:4x4x4": 128, "v5p:2x4x4": 64, "v6e:8x8": 64, "v5e:8x8": 8, "gpu:h100x8": 16, "gpu:h200x8": 32
+}  # fmt: skip
+CHANGES = {"v5e:8x8": ("teacher.quantize=int8",)}
 WEAK = ("v5p:4x4x4", "v5p:8x8x8")
 
 
@@ -48,7 +51,7 @@ def plan_for(topology: str, folder: Path) -> Plan:
     """A plan with a mesh that was found and, where it fits, the largest batch."""
     say(topology)
     target = Target.of(topology, STRAYED)
-    plan = find_mesh(recipe(folder, f"rollout.batch_size={ROWS[topology]}"), target, say)
+    plan = find_mesh(recipe(folder, f"rollout.batch_size={ROWS[topology]}", *CHANGES.get(topology, ())), target, say)
     return largest(plan, target, say, ["batch_size"]) if plan.fits else plan
 
 

@@ -17,9 +17,10 @@ from motab_jax.config import load_config
 from motab_jax.data.steps import compile_delimiter
 from motab_jax.models import Model, load_pretrained
 from motab_jax.programs import make_programs
+from motab_jax.relayout import serving, teacher_serving
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 from motab_jax.runtime.mesh import make_mesh
-from motab_jax.session import Session, serving, teacher_rows
+from motab_jax.session import Session, teacher_rows
 
 now = time.perf_counter
 MATRIX, WORDS = 2048, 1 << 26  # what the machine's rates are measured on
@@ -65,7 +66,7 @@ class Ours:
             temperature=1.0, top_p=1.0, monitored=monitored, read_after=not monitored,
             teacher_rows=teacher_rows(config, self.mesh),
         )  # fmt: skip
-        teacher = serving(self.mesh, self.teacher.config, config)(self.teacher.params)
+        teacher = teacher_serving(self.mesh, self.teacher.config, config)(self.teacher.params)
         serve = serving(self.mesh, self.student.config, config, dtype=config.rollout.serve_dtype)
         session = Session(config, self.mesh, self.student, teacher, None, "", vocabulary, numbers, serve)
         programs = make_programs(session)

@@ -2,18 +2,21 @@
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import jax
 
 from motab_jax.config import Config
-from motab_jax.models.transformer import Model
+from motab_jax.models.transformer import Model, Params
 from motab_jax.programs import make_programs
+from motab_jax.relayout import ByWeight, teacher_serving
 from motab_jax.rollout.state import tape_columns
 from motab_jax.runtime import ahead
-from motab_jax.session import Session, serving
+from motab_jax.session import Session
 from motab_jax.shapes import bytes_on_a_device, open_shapes, shape_of_key, shape_of_prompts
 
 Dims = tuple[int, ...]
@@ -43,22 +46,33 @@ def compile_programs(config: Config, mesh: Any) -> Whole:
 
     The rollout holds the reading of prompts, decoding, the teacher's scoring and its writing: they are one program.
     """
-    session, found = open_shapes(config, mesh), []
-    if session.teacher is not None:
-        relay = serving(mesh, session.teacher.config, config, int8=config.teacher.quantize == "int8")
-        beside = bytes_on_a_device(session.student.params)
-        teacher = _add(found, "teacher relayout", relay, (session.teacher.params,), beside)
-        session = dataclasses.replace(session, teacher=teacher)
-    programs = make_programs(session)
-    params, state, head = programs.state.params, bytes_on_a_device(programs.state), programs.teacher_head
-    held = _size(session.teacher)
-    student = _add(found, "relayout", session.serving, (params,), state - bytes_on_a_device(params) + held)
-    prompts, key = shape_of_prompts(config, mesh), shape_of_key(mesh)
-    caches = _caches(session, student, tape_columns(prompts, session.rollout))
-    arguments = (student, session.teacher, prompts, key, session.rollout)
-    trajectory = _add(found, "rollout", programs.rollout, arguments, state, list(caches))
-    _add(found, "update", programs.update, (programs.state, head, trajectory), held - _size(head))
-    return Whole(found, sum(2 * math.prod(dims) * size for dims, size in caches.items()))
+    session = open_shapes(config, mesh)
+    # A program keeps a core busy for minutes.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = []
+        if session.teacher is not None:
+            layers, session = session.teacher, dataclasses.replace(session, teacher=None)
+            beside = bytes_on_a_device(session.student.params)
+            relay, teacher = _teacher_relayout(
+                pool, teacher_serving(mesh, layers.config, config), layers.params, beside
+            )
+            session = dataclasses.replace(session, teacher=teacher)
+            found.append(relay)
+        programs = make_programs(session)
+        params, state, head = programs.state.params, bytes_on_a_device(programs.state), programs.teacher_head
+        held = _size(session.teacher)
+        beside = state - bytes_on_a_device(params) + held
+        relay, student = _start(pool, "relayout", session.serving, (params,), beside)
+        prompts, key = shape_of_prompts(config, mesh), shape_of_key(mesh)
+        caches = _caches(session, student, tape_columns(prompts, session.rollout))
+        arguments = (student, session.teacher, prompts, key, session.rollout)
+        write, trajectory = _start(pool, "rollout", programs.rollout, arguments, state, list(caches))
+        arguments = (programs.state, head, trajectory)
+        update, _ = _start(pool, "update", programs.update, arguments, held - _size(head))
+        return Whole(
+            [begun() for begun in (*found, relay, write, update)],
+            sum(2 * math.prod(dims) * size for dims, size in caches.items()),
+        )
 
 
 def _caches(session: Session, student: Model, columns: int) -> dict[Dims, int]:
@@ -78,18 +92,48 @@ def _size(model: Model | None) -> int:
     return 0 if model is None else bytes_on_a_device(model.params)
 
 
-def _add(found: list, name: str, program: Callable, arguments: tuple, beside: int, caches=()) -> Any:
-    """Compile a program for these shapes and note what it needs; returns the shapes of what it gives."""
-    began = time.perf_counter()
+def _teacher_relayout(
+    pool: Executor, relay: ByWeight, params: Params, beside: int
+) -> tuple[Callable[[], Compiled], Model]:
+    """The teacher's relayout, as the one of its programs that needs the most; and the shapes that all of them give."""
+    name, before = "teacher relayout", bytes_on_a_device(params)
+    begun, given = [], {}
+    for weight, program in relay.programs.items():
+        compiled, given[weight] = _start(pool, name, program, (params,), beside)
+        begun.append((compiled, weight))
+    after = bytes_on_a_device(given)
+
+    def ended() -> Compiled:
+        found = []
+        for compiled, weight in begun:
+            part = compiled()
+            # The other weights lie there as well, in one form and at worst in both.
+            others = after - bytes_on_a_device(given[weight])
+            others += 0 if part.facts is None else before - part.facts.arguments
+            found.append(dataclasses.replace(part, beside=part.beside + others, needed=part.needed + others))
+        seconds = sum(part.seconds for part in found)
+        return dataclasses.replace(max(found, key=lambda part: part.needed), seconds=seconds)
+
+    return ended, relay.assembled(given)
+
+
+def _start(
+    pool: Executor, name: str, program: Callable, arguments: tuple, beside: int, caches=()
+) -> tuple[Callable[[], Compiled], Any]:
+    """Begin to compile a program for these shapes: what waits for what it needs, and the shapes of what it gives."""
     lowered = program.lower(*arguments)
-    try:
-        facts = ahead.facts(lowered.compile(), caches)
-        needed = facts.held + beside
-    except jax.errors.JaxRuntimeError as error:
-        memory = ahead.out_of_memory(error)
-        if memory is None:
-            raise
-        amount, spare = memory
-        facts, needed = None, round(amount) + beside + (bytes_on_a_device(arguments) if spare else 0)
-    found.append(Compiled(name, facts, beside, needed, time.perf_counter() - began))
-    return lowered.out_info
+
+    def compile_it() -> Compiled:
+        began = time.perf_counter()
+        try:
+            facts = ahead.facts(lowered.compile(), caches)
+            needed = facts.held + beside
+        except jax.errors.JaxRuntimeError as error:
+            memory = ahead.out_of_memory(error)
+            if memory is None:
+                raise
+            amount, spare = memory
+            facts, needed = None, round(amount) + beside + (bytes_on_a_device(arguments) if spare else 0)
+        return Compiled(name, facts, beside, needed, time.perf_counter() - began)
+
+    return pool.submit(compile_it).result, lowered.out_info

@@ -17,6 +17,12 @@ USABLE = 0.98  # of a chip's memory, after what its runtime keeps
 SPARE = 0.8  # of that, for what arithmetic counts: temporaries need the rest
 TRIES = 3  # meshes that are compiled, or lengths
 Say = Callable[[str], None]
+FOR_PROGRAM = {  # what makes each of them smaller
+    "teacher relayout": "a larger mesh.tensor",
+    "relayout": "a larger mesh.tensor, rollout.serve_dtype=bfloat16",
+    "update": "optimizer.remat=full, optimizer.compute_dtype=bfloat16, a larger mesh.fsdp or mesh.tensor, "
+    "a smaller rollout.max_new_tokens",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +103,22 @@ class Plan:
         return f"does not fit: {figures}; {self._advice()}"
 
     def _advice(self) -> str:
+        if self.whole is not None:
+            fullest = max(self.whole.programs, key=lambda each: each.needed)
+            own = fullest.needed - fullest.beside
+            where = f"the program '{fullest.name}' needs {own / 2**30:.1f} GiB beside {fullest.beside / 2**30:.1f} GiB"
+            if fullest.name != "rollout":
+                return f"{where}: try {FOR_PROGRAM[fullest.name]}, more chips, or mesh=find"
+            where += "; most"
+        else:
+            where = "most"
         most = max(self.memory, key=lambda name: self.memory[name])
         cached = "cache" in most or most == "targets"
         less = "fewer rollout.slots, a smaller rollout.batch_size or rollout.max_new_tokens" if cached else (
             "a larger mesh.tensor" + (", teacher.quantize=int8" if most == "teacher" else ", a larger mesh.fsdp")
         )  # fmt: skip
         share = self.memory[most] / 2**30
-        return f"most of it is '{most}' ({share:.1f} GiB): try {less}, more chips, or mesh=find"
+        return f"{where} of it is '{most}' ({share:.1f} GiB): try {less}, more chips, or mesh=find"
 
     def as_json(self) -> dict[str, Any]:
         """All figures; bytes and seconds."""

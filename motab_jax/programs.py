@@ -22,13 +22,14 @@ from motab_jax.distill import (
     make_schedule,
     make_update,
 )
+from motab_jax.relayout import layout
 from motab_jax.rollout import Trajectory, rollout
 from motab_jax.rollout.given import given, written_by_teacher
 from motab_jax.rollout.groups import in_groups
 from motab_jax.rollout.monitor import next_boundary
 from motab_jax.rollout.summary import samples, statistics
 from motab_jax.runtime.mesh import batch_sharding, groups_of, platform_of, replicated
-from motab_jax.session import Session, layout, transition_ids
+from motab_jax.session import Session, transition_ids
 
 SAMPLES = 3  # rows of a step that are described in full
 

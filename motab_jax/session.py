@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.layout import Format, Layout
 
 from motab_jax.config import Config, UserError
 from motab_jax.config.prompts import EvalConfig
@@ -20,17 +19,16 @@ from motab_jax.data.prompts import encode_all, has_held_out, load_prompts
 from motab_jax.data.records import Prompt
 from motab_jax.data.steps import compile_delimiter, compile_window
 from motab_jax.data.tokenizer import check_same_tokenizer, decode, load_tokenizer, stop_ids, token_bytes, vocab_size
-from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.families import load_places
 from motab_jax.models.pretrained import load_pretrained
 from motab_jax.models.prune import init_from_teacher
-from motab_jax.models.serving import serve_params, serve_specs, with_copied_heads
-from motab_jax.models.transformer import Model, Params, is_spec, weight_specs
+from motab_jax.models.transformer import Model, Params
+from motab_jax.relayout import layout, serving, teacher_serving
 from motab_jax.rollout import Prompts, RolloutConfig
 from motab_jax.rollout.decode import ENDLESS
 from motab_jax.rollout.signal import ALARM_IS_HIGH
 from motab_jax.runtime.distributed import barrier
-from motab_jax.runtime.mesh import check_heads, local_rows, make_mesh, place_rows, platform_of, shardings
+from motab_jax.runtime.mesh import check_heads, local_rows, make_mesh, place_rows, platform_of
 
 SHIPPED = Path(__file__).parent / "quickstart"
 LOADING = 3600  # seconds that processes wait for each other to download and read the models
@@ -89,14 +87,6 @@ def padded(rows: Sequence[Sequence[int]], width: int, *, left: bool) -> tuple[np
     return table, np.array([len(ids) for ids in rows], np.int32)
 
 
-def layout(mesh, config, name: str, specs=None):
-    """Shardings of a model's parameters, or of what `specs` describe, in the layout `update` or `serve`."""
-    specs = weight_specs(config) if specs is None else specs
-    axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
-    shapes = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs, is_leaf=is_spec)
-    return shardings(mesh, axes, name, shapes)
-
-
 def open_session(config: Config, *, teacher: bool | None = None) -> Session:
     """Load both models and check that they fit each other, the tokenizer and the mesh.
 
@@ -121,7 +111,7 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
             _check_model(config, role, model, str(path), size)
             check_heads(mesh.shape["tensor"], *model.config.heads, f"the {role}'s ({path})")
     if master is not None:
-        master = serving(mesh, master.config, config, int8=config.teacher.quantize == "int8")(master.params)
+        master = teacher_serving(mesh, master.config, config)(master.params)
     barrier("the models are loaded", LOADING)
     update = layout(mesh, student.config, "update")
     student = Model(jax.jit(lambda params: params, out_shardings=update)(student.params), student.config)
@@ -150,28 +140,6 @@ def needs_teacher(config: Config) -> bool:
         or config.student.init_from_teacher is not None
         or config.eval.reverse_kl
     )
-
-
-def serving(mesh, shape: ModelConfig, config: Config, *, dtype: str | None = None, int8: bool = False):
-    """The jitted function from params to a `Model` in serving form and layout."""
-    scan = config.rollout.scan_layers
-    scan = platform_of(mesh) != "cpu" if scan is None else scan
-    form, shape = {"scan_layers": scan, "int8": int8}, with_copied_heads(shape, mesh.shape["tensor"])
-    specs = serve_specs(shape, **form)
-
-    def relay(params: Params) -> Model:
-        return Model(serve_params(params, shape, dtype=dtype, **form), shape)
-
-    places = layout(mesh, shape, "serve", specs)
-    if platform_of(mesh) == "tpu":
-        places = jax.tree.map(_in_order, specs, places, is_leaf=is_spec)
-    return jax.jit(relay, out_shardings=Model(places, shape))
-
-
-def _in_order(spec, place) -> Format:
-    """The place, with memory in the order of the dimensions, as the rollout's products take a weight. A TPU's own
-    choice, that which needs the least padding, may be another, and every rollout would hold such weights twice."""
-    return Format(Layout(tuple(range(len(spec.shape)))), place)
 
 
 def model_paths(config: Config, *, teacher: bool = True) -> tuple[str | Path, str | Path | None]:

@@ -17,9 +17,10 @@ from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.families import load_places
 from motab_jax.models.folder import find_folder, read_json
 from motab_jax.models.transformer import Model, is_spec, weight_specs
+from motab_jax.relayout import layout, serving
 from motab_jax.rollout import Prompts
 from motab_jax.runtime.mesh import batch_sharding, check_batch, check_heads, replicated
-from motab_jax.session import Session, layout, model_paths, needs_teacher, rollout_config, serving
+from motab_jax.session import Session, model_paths, needs_teacher, rollout_config
 
 STOPS = (0, 1)  # a pair's stop tokens; how many there are is all that matters
 

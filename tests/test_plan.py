@@ -6,14 +6,16 @@ import pytest
 
 from motab_jax import plan
 from motab_jax.cli import split_words
+from motab_jax.compiled import Compiled, Whole
 from motab_jax.config import Config, UserError, load_config
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.plan_search import Target, _most, candidates
+from motab_jax.plan_search import Plan, Target, _most, candidates
 from motab_jax.roofline import cache_bytes_per_token, memory, parameters, phases, sizes_of
 from motab_jax.runtime import ahead
 from motab_jax.session import SHIPPED
 
 TINY = ModelConfig("qwen3", 10, 4, 8, 2, 4, 2, 2, 64, qk_norm=True)
+PROGRAMS = ("teacher relayout", "relayout", "rollout", "update")
 CHIP = ahead.Chip(flops=1e6, bandwidth=1e3, memory=1e9, links=1e2)
 
 
@@ -133,6 +135,19 @@ def test_what_does_not_fit_leaves_with_3_and_advice(capsys, tmp_path):
     assert "does not fit" in said and "'teacher'" in said and "mesh.tensor" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("teacher relayout", "mesh.tensor"), ("rollout", "rollout.batch_size"), ("update", "optimizer.remat=full")],
+)
+def test_the_advice_is_for_the_fullest_program(name, advice):
+    programs = [Compiled(other, None, 2**30, 2**30 * (90 if other == name else 2), 0.0) for other in PROGRAMS]
+    arithmetic = {"teacher": 2e9, "teacher's cache": 3e9}
+    sizes = sizes_of(config(), {"data": 8, "fsdp": 1, "tensor": 1}, 0.3)
+    said = Plan(config(), gpu(), sizes, [], arithmetic, Whole(programs, 0)).verdict
+    assert f"'{name}' needs 89.0 GiB beside 1.0 GiB" in said and advice in said
+    assert ("teacher's cache" in said) == (name == "rollout")
+
+
 def test_the_words_of_the_verb_are_not_configuration():
     words, file = plan._without_json(["a.yaml", "--json", "x", "run.steps=1"])
     assert (words, file) == (["a.yaml", "run.steps=1"], "x")
@@ -168,6 +183,6 @@ def test_a_plan_for_a_slice(capsys, tmp_path):
     assert plan.work(words) == 0
     assert "mesh data" in capsys.readouterr().out
     found = json.loads(file.read_text())
-    assert [program["name"] for program in found["programs"]] == ["teacher relayout", "relayout", "rollout", "update"]
+    assert [program["name"] for program in found["programs"]] == list(PROGRAMS)
     assert all(0 < program["needed"] <= found["needed"] for program in found["programs"])
     assert found["fits"] and found["compiled"] and found["caches"] > 0

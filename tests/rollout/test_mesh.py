@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import pytest
 
 from motab_jax.models.transformer import Model
+from motab_jax.relayout import layout
 from motab_jax.rollout import rollout
 from motab_jax.rollout.groups import in_groups
 from motab_jax.runtime import ahead
 from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated
-from motab_jax.session import layout
 from tests.rollout.pair import MAX_NEW, ROWS, WIDTH, assert_same_row, model, outcome, random_prompts, row_of, settings
 
 GREEDY = {"temperature": 0.0, "eps0": 0.9, "theta": 0.1}

@@ -12,11 +12,11 @@ from motab_jax.data.steps import StepAutomaton
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.families import load_places
 from motab_jax.models.transformer import Model, is_spec, weight_specs
+from motab_jax.relayout import serving
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 from motab_jax.rollout.groups import in_groups
 from motab_jax.runtime import ahead
 from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated
-from motab_jax.session import serving
 
 pytestmark = pytest.mark.tpu_aot
 

@@ -1,0 +1,47 @@
+"""The teacher's relayout, a weight at a time: the same as all at once, and no program takes more than its weight."""
+
+import jax
+import numpy as np
+import pytest
+
+from motab_jax.config import load_config
+from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.families import load_places
+from motab_jax.models.transformer import Model, init
+from motab_jax.relayout import serving, teacher_serving
+from motab_jax.runtime.mesh import make_mesh
+
+SHAPE = ModelConfig("qwen3", 48, 16, 32, 2, 4, 2, 4, 64, qk_norm=True)
+MESHES = [(1, 1, 1), (2, 1, 4)]  # the second copies each key-value head
+
+
+def on(sizes):
+    """A mesh, and parameters as they are read on it."""
+    mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+    return mesh, jax.jit(lambda: init(SHAPE, jax.random.key(0)), out_shardings=load_places(mesh, SHAPE))()
+
+
+@pytest.mark.parametrize("scan", ["true", "false"])
+@pytest.mark.parametrize("sizes", MESHES)
+def test_it_gives_what_one_program_gives(sizes, scan):
+    (mesh, params), config = on(sizes), load_config(None, [f"rollout.scan_layers={scan}"])
+    alone, together = teacher_serving(mesh, SHAPE, config)(params), serving(mesh, SHAPE, config)(params)
+    assert isinstance(alone, Model) and jax.tree.structure(alone) == jax.tree.structure(together)
+    for x, y in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+        assert x.sharding == y.sharding
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("scan", ["true", "false"])
+def test_a_program_takes_its_own_weight_alone(scan):
+    mesh, params = on(MESHES[1])
+    config = load_config(None, [f"rollout.scan_layers={scan}", "teacher.quantize=int8"])
+    relay = teacher_serving(mesh, SHAPE, config)
+    sizes = {name: relay.programs[name].lower(params).compile().memory_analysis() for name in ("down", "qkv")}
+    layers = params["layers"]
+    for name, sources in (("down", ["down"]), ("qkv", ["q", "k", "v"])):
+        own = sum(layers[source].addressable_shards[0].data.nbytes for source in sources)
+        assert sizes[name].argument_size_in_bytes == own
+    model = relay(params)
+    layer = model.params["layers"] if scan == "true" else model.params["layers"][0]
+    assert layer["down"].values.dtype == np.int8 and layer["attn_norm"].dtype == np.float32
