@@ -68,9 +68,12 @@ class Ours:
         )  # fmt: skip
         teacher = teacher_serving(self.mesh, self.teacher.config, config)(self.teacher.params)
         serve = serving(self.mesh, self.student.config, config, dtype=config.rollout.serve_dtype)
-        session = Session(config, self.mesh, self.student, teacher, None, "", vocabulary, numbers, serve)
+        session = Session(
+            config=config, mesh=self.mesh, student=self.student, teacher=teacher, tokenizer=None, source="", stop=-1,
+            vocab_size=vocabulary, rollout=numbers, serving=serve,
+        )  # fmt: skip
         programs = make_programs(session)
-        state = programs.init(session.student.params)
+        state = programs.init(jax.tree.map(jnp.array, session.student.params))  # copies, for they are donated
         return {"session": session, "programs": programs, "state": state}
 
     def step(self, way: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
@@ -95,7 +96,7 @@ def _size(model: Model | None) -> int:
 def _teacher_relayout(
     pool: Executor, relay: ByWeight, params: Params, beside: int
 ) -> tuple[Callable[[], Compiled], Model]:
-    """The teacher's relayout, as the one of its programs that needs the most; and the shapes that all of them give."""
+    """The teacher's relayout, all of its programs together, and the shapes that they give."""
     name, before = "teacher relayout", bytes_on_a_device(params)
     begun, given = [], {}
     for weight, program in relay.programs.items():
@@ -111,10 +112,24 @@ def _teacher_relayout(
             others = after - bytes_on_a_device(given[weight])
             others += 0 if part.facts is None else before - part.facts.arguments
             found.append(dataclasses.replace(part, beside=part.beside + others, needed=part.needed + others))
-        seconds = sum(part.seconds for part in found)
-        return dataclasses.replace(max(found, key=lambda part: part.needed), seconds=seconds)
+        return _together(found)
 
     return ended, relay.assembled(given)
+
+
+def _together(parts: list[Compiled]) -> Compiled:
+    """Programs that run one after the other, as one: the memory of the fullest, the text of all."""
+    fullest, seconds = max(parts, key=lambda part: part.needed), sum(part.seconds for part in parts)
+    every = [part.facts for part in parts if part.facts is not None]
+    if fullest.facts is None:
+        return dataclasses.replace(fullest, seconds=seconds)
+    facts = fullest.facts._replace(
+        copies=sum(each.copies for each in every),
+        scatters=sum(each.scatters for each in every),
+        collectives=dict(sum((Counter(each.collectives) for each in every), Counter())),
+        moved=dict(sum((Counter(each.moved) for each in every), Counter())),
+    )
+    return dataclasses.replace(fullest, facts=facts, seconds=seconds)
 
 
 def _start(

@@ -1,5 +1,7 @@
 """The teacher's relayout, a weight at a time: the same as all at once, and no program takes more than its weight."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,8 +9,9 @@ import pytest
 from motab_jax.config import load_config
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.families import load_places
-from motab_jax.models.transformer import Model, init
+from motab_jax.models.transformer import Model, init, is_spec, weight_specs
 from motab_jax.relayout import serving, teacher_serving
+from motab_jax.runtime import ahead
 from motab_jax.runtime.mesh import make_mesh
 
 SHAPE = ModelConfig("qwen3", 48, 16, 32, 2, 4, 2, 4, 64, qk_norm=True)
@@ -45,3 +48,19 @@ def test_a_program_takes_its_own_weight_alone(scan):
     model = relay(params)
     layer = model.params["layers"] if scan == "true" else model.params["layers"][0]
     assert layer["down"].values.dtype == np.int8 and layer["attn_norm"].dtype == np.float32
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.parametrize("name", ["down", "gate", "o"])
+def test_no_chip_ever_has_a_whole_weight(name):
+    pytest.importorskip("libtpu", reason="needs the extra [tpu]")
+    shape = dataclasses.replace(SHAPE, width=512, mlp_width=1024, num_heads=16, num_kv_heads=8, head_dim=64)
+    mesh = make_mesh(2, 1, 4, devices=ahead.devices("v5e:2x4"))
+    specs, places = weight_specs(shape), load_places(mesh, shape)
+    params = jax.tree.map(
+        lambda spec, place: jax.ShapeDtypeStruct(spec.shape, np.float32, sharding=place), specs, places, is_leaf=is_spec
+    )
+    relay = teacher_serving(mesh, shape, load_config(None, ["teacher.quantize=int8"]))
+    found = ahead.facts(relay.programs[name].lower(params).compile())
+    whole = 4 * int(np.prod(specs["layers"][name].shape))
+    assert sum(found.moved.values()) <= whole / 4 and found.temporaries <= whole / 2

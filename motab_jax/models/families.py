@@ -139,6 +139,10 @@ def load_places(mesh: Mesh, config: ModelConfig) -> Any:
                 if spec.shape[dimension] % ways == 0:
                     parts[dimension] = (*parts[dimension], axis)
                     free.remove(axis)
+        # Where another dimension is to have `tensor`, that axis cuts finest: so it leaves in one exchange.
+        for dimension, name in enumerate(spec.axes):
+            if name == "embed":
+                parts[dimension] = tuple(sorted(parts[dimension], key=lambda axis: axis == "tensor"))
         return NamedSharding(mesh, PartitionSpec(*(part or None for part in parts)))
 
     places = {path: place(path, spec) for path, spec in flat_specs(config).items()}
