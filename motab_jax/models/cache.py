@@ -78,22 +78,21 @@ def _put(store: jax.Array, new: jax.Array, at: tuple) -> jax.Array:
 
 
 def pinned(x: jax.Array, cut: int | None = None) -> jax.Array:
-    """The array, on a TPU in the layout of its dimensions' order. cut: its dimension that lies over `tensor`, if any.
+    """The array, on a TPU laid out in the order of its dimensions. cut: that which lies over `tensor`, if any."""
+    return jax.lax.platform_dependent(x, tpu=lambda x: _in_order(x, cut), default=lambda x: x)
 
-    The layout that a gather likes best would spread to the whole cache, and every turn would copy it to and fro. Other
-    platforms have but one layout, and there an array that is cut over devices would be gathered to be pinned.
-    """
+
+def _in_order(x: jax.Array, cut: int | None) -> jax.Array:
+    """The array in the layout of its dimensions' order; of an array that is cut each device pins its own part, or the
+    compiler would gather it."""
 
     def pin(x: jax.Array) -> jax.Array:
         return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
-    def pin_cut(x: jax.Array) -> jax.Array:
-        # The compiler would gather what it is told to pin; here each device pins its own part.
-        place = PartitionSpec(*(None,) * cut, "tensor")
-        return jax.shard_map(pin, in_specs=place, out_specs=place, axis_names={"tensor"}, check_vma=False)(x)
-
-    apart = cut is not None and divides_tensor(x.shape[cut])
-    return jax.lax.platform_dependent(x, tpu=pin_cut if apart else pin, default=lambda x: x)
+    if cut is None or not divides_tensor(x.shape[cut]):
+        return pin(x)
+    place = PartitionSpec(*(None,) * cut, "tensor")
+    return jax.shard_map(pin, in_specs=place, out_specs=place, axis_names={"tensor"}, check_vma=False)(x)
 
 
 def init_cache(config: ModelConfig, rows: int, columns: int, dtype=jnp.float32, *, stacked: bool = True) -> KVCache:
@@ -111,15 +110,21 @@ def init_cache(config: ModelConfig, rows: int, columns: int, dtype=jnp.float32, 
 
 
 def gather_columns(cache: KVCache, source: jax.Array) -> KVCache:
-    """New column s of row b is old column source[b,s]; source i32[B,S]. One layer's keys are moved at a time."""
+    """New column s of row b is old column source[b,s]; source i32[B,S]. One layer's keys are moved at a time.
 
-    def move(x: jax.Array, axis: int = 1) -> jax.Array:
-        return pinned(jax.vmap(lambda row, columns: jnp.take(row, columns, axis=axis))(x, source))
+    The layout that a gather likes best would spread to the whole cache, and every turn would copy it to and fro.
+    """
+
+    def move(x: jax.Array, axis: int) -> jax.Array:
+        return jax.vmap(lambda row, columns: jnp.take(row, columns, axis=axis))(x, source)
 
     def layer(number, store):
-        one = move(jax.lax.dynamic_index_in_dim(store, number, keepdims=False))
+        one = pinned(move(jax.lax.dynamic_index_in_dim(store, number, keepdims=False), 1))
         return pinned(jax.lax.dynamic_update_index_in_dim(store, one, number, 0))
 
     if cache.stacked:
         return KVCache(*(jax.lax.fori_loop(0, store.shape[0], layer, store) for store in (cache.k, cache.v)))
-    return KVCache(tuple(move(x, axis=2) for x in cache.k), tuple(move(x) for x in cache.v))
+    return KVCache(
+        tuple(_in_order(move(_in_order(x, 1), 2), 1) for x in cache.k),
+        tuple(_in_order(move(_in_order(x, 1), 1), 1) for x in cache.v),
+    )

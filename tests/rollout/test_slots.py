@@ -1,6 +1,7 @@
 """More rows than slots: whatever waits, is parked or comes back, every row is written as if it were alone."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,20 @@ import pytest
 from motab_jax.models.serving import serve_params
 from motab_jax.models.transformer import Model
 from motab_jax.rollout import Prompts
+from motab_jax.rollout.state import tape_columns
 from motab_jax.rollout.trajectory import LENGTH, RUNNING
-from tests.rollout.pair import MAX_NEW, ROWS, assert_same_row, outcome, random_prompts, row_of, student, teacher
+from tests.rollout.pair import (
+    MAX_NEW,
+    ROWS,
+    assert_same_row,
+    outcome,
+    random_prompts,
+    row_of,
+    run,
+    settings,
+    student,
+    teacher,
+)
 
 SETTINGS = {
     "root-suffix": {},
@@ -39,11 +52,27 @@ def test_slots_change_nothing(name, slots, teacher_batch, columns, teacher_rows)
         assert_same_row(row_of(together(name), row), row_of(few, row))
 
 
+@functools.cache
+def unrolled() -> list[Model]:
+    """The pair in a CPU's form."""
+    return [Model(serve_params(m.params, m.config, scan_layers=False), m.config) for m in (student(), teacher())]
+
+
 def test_unrolled_layers_change_nothing():
-    pair = [Model(serve_params(m.params, m.config, scan_layers=False), m.config) for m in (student(), teacher())]
-    few = outcome(pair=pair, slots=5, teacher_rows=2, **SETTINGS["root-steps"])
+    few = outcome(pair=unrolled(), slots=5, teacher_rows=2, **SETTINGS["root-steps"])
     for row in range(ROWS):
         assert_same_row(row_of(together("root-steps"), row), row_of(few, row))
+
+
+def test_no_turn_copies_an_unrolled_cache_into_another_layout():
+    prompts, config = random_prompts(), settings(slots=5, teacher_rows=2, **SETTINGS["root-steps"])
+    text = run.lower(*unrolled(), prompts, jax.random.key(0), config).compile().as_text()
+    shape, columns = teacher().config, tape_columns(prompts, config)
+    found = []
+    for dims in ((shape.head_dim, columns), (columns, shape.head_dim)):
+        array = ",".join(map(str, (5, shape.num_kv_heads, *dims)))
+        found += re.findall(rf"= f32\[{array}\]{{([\d,]+)}} get-tuple-element", text)
+    assert len(found) > 20 and set(found) == {"3,2,1,0"}
 
 
 def test_the_order_of_the_prompts_changes_nothing():
