@@ -1,8 +1,11 @@
 """Our side of step.py: plain OPD and MOTAB over a pair, by the programs that `python -m motab_jax.train` runs.
 
-`python step_ours.py FOLDER` answers requests (bench.Worker).
+`python step_ours.py FOLDER` answers requests (bench.Worker), with a CPU device for each core: the mesh's `data` axis.
 """
 
+import functools
+import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,10 +19,12 @@ import numpy as np
 from motab_jax.config import load_config
 from motab_jax.data.steps import compile_delimiter
 from motab_jax.models import Model, load_pretrained
+from motab_jax.models.families import load_places
 from motab_jax.programs import make_programs
-from motab_jax.relayout import serving, teacher_serving
+from motab_jax.relayout import layout, serving, teacher_serving
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
-from motab_jax.runtime.mesh import make_mesh
+from motab_jax.rollout.groups import in_groups
+from motab_jax.runtime.mesh import make_mesh, place_rows
 from motab_jax.session import Session, teacher_rows
 
 now = time.perf_counter
@@ -39,15 +44,21 @@ class Ours:
         Returns the operations of `matmul` and the bytes of `read`.
         """
         rows, columns = len(prompts), len(prompts[0])
-        self.mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-        self.student, self.teacher = (Model(*load_pretrained(self.folder / name)) for name in ("student", "teacher"))
-        self.prompts = Prompts(
-            jnp.array(prompts, jnp.int32), jnp.full((rows,), columns, jnp.int32), jnp.arange(rows, dtype=jnp.int32)
+        ways = math.gcd(rows, jax.device_count())
+        self.mesh = make_mesh(ways, 1, 1, devices=jax.devices()[:ways])
+        places = functools.partial(load_places, self.mesh)
+        self.student, self.teacher = (
+            Model(*load_pretrained(self.folder / name, places=places)) for name in ("student", "teacher")
         )
+        update = layout(self.mesh, self.student.config, "update")
+        self.student = Model(jax.device_put(self.student.params, update), self.student.config)
+        lengths, numbers = np.full((rows,), columns, np.int32), np.arange(rows, dtype=np.int32)
+        self.prompts = place_rows(self.mesh, rows, Prompts(np.array(prompts, np.int32), lengths, numbers))
         for name in ("opd", "motab"):
             self.ways[name], self.taken[name] = self._way(new_tokens, step_tokens, monitored=name == "motab"), 0
         # A function of its own, so that jit compiles it for generation without a teacher.
-        self.alone = jax.jit(lambda *arguments: rollout(*arguments))
+        by_row = (False, True, False)
+        self.alone = jax.jit(in_groups(lambda student, *others: rollout(student, None, *others), self.mesh, by_row))
         self.matrix, self.words = jnp.ones((MATRIX, MATRIX)), jnp.ones((WORDS,))
         self.multiply, self.add = jax.jit(jnp.matmul), jax.jit(jnp.sum)
         return {"flops": 2 * MATRIX**3, "bytes": 4 * WORDS}
@@ -97,7 +108,7 @@ class Ours:
         """The student's part of a rollout alone."""
         session, state = self.ways["opd"]["session"], self.ways["opd"]["state"]
         student = session.serve(state.params)
-        jax.block_until_ready(self.alone(student, None, self.prompts, jax.random.key(0), session.rollout))
+        jax.block_until_ready(self.alone(student, self.prompts, jax.random.key(0), session.rollout))
 
     def _roll_out(self, way: str, place: int):
         """The trajectory of step number `place`."""
@@ -142,6 +153,7 @@ def _described(found) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     ours = Ours(Path(sys.argv[1]))
     bench.answer(
         {name: getattr(ours, name) for name in ("load", "first", "step", "decode", "set_boundary", "matmul", "read")}
