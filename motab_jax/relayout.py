@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
+from jax.sharding import NamedSharding, PartitionSpec
 
 from motab_jax.config import Config
 from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.families import load_places
 from motab_jax.models.serving import serve_params, serve_specs, with_copied_heads
 from motab_jax.models.transformer import Model, Params, is_spec, weight_specs
 from motab_jax.runtime.mesh import platform_of, shardings
@@ -59,10 +61,12 @@ def teacher_serving(mesh, shape: ModelConfig, config: Config) -> ByWeight:
     for number, (path, _) in enumerate(found):
         leaves.setdefault([key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1], []).append(number)
 
+    between = jax.tree.map(_between, load_places(mesh, shape), layout(mesh, shape, "serve"))
+
     def program(numbers: list[int]) -> Callable[[Params], list[Any]]:
         # What these arrays do not depend on is neither computed nor an argument of the compiled program.
         def lay(params: Params) -> list[Any]:
-            arrays = jax.tree.leaves(relay(params))
+            arrays = jax.tree.leaves(relay(jax.lax.with_sharding_constraint(params, between)))
             return [arrays[n] for n in numbers]
 
         return jax.jit(lay, out_shardings=[found[n][1] for n in numbers])
@@ -86,6 +90,19 @@ def _relay(
     if platform_of(mesh) == "tpu":
         places = jax.tree.map(_in_order, specs, places, is_leaf=is_spec)
     return relay, Model(places, shape)
+
+
+def _between(read: NamedSharding, serve: NamedSharding) -> NamedSharding:
+    """Where a weight is on its way: cut over `tensor` as it serves, over the other axes as it was read. In one step the
+    compiler may bring the whole weight to every chip; these are an exchange and a gathering."""
+
+    def part(before: Any, after: Any) -> tuple[str, ...]:
+        axes = (before,) if isinstance(before, str) else before or ()
+        others = tuple(axis for axis in axes if axis != "tensor")
+        return ("tensor", *others) if after == "tensor" else others
+
+    parts = (part(*pair) or None for pair in zip(read.spec, serve.spec, strict=True))
+    return NamedSharding(read.mesh, PartitionSpec(*parts))
 
 
 def _in_order(spec, place) -> Format:

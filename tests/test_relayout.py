@@ -51,8 +51,9 @@ def test_a_program_takes_its_own_weight_alone(scan):
 
 
 @pytest.mark.tpu_aot
+@pytest.mark.parametrize("words", [[], ["teacher.quantize=int8"]])
 @pytest.mark.parametrize("name", ["down", "gate", "o"])
-def test_no_chip_ever_has_a_whole_weight(name):
+def test_no_chip_ever_has_a_whole_weight(name, words):
     pytest.importorskip("libtpu", reason="needs the extra [tpu]")
     shape = dataclasses.replace(SHAPE, width=512, mlp_width=1024, num_heads=16, num_kv_heads=8, head_dim=64)
     mesh = make_mesh(2, 1, 4, devices=ahead.devices("v5e:2x4"))
@@ -60,7 +61,7 @@ def test_no_chip_ever_has_a_whole_weight(name):
     params = jax.tree.map(
         lambda spec, place: jax.ShapeDtypeStruct(spec.shape, np.float32, sharding=place), specs, places, is_leaf=is_spec
     )
-    relay = teacher_serving(mesh, shape, load_config(None, ["teacher.quantize=int8"]))
+    relay = teacher_serving(mesh, shape, load_config(None, words))
     found = ahead.facts(relay.programs[name].lower(params).compile())
     whole = 4 * int(np.prod(specs["layers"][name].shape))
-    assert sum(found.moved.values()) <= whole / 4 and found.temporaries <= whole / 2
+    assert sum(found.moved.values()) <= whole / 2 and found.temporaries <= whole / 2
