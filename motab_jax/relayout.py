@@ -63,15 +63,16 @@ def teacher_serving(mesh, shape: ModelConfig, config: Config) -> ByWeight:
 
     between = jax.tree.map(_between, load_places(mesh, shape), layout(mesh, shape, "serve"))
 
-    def program(numbers: list[int]) -> Callable[[Params], list[Any]]:
+    def program(name: str, numbers: list[int]) -> Callable[[Params], list[Any]]:
         # What these arrays do not depend on is neither computed nor an argument of the compiled program.
         def lay(params: Params) -> list[Any]:
             arrays = jax.tree.leaves(relay(jax.lax.with_sharding_constraint(params, between)))
             return [arrays[n] for n in numbers]
 
+        lay.__name__ = f"lay_out_{name}"
         return jax.jit(lay, out_shardings=[found[n][1] for n in numbers])
 
-    return ByWeight({name: program(numbers) for name, numbers in leaves.items()}, leaves, structure)
+    return ByWeight({name: program(name, numbers) for name, numbers in leaves.items()}, leaves, structure)
 
 
 def _relay(
