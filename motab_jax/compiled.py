@@ -50,15 +50,12 @@ def compile_programs(config: Config, mesh: Any) -> Whole:
     session = open_shapes(config, mesh)
     # A program keeps a core busy for minutes.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = []
+        begun = []
         if session.teacher is not None:
-            layers, session = session.teacher, dataclasses.replace(session, teacher=None)
-            beside = bytes_on_a_device(session.student.params)
-            relay, teacher = _teacher_relayout(
-                pool, teacher_serving(mesh, layers.config, config), layers.params, beside
-            )
+            by_weight, beside = teacher_serving(mesh, session.teacher.config, config), _size(session.student)
+            relay, teacher = _teacher_relayout(pool, by_weight, session.teacher.params, beside)
             session = dataclasses.replace(session, teacher=teacher)
-            found.append(relay)
+            begun.append(relay)
         programs = make_programs(session)
         params, state, head = programs.state.params, bytes_on_a_device(programs.state), programs.teacher_head
         held = _size(session.teacher)
@@ -71,7 +68,7 @@ def compile_programs(config: Config, mesh: Any) -> Whole:
         arguments = (programs.state, head, trajectory)
         update, _ = _start(pool, "update", programs.update, arguments, held - _size(head))
         return Whole(
-            [begun() for begun in (*found, relay, write, update)],
+            [ended() for ended in (*begun, relay, write, update)],
             sum(2 * math.prod(dims) * size for dims, size in caches.items()),
         )
 
