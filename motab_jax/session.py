@@ -202,11 +202,11 @@ def transition_ids(session: Session) -> list[int]:
 
 
 def teacher_rows(config: Config, mesh) -> int:
-    """Slots that the teacher writes in at a time, 0 for all: on a CPU half of them, since there each row costs."""
+    """Slots that the teacher writes in at a time, 0 for all: on CPUs a quarter of them, since there each row costs."""
     given, slots = config.backtrack.teacher_rows, config.rollout.slots or config.rollout.batch_size
     if given is not None:
         return given
-    return slots // 2 if mesh.size == 1 and platform_of(mesh) == "cpu" else 0
+    return slots // 4 if platform_of(mesh) == "cpu" else 0
 
 
 def rollout_config(config: Config, pieces: list[bytes], stops: Sequence[int], mesh) -> RolloutConfig:

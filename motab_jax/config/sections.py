@@ -111,7 +111,7 @@ class BacktrackConfig(Section):
     )
     teacher_batch: Natural = Field(default=0, description="waiting rows that call the teacher; 0: as many as slots")
     teacher_rows: Natural | None = Field(
-        default=None, description="slots the teacher writes in at a time; 0: all; empty: half of them on one CPU device"
+        default=None, description="slots the teacher writes in at a time; 0: all; empty: a quarter of them on CPUs"
     )
 
     @model_validator(mode="after")

@@ -196,4 +196,6 @@ def test_cut_over_devices(devices, form, int8):
     assert not jax.tree.leaves(layers["qkv"])[0].sharding.is_fully_replicated
     tokens = texts() % 48
     run = jax.jit(lambda params: forward(params, shape, tokens))
-    np.testing.assert_allclose(run(cut), run(small.params), atol=1e-5)
+    whole = run(small.params)
+    # Cut, a sum is taken in another order; its rounding goes by its largest terms, whatever is left of them.
+    np.testing.assert_allclose(run(cut), whole, rtol=0, atol=1e-5 * float(jnp.max(jnp.abs(whole))))
