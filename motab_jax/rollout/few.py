@@ -15,9 +15,12 @@ from motab_jax.rollout.decode import Known, Pen, Reader, Segment, Writing, write
 from motab_jax.rollout.tape import DEAD, Tape, append
 
 
-def first_few(chosen: jax.Array, most: int) -> jax.Array:
-    """bool[B]: the first `most` of the chosen slots; 0: all of them."""
-    return chosen & (jnp.cumsum(chosen) <= most) if most else chosen
+def longest_few(chosen: jax.Array, left: jax.Array, most: int) -> jax.Array:
+    """bool[B]: of the chosen slots the `most` with most left to write (i32[B]), so that none is long alone; 0: all."""
+    if not most:
+        return chosen
+    order = jnp.argsort(jnp.where(chosen, -left, 1), stable=True)
+    return chosen & (jnp.argsort(order) < most)
 
 
 def write_few(model: Model, reader: Reader, tape: Tape, pen: Pen, segment: Segment, known: Known, how: Writing, *,

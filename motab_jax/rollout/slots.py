@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.rollout.decode import ENDLESS
-from motab_jax.rollout.few import first_few
+from motab_jax.rollout.few import longest_few
 from motab_jax.rollout.monitor import OpenStep, open_step
 from motab_jax.rollout.rows import store, view
 
@@ -101,8 +101,9 @@ def choose_turn(rows: Rows, slots: Slots, row, teaching, last, most: int = 0) ->
     reading = at_work & (view(rows.known, row) - slots.position > 1)
     read = jnp.any(reading) & (2 * jnp.sum(reading) >= jnp.sum(at_work))
     student = jnp.any(students) & (~jnp.any(taught) | (last != STUDENT_WRITES))
+    left = view(rows.limit - rows.known, row)
     turn = jnp.where(read, READ, jnp.where(student, STUDENT_WRITES, TEACHER_WRITES))
-    part = jnp.where(read, at_work, jnp.where(student, students, first_few(taught, most)))
+    part = jnp.where(read, at_work, jnp.where(student, students, longest_few(taught, left, most)))
     return turn, part
 
 
