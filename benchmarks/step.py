@@ -4,7 +4,7 @@ Both sides load one random Qwen3 pair (float32, tied heads, teacher 256 wide x 8
 exactly 128 tokens after 8 prompts of 32, and minimise the same loss (generalised JSD, 0.5): that is checked first, on
 the tokens of our first step. Each side is a process of its own and they take turns. TRL has an environment of its own
 (--trl-python); where there is none it is made under ~/.cache/motab_jax. Each timed step follows an untimed one of the
-same side. MOTAB's steps have 8 and 32 rows. Left out: accuracy.
+same side. MOTAB's steps have 8, 32 and 64 rows. Left out: accuracy.
 """
 
 import os
@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 ROWS, PROMPT, NEW = 8, 32, 128
 SIZES = {"teacher": (256, 8), "student": (128, 4)}  # width, layers
 STEP_TOKENS, STRAYED = 16, 0.3
-MOTAB_ROWS = 8, 32
+MOTAB_ROWS = 8, 32, 64
 MOTAB_OVER_OPD = "MOTAB / OPD at the same kept tokens"
 LEAD = 1  # untimed steps before each timed one
 TOLERANCE = 1e-4
