@@ -9,8 +9,8 @@ from typing import NamedTuple, Self
 
 import jax
 
-# A program that takes less to compile is made anew: what is kept costs a file, and reading it a few milliseconds.
-KEEP_SECONDS = 0.1
+# A program that takes less to compile is made anew: what is kept costs a file, and reading it five to ten milliseconds.
+KEEP_SECONDS = 0.02
 
 # The names of jax's events; a program read from the folder is reported as built, too.
 _TRACE, _LOWER = "/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration"
