@@ -25,6 +25,7 @@ from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.serving import serve_specs
 from motab_jax.models.transformer import Model, is_spec, weight_specs
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
+from motab_jax.rollout.groups import in_groups
 from motab_jax.rollout.reading import read_finished
 from motab_jax.runtime import ahead
 from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated, shardings
@@ -75,7 +76,7 @@ def compile_rollout(mesh, rows: int = SLOTS):
     """The rollout with the monitor on."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = model(STUDENT, mesh), model(TEACHER, mesh), prompts(mesh, rows), key, numbers(mesh)
-    return jax.jit(rollout).lower(*arguments).compile()
+    return jax.jit(in_groups(rollout, mesh, (False, False, True, False))).lower(*arguments).compile()
 
 
 def compile_scoring(mesh, rows: int = SLOTS):
@@ -83,7 +84,8 @@ def compile_scoring(mesh, rows: int = SLOTS):
     config = dataclasses.replace(numbers(mesh), monitored=False, read_after=True)
     log = jax.eval_shape(rollout, model(STUDENT, mesh), model(TEACHER, mesh), prompts(mesh, rows), KEY, config)
     log = jax.tree.map(lambda x: x.update(sharding=batch_sharding(mesh) if x.ndim > 1 else replicated(mesh)), log)
-    return jax.jit(read_finished).lower(model(TEACHER, mesh), log, config).compile()
+    score = in_groups(read_finished, mesh, (False, True))
+    return jax.jit(score).lower(model(TEACHER, mesh), log, config).compile()
 
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))

@@ -48,7 +48,8 @@ def change_config(folder, **changes):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere", "runs/a/export", "~/no-such-folder-here"])
-def test_no_such_folder(name, tmp_path):
+def test_no_such_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     if name == "nowhere":
         name = str(tmp_path / name)
     refused(name, "there is no such model folder")
