@@ -135,6 +135,7 @@ def main() -> None:
     parser = bench.parser(__doc__)
     parser.add_argument("--chips", nargs="+", choices=TOPOLOGIES, default=list(TOPOLOGIES))
     arguments = parser.parse_args()
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # libtpu may not end otherwise (docs/decisions.md)
     table, figures = [], {}
     for chip in arguments.chips:
         mesh = make_mesh(1, 1, 4, devices=ahead.devices(TOPOLOGIES[chip]))
