@@ -84,8 +84,12 @@ def compile_scoring(mesh, rows: int = SLOTS):
     config = dataclasses.replace(numbers(mesh), monitored=False, read_after=True)
     log = jax.eval_shape(rollout, model(STUDENT, mesh), model(TEACHER, mesh), prompts(mesh, rows), KEY, config)
     log = jax.tree.map(lambda x: x.update(sharding=batch_sharding(mesh) if x.ndim > 1 else replicated(mesh)), log)
-    score = in_groups(read_finished, mesh, (False, True))
-    return jax.jit(score).lower(model(TEACHER, mesh), log, config).compile()
+
+    def score(teacher, log, counters, config):  # the rows apart from the counters, which are of all groups
+        return read_finished(teacher, log.replace(counters=counters), config)
+
+    arguments = model(TEACHER, mesh), log.replace(counters=None), log.counters, config
+    return jax.jit(in_groups(score, mesh, (False, True, False))).lower(*arguments).compile()
 
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
