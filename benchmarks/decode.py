@@ -21,8 +21,8 @@ from motab_jax.data.steps import StepAutomaton
 from motab_jax.models import load_pretrained
 from motab_jax.models.serving import serve_params
 from motab_jax.models.transformer import Model, forward
+from motab_jax.planning.hlo import size
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
-from motab_jax.runtime.ahead import size
 
 DEFAULT = "downloads/SmolLM2-135M-Instruct"
 PROMPT, NEW, WARM = 32, 25, 1

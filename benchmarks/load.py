@@ -21,10 +21,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 import bench
 
-from motab_jax.models import families
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.folder import write_json
-from motab_jax.models.tensorfile import DTYPES, Entry, write_tensors
+from motab_jax.models.hf import weight_names
+from motab_jax.models.hf.tensorfile import DTYPES, Entry, write_tensors
+from motab_jax.runtime.hub import write_json
 
 CHILD = "--of"
 LIMIT = 600  # seconds
@@ -40,12 +40,12 @@ def write_model(folder: Path, shape: ModelConfig) -> int:
     """Random weights, a tensor at a time; returns their bytes."""
     rng, dtype = np.random.default_rng(0), DTYPES["BF16"]
 
-    def entry(tensor: families.Tensor) -> Entry:
+    def entry(tensor: weight_names.Tensor) -> Entry:
         return Entry(
             tensor.name, tensor.shape, dtype, lambda: rng.standard_normal(tensor.shape, np.float32).astype(dtype)
         )
 
-    entries = [entry(tensor) for tensor in families.tensors(shape)]
+    entries = [entry(tensor) for tensor in weight_names.tensors(shape)]
     write_tensors(folder, entries, 1_000_000_000)
     write_json(folder / "config.json", shape.to_hf())
     return sum(entry.size for entry in entries)
@@ -55,8 +55,8 @@ def load(folder: str) -> None:
     """In a process of its own: load, and print the peak of resident memory before and after."""
     import jax
 
-    from motab_jax.models.families import load_places
-    from motab_jax.models.pretrained import load_pretrained
+    from motab_jax.models.hf.pretrained import load_pretrained
+    from motab_jax.models.hf.weight_names import load_places
     from motab_jax.runtime.distributed import initialize
     from motab_jax.runtime.mesh import make_mesh
 

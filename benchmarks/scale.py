@@ -17,8 +17,8 @@ import bench
 
 from motab_jax.config import Config, load_config
 from motab_jax.models.architecture import ModelConfig, Rope
-from motab_jax.plan_search import Plan, Target, find_mesh, largest, planned
-from motab_jax.roofline import STRAYED
+from motab_jax.planning.roofline import STRAYED
+from motab_jax.planning.search import Plan, Target, find_mesh, largest, planned
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = {"max_positions": 40_960, "rope": Rope(1e6), "qk_norm": True}

@@ -19,13 +19,14 @@ import numpy as np
 from motab_jax.config import load_config
 from motab_jax.data.steps import compile_delimiter
 from motab_jax.models import Model, load_pretrained
-from motab_jax.models.families import load_places
-from motab_jax.programs import make_programs
-from motab_jax.relayout import layout, serving, teacher_serving
+from motab_jax.models.hf.weight_names import load_places
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
-from motab_jax.rollout.groups import in_groups
+from motab_jax.rollout.row_groups import in_groups
 from motab_jax.runtime.mesh import make_mesh, place_rows
-from motab_jax.session import Session, teacher_rows
+from motab_jax.session.placement import layout, serving, teacher_serving
+from motab_jax.session.rollout_config import teacher_rows
+from motab_jax.session.session import Session
+from motab_jax.training.programs import make_programs
 
 now = time.perf_counter
 MATRIX, WORDS = 2048, 1 << 26  # what the machine's rates are measured on

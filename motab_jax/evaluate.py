@@ -6,155 +6,17 @@ standard output, one for each of several eval.preset. A line for each completion
 """
 
 import contextlib
-import dataclasses
 import json
-from collections.abc import Callable
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 from rich.console import Console
 
-from motab_jax.cli import enable_compilation_cache, open_output, read_config, run_verb, split_words
-from motab_jax.config import UserError
-from motab_jax.config.prompts import EvalConfig
-from motab_jax.data.answers import score
-from motab_jax.data.figures import Graded, figures
-from motab_jax.distill import Objective, TokenLoss, build_targets
-from motab_jax.distill.objective import batch_loss, weights_of
-from motab_jax.models.transformer import Model
-from motab_jax.report import evaluation_table
-from motab_jax.rollout import RolloutConfig, rollout
-from motab_jax.rollout.groups import in_groups
-from motab_jax.rollout.record import Row
-from motab_jax.rollout.trajectory import KEPT
+from motab_jax.evaluation.evaluator import open_evaluators
+from motab_jax.evaluation.show import evaluation_table
+from motab_jax.runtime.cli import open_output, read_config, run_verb, split_words
+from motab_jax.runtime.compilation import enable_compilation_cache
 from motab_jax.runtime.distributed import initialize, is_main
-from motab_jax.runtime.hosts import fetch
-from motab_jax.runtime.mesh import check_batch
 from motab_jax.runtime.progress import Progress
-from motab_jax.session import EncodedPrompts, Session, held_out_prompts, open_session
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluator:
-    """Evaluates students of one shape; its programs compile once."""
-
-    session: Session
-    section: EvalConfig
-    prompts: EncodedPrompts
-    config: RolloutConfig
-    generate: Callable
-    measure: Callable | None  # the reverse KL, if it is wanted
-
-    def __call__(self, student: Model, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-        """Figures of a student in the serve layout; `problems` holds one entry a completion."""
-        samples, size = self.section.samples, self.section.batch_size
-        work = [(i, s) for i in range(len(self.prompts.prompts)) for s in range(samples)]
-        graded, problems, kl_sum, kl_tokens = [], [], 0.0, 0
-        for start in range(0, len(work), size):
-            part = work[start : start + size]
-            texts, kl, count = self._batch(student, part, size)
-            kl_sum, kl_tokens = kl_sum + kl, kl_tokens + count
-            for (index, sample), (text, length, finish) in zip(part, texts, strict=True):
-                graded.append(self._grade(index, text, length, finish))
-                problems.append(self._problem(graded[-1], sample, text, finish))
-            if progress is not None:
-                progress(min(start + size, len(work)), len(work))
-        found = {"name": self.name, **figures(graded)}
-        if kl_tokens:
-            found["reverse_kl"] = kl_sum / kl_tokens
-        return {**found, "problems": problems}
-
-    @property
-    def name(self) -> str:
-        """What is evaluated: the preset, else the source."""
-        preset, source = self.section.preset, self.section.source
-        return str(preset or source or self.session.config.data.source)
-
-    def _grade(self, index: int, text: str, length: int, finish: str) -> Graded:
-        prompt = self.prompts.prompts[index]
-        task = (prompt.extra or {}).get("task", "")
-        return Graded(index, task, score(prompt, text), length, finish == "length")
-
-    def _problem(self, graded: Graded, sample: int, text: str, finish: str) -> dict[str, Any]:
-        """The line of a completion in output=FILE.jsonl."""
-        return {
-            "benchmark": self.name,
-            "id": self.prompts.prompts[graded.problem].id,
-            "sample": sample,
-            "correct": graded.correct,
-            "score": graded.score,
-            "text": text,
-            "tokens": graded.tokens,
-            "finish_reason": finish,
-        }
-
-    def _batch(self, student: Model, part, size: int):
-        """Generate one batch, filled up with its own last row; only the real rows are returned."""
-        samples = self.section.samples
-        padded = part + [part[-1]] * (size - len(part))
-        prompts = self.prompts.batch([i for i, _ in padded], [i * samples + s for i, s in padded], self.session.mesh)
-        judge = self.session.teacher if self.measure is not None else None
-        trajectory = self.generate(student, judge, prompts, jax.random.key(self.session.config.run.seed), self.config)
-        kl, count = 0.0, 0
-        if self.measure is not None:
-            real = jnp.arange(size) < len(part)
-            sums = self.measure(student, judge, trajectory, real, vocab_size=self.session.vocab_size)
-            kl, count = (float(x) for x in sums)
-        host = fetch(trajectory.slim(), self.session.mesh)
-        rows = [Row(host, row) for row in range(len(part))]
-        texts = [
-            (self.session.decode(r.tokens[r.discarded_by == KEPT].tolist()), len(r.tokens), r.finish) for r in rows
-        ]
-        return texts, kl, count
-
-
-def make_evaluator(session: Session, section: EvalConfig, prompts: EncodedPrompts) -> Evaluator:
-    """An evaluator with its jitted programs; checks that the batch fits the mesh."""
-    check_batch(session.mesh, section.batch_size, "eval.batch_size")
-    config = dataclasses.replace(
-        session.rollout,
-        monitored=False,
-        read_after=True,
-        targets="hidden",
-        targets_dtype=None,
-        temperature=section.temperature,
-        top_k=0,
-        top_p=section.top_p,
-        max_new_tokens=section.max_new_tokens or session.config.rollout.max_new_tokens,
-    )
-
-    in_each = in_groups(rollout, session.mesh, (False, False, True, False))
-
-    def generate(*arguments):  # a function of its own: jit counts the compilations of each function
-        return in_each(*arguments)
-
-    measure = jax.jit(_divergence, static_argnames="vocab_size") if section.reverse_kl else None
-    return Evaluator(session, section, prompts, config, jax.jit(generate), measure)
-
-
-def _divergence(student: Model, teacher: Model, trajectory, real, *, vocab_size: int):
-    """Sum over the real rows' tokens of KL(student || teacher) in nats, and the number of tokens."""
-    objective = Objective(student=TokenLoss("reverse_kl"), vocab_size=vocab_size)
-    batch = build_targets(trajectory, target="spliced", transition=jnp.zeros((0,), jnp.int32))
-    batch = dataclasses.replace(batch, kinds=jnp.where(real[:, None], batch.kinds, 0))
-    weight = weights_of(batch.kinds, objective)
-    _, sums = batch_loss(student.params, student.config, teacher, batch, weight, objective)
-    return jnp.sum(sums), jnp.sum(batch.kinds > 0)
-
-
-def open_evaluators(session: Session) -> list[Evaluator]:
-    """One for each benchmark. UserError, before any work, where there is nothing held out."""
-    found = []
-    for section in session.config.eval.each():
-        prompts = held_out_prompts(session, section)
-        if prompts is None:
-            source = session.config.data.source
-            raise UserError(
-                f"data.source={source} has no held-out split; set eval.source (and eval.path), or eval.preset"
-            )
-        found.append(make_evaluator(session, section, prompts))
-    return found
+from motab_jax.session.session import open_session
 
 
 def work(words: list[str]) -> int:

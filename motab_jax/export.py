@@ -5,26 +5,12 @@ The folder holds what transformers and vLLM load: config.json, safetensors, toke
 
 from pathlib import Path
 
-from motab_jax.cli import run_verb
 from motab_jax.config import UserError, load_config
-from motab_jax.models.pretrained import load_generation_config, save_pretrained
-from motab_jax.programs import make_programs
 from motab_jax.runtime.checkpoint import Checkpointer
-from motab_jax.session import Session, open_session
-
-
-def export_student(session: Session, params, folder: Path) -> None:
-    """Write the student's parameters and its tokenizer."""
-    generation = load_generation_config(session.source) or {}
-    generation.setdefault("eos_token_id", [int(i) for i in session.rollout.stop_ids])
-    save_pretrained(
-        folder,
-        params,
-        session.student.config,
-        tokenizer=session.tokenizer,
-        source=session.source,
-        generation_config=generation,
-    )
+from motab_jax.runtime.cli import run_verb
+from motab_jax.session.export import export_student
+from motab_jax.session.session import open_session
+from motab_jax.training.programs import make_programs
 
 
 def work(words: list[str]) -> int:

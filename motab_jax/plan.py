@@ -16,12 +16,12 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from motab_jax.cli import check_writable, read_config, read_flag, run_verb, split_words
 from motab_jax.config import UserError
-from motab_jax.plan_search import Target, find_mesh, largest, planned
-from motab_jax.plan_tables import tables
-from motab_jax.roofline import STRAYED
-from motab_jax.runtime.ahead import CHIPS
+from motab_jax.planning.hlo import CHIPS
+from motab_jax.planning.roofline import STRAYED
+from motab_jax.planning.search import Target, find_mesh, largest, planned
+from motab_jax.planning.tables import tables
+from motab_jax.runtime.cli import check_writable, read_config, read_flag, run_verb, split_words
 
 OWN = ("topology", "mesh", "strayed", "largest")
 DOES_NOT_FIT = 3

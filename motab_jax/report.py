@@ -5,117 +5,14 @@ Green is what the student wrote and kept, red struck through is what was discard
 
 import json
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console, Group
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
-from motab_jax.cli import run_verb
 from motab_jax.config import UserError
+from motab_jax.evaluation.show import choose, show
+from motab_jax.runtime.cli import run_verb
 from motab_jax.runtime.metrics import read_log
-
-STYLES = {"student": "green", "teacher": "bold blue", "discarded": "red strike", "note": "dim italic"}
-COLUMNS = (
-    *(("name", "benchmark"), ("prompts", "problems"), ("k", "k"), ("accuracy", "avg@k"), ("pass_at_k", "pass@k")),
-    *(("score", "score"), ("truncated", "truncated"), ("length_mean", "mean length"), ("reverse_kl", "reverse KL")),
-)
-
-
-def accuracy_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
-    """Held-out figures before and after."""
-    table = Table(title=f"Held-out figures on {after['prompts']} prompts")
-    for column in ("", "before", "after"):
-        table.add_column(column, justify="left" if not column else "right")
-    for key, label in (
-        ("accuracy", "accuracy"),
-        ("score", "score"),
-        ("truncated", "truncated"),
-        ("length_mean", "mean length"),
-        ("reverse_kl", "reverse KL to the teacher"),
-    ):
-        if before.get(key) is not None and after.get(key) is not None:
-            table.add_row(label, _figure(key, before), _figure(key, after))
-    return table
-
-
-def evaluation_table(evaluations: Sequence[Mapping[str, Any]]) -> Table:
-    """The figures of one or several benchmarks, a row each; below one of several tasks, a row for each of them."""
-    several = any(found["k"] > 1 for found in evaluations)
-    shown = [each for each in COLUMNS if any(each[0] in found for found in evaluations)]
-    shown = [each for each in shown if several or each[0] != "pass_at_k"]
-    table = Table(title="Held-out figures (± is one standard error over problems)")
-    for number, (_, label) in enumerate(shown):
-        table.add_column(label, justify="right" if number else "left")
-    for found in evaluations:
-        tasks = [{**task, "name": f"  {name}"} for name, task in found.get("tasks", {}).items()]
-        for row in (found, *tasks):
-            table.add_row(*(Text(_figure(key, row) if key in row else "") for key, _ in shown))
-    return table
-
-
-def _figure(key: str, figures: Mapping[str, Any]) -> str:
-    value = figures[key]
-    if key in ("accuracy", "score"):
-        stderr = figures["stderr" if key == "accuracy" else "score_stderr"]
-        return f"{100 * value:.1f}% ± {100 * stderr:.1f}"
-    if key in ("truncated", "pass_at_k"):
-        return f"{100 * value:.1f}%"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def trajectory_panel(record: Mapping[str, Any], decode) -> Panel:
-    """One trajectory in colour; `decode` turns token ids into text."""
-    text, tokens, sources = Text(), record["tokens"], record["sources"]
-    prompt = record["prompt"] if isinstance(record["prompt"], str) else record["prompt"][-1]["content"]
-    at = 0
-    for rewind in record["rewinds"]:
-        start = rewind["discarded_steps"][0]["start"]
-        _spans(text, tokens, sources, at, start, decode)
-        text.append(rewind["discarded_text"].rstrip("\n"), STYLES["discarded"])
-        stray = rewind["discarded_steps"][-1]
-        note = (
-            f"  strayed: value {stray['value']:.3g} < boundary {stray['boundary']:.3g}; the teacher writes from here\n"
-        )
-        text.append(note, STYLES["note"])
-        at = start
-    _spans(text, tokens, sources, at, len(tokens), decode)
-    verdict = {True: "right", False: "wrong", None: "not graded"}[record["correct"]]
-    return Panel(text, title=Text(prompt), subtitle=f"{verdict}, {record['finish_reason']}", title_align="left")
-
-
-def _spans(text: Text, tokens, sources, start: int, end: int, decode) -> None:
-    """Append tokens start..end, one span for each run of tokens by the same writer."""
-    while start < end:
-        stop = start
-        while stop < end and sources[stop] == sources[start]:
-            stop += 1
-        text.append(decode(tokens[start:stop]), STYLES[sources[start]])
-        start = stop
-
-
-def legend() -> Text:
-    """What the colours mean."""
-    words = (("student", "student"), ("discarded", "discarded"), ("teacher", "teacher"))
-    return Text("  ").join(Text(word, STYLES[style]) for style, word in words)
-
-
-def choose(records: list[dict], count: int) -> list[dict]:
-    """The latest records, those with a rewind first."""
-    newest = sorted(records, key=lambda record: -record["step"])
-    return sorted(newest, key=lambda record: not record["rewinds"])[:count]
-
-
-def show(console: Console, summary: Mapping[str, Any], records: list[dict], decode) -> None:
-    """Print trajectories and the table."""
-    parts = [trajectory_panel(record, decode) for record in records]
-    if parts:
-        console.print(Group(legend(), *parts))
-    if summary.get("after"):
-        console.print(accuracy_table(summary["before"], summary["after"]))
 
 
 def _without_fonts(svg: str) -> str:

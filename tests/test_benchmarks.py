@@ -5,7 +5,7 @@ import pytest
 import step_ours
 
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.pretrained import save_pretrained
+from motab_jax.models.hf.pretrained import save_pretrained
 from motab_jax.models.transformer import init
 
 VOCAB, ROWS, NEW = 32, 4, 8

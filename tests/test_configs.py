@@ -9,8 +9,8 @@ from pydantic import BaseModel
 
 from motab_jax.config import METHODS, Config, UserError, dump_config, load_config, valid_keys
 from motab_jax.distill import check_targets
-from motab_jax.programs import make_objective
 from motab_jax.runtime.paths import recipe_path
+from motab_jax.training.programs import make_objective
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))

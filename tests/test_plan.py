@@ -5,18 +5,18 @@ import json
 import pytest
 
 from motab_jax import plan
-from motab_jax.cli import split_words
-from motab_jax.compiled import Compiled, Whole
 from motab_jax.config import Config, UserError, load_config
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.plan_search import Plan, Target, _most, candidates
-from motab_jax.roofline import cache_bytes_per_token, memory, parameters, phases, sizes_of
-from motab_jax.runtime import ahead
-from motab_jax.session import SHIPPED
+from motab_jax.planning import hlo
+from motab_jax.planning.aot import Compiled, Whole
+from motab_jax.planning.roofline import cache_bytes_per_token, memory, parameters, phases, sizes_of
+from motab_jax.planning.search import Plan, Target, _most, candidates
+from motab_jax.quickstart import STUDENT, TEACHER
+from motab_jax.runtime.cli import split_words
 
 TINY = ModelConfig("qwen3", 10, 4, 8, 2, 4, 2, 2, 64, qk_norm=True)
 PROGRAMS = ("teacher relayout", "relayout", "rollout", "update")
-CHIP = ahead.Chip(flops=1e6, bandwidth=1e3, memory=1e9, links=1e2)
+CHIP = hlo.Chip(flops=1e6, bandwidth=1e3, memory=1e9, links=1e2)
 
 
 def config(**changes) -> Config:
@@ -122,14 +122,14 @@ def test_a_plan_by_arithmetic_says_so(capsys, tmp_path):
 def write_shapes(folder, **changes):
     """A folder with nothing but the shipped teacher's config.json, changed."""
     folder.mkdir()
-    shape = json.loads((SHIPPED / "teacher" / "config.json").read_text()) | changes
+    shape = json.loads((TEACHER / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(shape))
     return folder
 
 
 def test_what_does_not_fit_leaves_with_3_and_advice(capsys, tmp_path):
     giant = write_shapes(tmp_path / "giant", hidden_size=32768, intermediate_size=131072, num_hidden_layers=64)
-    words = [f"teacher.path={giant}", f"student.path={SHIPPED / 'student'}", "topology=gpu:h100x8"]
+    words = [f"teacher.path={giant}", f"student.path={STUDENT}", "topology=gpu:h100x8"]
     assert plan.work(words) == plan.DOES_NOT_FIT
     said = capsys.readouterr().out
     assert "does not fit" in said and "'teacher'" in said and "mesh.tensor" in said
@@ -162,17 +162,17 @@ def test_collectives_in_a_text():
       %d = f32[4]{0} all-reduce-start(%x)
       %e = bf16[16]{0} all-gather-done(%c)
     """
-    assert ahead.collectives(text) == {"all-gather": 2, "all-reduce": 2}
-    assert ahead.moved(text) == {"all-gather": 8 * 128 * 2 + 16 * 2, "all-reduce": 4 * 4 + 16 * 4 + 4 * 4}
+    assert hlo.collectives(text) == {"all-gather": 2, "all-reduce": 2}
+    assert hlo.moved(text) == {"all-gather": 8 * 128 * 2 + 16 * 2, "all-reduce": 4 * 4 + 16 * 4 + 4 * 4}
 
 
 def test_an_out_of_memory_error_is_read():
     said = "RESOURCE_EXHAUSTED: Ran out of memory "
     error = RuntimeError(said + "in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded")
-    assert ahead.out_of_memory(error) == (20.5 * 2**30, False)
+    assert hlo.out_of_memory(error) == (20.5 * 2**30, False)
     error = RuntimeError(said + "on HBM, the total memory required for HLO temporaries (107.82G) exceeds available HBM")
-    assert ahead.out_of_memory(error) == (107.82 * 2**30, True)
-    assert ahead.out_of_memory(RuntimeError("something else")) is None
+    assert hlo.out_of_memory(error) == (107.82 * 2**30, True)
+    assert hlo.out_of_memory(RuntimeError("something else")) is None
 
 
 @pytest.mark.tpu_aot

@@ -8,11 +8,11 @@ import pytest
 
 from motab_jax.config import load_config
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.families import load_places
+from motab_jax.models.hf.weight_names import load_places
 from motab_jax.models.transformer import Model, init, is_spec, weight_specs
-from motab_jax.relayout import serving, teacher_serving
-from motab_jax.runtime import ahead
+from motab_jax.planning import hlo
 from motab_jax.runtime.mesh import make_mesh
+from motab_jax.session.placement import serving, teacher_serving
 
 SHAPE = ModelConfig("qwen3", 48, 16, 32, 2, 4, 2, 4, 64, qk_norm=True)
 MESHES = [(1, 1, 1), (2, 1, 4)]  # the second copies each key-value head
@@ -56,12 +56,12 @@ def test_a_program_takes_its_own_weight_alone(scan):
 def test_no_chip_ever_has_a_whole_weight(name, words):
     pytest.importorskip("libtpu", reason="needs the extra [tpu]")
     shape = dataclasses.replace(SHAPE, width=512, mlp_width=1024, num_heads=16, num_kv_heads=8, head_dim=64)
-    mesh = make_mesh(2, 1, 4, devices=ahead.devices("v5e:2x4"))
+    mesh = make_mesh(2, 1, 4, devices=hlo.devices("v5e:2x4"))
     specs, places = weight_specs(shape), load_places(mesh, shape)
     params = jax.tree.map(
         lambda spec, place: jax.ShapeDtypeStruct(spec.shape, np.float32, sharding=place), specs, places, is_leaf=is_spec
     )
     relay = teacher_serving(mesh, shape, load_config(None, words))
-    found = ahead.facts(relay.programs[name].lower(params).compile())
+    found = hlo.facts(relay.programs[name].lower(params).compile())
     whole = 4 * int(np.prod(specs["layers"][name].shape))
     assert sum(found.moved.values()) <= whole / 2 and found.temporaries <= whole / 2

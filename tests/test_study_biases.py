@@ -3,8 +3,8 @@
 import numpy as np
 import study_biases
 
-from motab_jax.data import pointers
-from motab_jax.data.arithmetic import Problem, solution
+from motab_jax.data.tasks import pointers
+from motab_jax.data.tasks.arithmetic import Problem, solution
 
 PROBLEM = Problem(12, (7, -5, 3))  # 12+7=19, 19-5=14, 14+3=17
 MAP = pointers.Problem((("a", "b"), ("b", "c"), ("c", "d"), ("x", "y")), "a", 3)

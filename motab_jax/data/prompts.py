@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from motab_jax.config import UserError
-from motab_jax.data import arithmetic, pointers
 from motab_jax.data.records import FIELDS, LETTERS, Prompt, RecordRules, instructed, read_record
+from motab_jax.data.tasks import arithmetic, pointers
 from motab_jax.data.tokenizer import encode_prompt
 
 TASKS = {"arithmetic": arithmetic, "pointers": pointers}

@@ -26,12 +26,12 @@ import numpy as np
 import optax
 
 from motab_jax.config import UserError
-from motab_jax.data import arithmetic
 from motab_jax.data.steps import compile_delimiter
+from motab_jax.data.tasks import arithmetic
 from motab_jax.data.tokenizer import load_tokenizer, token_bytes
 from motab_jax.distill.optimizer import make_optimizer, make_schedule
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.pretrained import save_pretrained
+from motab_jax.models.hf.pretrained import save_pretrained
 from motab_jax.models.transformer import Model, Params, forward, init
 from motab_jax.quickstart.plans import PLANS, Part, Plan, Round, Stage
 from motab_jax.rollout import Prompts, RolloutConfig, rollout

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from motab_jax.data import arithmetic, pointers
+from motab_jax.data.tasks import arithmetic, pointers
 from motab_jax.models.architecture import ModelConfig
 
 Text = tuple[str, list[bool]]  # a text, and which of its characters are trained on

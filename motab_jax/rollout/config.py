@@ -6,8 +6,8 @@ import jax
 from motab_jax.data.steps import StepAutomaton
 from motab_jax.rollout.decode import ENDLESS
 from motab_jax.rollout.monitor import Rules
-from motab_jax.rollout.opinion import Asked
-from motab_jax.rollout.signal import EXPONENTIAL
+from motab_jax.rollout.step_signals import EXPONENTIAL
+from motab_jax.rollout.teacher_scores import Asked
 
 FULL_REWINDS = 4  # whole texts that a row may lose to rewinds, where nothing else is said
 
@@ -34,7 +34,9 @@ class RolloutConfig:
     stop_ids: jax.Array  # i32[X]
     eps0: jax.Array  # f32[]
     theta: jax.Array  # f32[]
-    muted: jax.Array | None = None  # bool[]; the teacher reads nothing: only to time the rest (motab_jax/phases.py)
+    muted: jax.Array | None = (
+        None  # bool[]; the teacher reads nothing: only to time the rest (motab_jax/training/phase_times.py)
+    )
     vocab_size: int = _static()  # the tokenizer's; logits beyond never count
     max_new_tokens: int = _static(128)
     segment_tokens: int = _static(16)

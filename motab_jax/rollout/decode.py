@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from motab_jax.data.steps import StepAutomaton, advance
 from motab_jax.models.cache import KVCache
 from motab_jax.models.transformer import Model, encode, unembed
-from motab_jax.rollout.opinion import Asked, Opinion, opinion_of
 from motab_jax.rollout.rows import pick
 from motab_jax.rollout.sampling import sample
 from motab_jax.rollout.tape import DEAD, Tape, append
+from motab_jax.rollout.teacher_scores import Asked, Opinion, opinion_of
 
 ENDLESS = 1 << 30
 

@@ -27,11 +27,9 @@ from motab_jax.rollout.decode import (
     read_segment,
     write_segment,
 )
-from motab_jax.rollout.few import write_few
-from motab_jax.rollout.opinion import score
-from motab_jax.rollout.reading import read_finished
 from motab_jax.rollout.rows import pick, store, store_window, to_front, view, when
 from motab_jax.rollout.sampling import uniforms
+from motab_jax.rollout.score_finished import read_finished
 from motab_jax.rollout.slots import (
     DONE,
     READ,
@@ -46,7 +44,9 @@ from motab_jax.rollout.slots import (
 )
 from motab_jax.rollout.state import RolloutState, begin, blank_segment, empty_log
 from motab_jax.rollout.tape import packing, rewind
+from motab_jax.rollout.teacher_scores import score
 from motab_jax.rollout.trajectory import ENDED, LENGTH, STOP, Trajectory
+from motab_jax.rollout.write_subset import write_few
 
 PACK_ABOVE = 512  # columns; a shorter tape is packed only when it is full
 

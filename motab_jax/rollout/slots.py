@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.rollout.decode import ENDLESS
-from motab_jax.rollout.few import longest_few
 from motab_jax.rollout.monitor import OpenStep, open_step
 from motab_jax.rollout.rows import store, view
+from motab_jax.rollout.write_subset import longest_few
 
 STUDENT_WRITES, TEACHER_WRITES, DONE = range(3)
 READ = 3  # a turn in which known text is read

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from motab_jax.models.transformer import Model
 from motab_jax.rollout.config import Prompts, RolloutConfig
 from motab_jax.rollout.decode import Reader, Segment
-from motab_jax.rollout.opinion import no_opinion
 from motab_jax.rollout.slots import DONE, READ, STUDENT_WRITES, Rows, Slots, seat_first
 from motab_jax.rollout.tape import Tape, start
+from motab_jax.rollout.teacher_scores import no_opinion
 from motab_jax.rollout.trajectory import Trajectory, empty_trajectory
 
 

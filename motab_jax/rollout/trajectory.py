@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from motab_jax.models.topk import TopK
 from motab_jax.rollout.counters import Counters, no_counts
-from motab_jax.rollout.opinion import Opinion
 from motab_jax.rollout.rows import pick, store, store_window, to_front, view
+from motab_jax.rollout.teacher_scores import Opinion
 from motab_jax.runtime.mesh import over_tensor, whole
 
 RUNNING, STOP, LENGTH, ENDED = range(4)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import motab_jax.grading.grade as grade_module
 from motab_jax.config import Config
-from motab_jax.data import answers
-from motab_jax.data.answers import Helper, grade, score
 from motab_jax.data.extract import extract_answer
 from motab_jax.data.prompts import load_prompts
-from motab_jax.data.rationals import rational
 from motab_jax.data.records import Prompt
+from motab_jax.grading.grade import Helper, grade, score
+from motab_jax.grading.rationals import rational
 from tests.data.answer_table import CHOICES, ENDLESS, LARGE, MATH
 
 
@@ -70,7 +70,7 @@ def test_the_table_of_answers(grader, table):
 
 
 def test_answers_that_never_end_are_wrong_in_bounded_time(monkeypatch):
-    monkeypatch.setattr(answers, "PARSE_LIMIT", 1)
+    monkeypatch.setattr(grade_module, "PARSE_LIMIT", 1)
     start = time.monotonic()
     assert not any(grade(asked("3", "math"), completion) for completion in ENDLESS)
     assert time.monotonic() - start < 60
@@ -78,14 +78,14 @@ def test_answers_that_never_end_are_wrong_in_bounded_time(monkeypatch):
 
 def test_in_a_thread_a_helper_that_hangs_is_ended_and_the_next_answer_gets_a_new_one(monkeypatch):
     """math-verify's own limit switched off, only ours is left: the process is killed."""
-    monkeypatch.setattr(answers, "PARSE_LIMIT", 0)
-    monkeypatch.setattr(answers, "TIME_LIMIT", 1.0)
+    monkeypatch.setattr(grade_module, "PARSE_LIMIT", 0)
+    monkeypatch.setattr(grade_module, "TIME_LIMIT", 1.0)
     assert grade(asked("3", "math"), r"\boxed{\frac{6}{2} x^0}")
-    hanging, found = answers._HELPERS["math"]._process, []
+    hanging, found = grade_module._HELPERS["math"]._process, []
 
     def work():
         found.append(grade(asked("3", "math"), ENDLESS[0]))
-        monkeypatch.setattr(answers, "TIME_LIMIT", 60.0)
+        monkeypatch.setattr(grade_module, "TIME_LIMIT", 60.0)
         found.append(grade(asked("3", "math"), r"\boxed{\frac{6}{2} x^0}"))
 
     thread = threading.Thread(target=work)
@@ -140,7 +140,7 @@ def test_a_silent_or_dead_helper_means_wrong_and_the_next_answer_gets_a_new_one(
 
 
 def test_the_helper_does_not_import_jax_or_outlive_its_input():
-    script = Path(answers.__file__).with_name("math_worker.py")
+    script = Path(grade_module.__file__).with_name("worker.py")
     code = f"import sys, runpy; sys.argv = ['w', 'math']; runpy.run_path({str(script)!r}); print('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True).stdout == "False\n"
     ended = subprocess.run([sys.executable, "-P", str(script), "math"], input=b"", capture_output=True, timeout=60)
@@ -180,5 +180,5 @@ def test_reasoning_gym_tasks_without_one_answer_and_scorers_that_trip():
     assert 0 < score(puzzle, "<answer>A+1</answer>") < 1, "the task's own word, though no answer is known"
     (factors,) = tasks("prime_factorization", 1)
     assert score(factors, "<answer>no idea</answer>") == 0.0
-    process = answers._HELPERS["reasoning_gym"]._process
+    process = grade_module._HELPERS["reasoning_gym"]._process
     assert process is not None and process.poll() is None, "it was the scorer that failed, not the helper"

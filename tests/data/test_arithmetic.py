@@ -6,8 +6,8 @@ import re
 import pytest
 
 from motab_jax.config import UserError
-from motab_jax.data import arithmetic
-from motab_jax.data.arithmetic import Problem, corrupt, final_answer, problems, sample_problem, solution, split_of
+from motab_jax.data.tasks import arithmetic
+from motab_jax.data.tasks.arithmetic import Problem, corrupt, final_answer, problems, sample_problem, solution, split_of
 from motab_jax.data.tokenizer import load_tokenizer, token_bytes
 
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from motab_jax.data.figures import Graded, figures, mean_and_stderr, pass_at_k
+from motab_jax.evaluation.metrics import Graded, figures, mean_and_stderr, pass_at_k
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (4, 0, 2), (4, 4, 1), (6, 1, 6)])

@@ -6,11 +6,11 @@ import re
 import pytest
 
 from motab_jax.config import UserError
-from motab_jax.data import arithmetic, pointers
-from motab_jax.data.answers import grade
-from motab_jax.data.arithmetic import final_answer, split_of
-from motab_jax.data.pointers import Problem, corrupt, problems, sample_problem, solution
 from motab_jax.data.prompts import Prompt
+from motab_jax.data.tasks import arithmetic, pointers
+from motab_jax.data.tasks.arithmetic import final_answer, split_of
+from motab_jax.data.tasks.pointers import Problem, corrupt, problems, sample_problem, solution
+from motab_jax.grading.grade import grade
 
 KNOWN = Problem((("Q", "w"), ("f", "c"), ("L", "x"), ("k", "f")), start="k", hops=2)
 

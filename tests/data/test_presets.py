@@ -6,9 +6,9 @@ import pytest
 
 from motab_jax.config import UserError, dump_config, load_config
 from motab_jax.config.presets import BOXED, DATA, EVAL, LETTER
-from motab_jax.data.answers import grade
 from motab_jax.data.prompts import load_prompts
 from motab_jax.data.records import Prompt
+from motab_jax.grading.grade import grade
 from tests.data import fake_hub
 
 ANSWERS = {

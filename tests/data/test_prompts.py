@@ -9,11 +9,11 @@ import pytest
 from pyarrow import parquet
 
 from motab_jax.config import UserError
-from motab_jax.data import arithmetic
-from motab_jax.data.answers import grade
 from motab_jax.data.prompts import PromptStream, encode_all, has_held_out, load_prompts
 from motab_jax.data.records import Prompt
+from motab_jax.data.tasks import arithmetic
 from motab_jax.data.tokenizer import load_tokenizer
+from motab_jax.grading.grade import grade
 
 
 @dataclass(frozen=True)

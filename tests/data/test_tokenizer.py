@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from motab_jax.config import UserError
-from motab_jax.data import arithmetic
+from motab_jax.data.tasks import arithmetic
 from motab_jax.data.tokenizer import (
     check_same_tokenizer,
     encode_prompt,

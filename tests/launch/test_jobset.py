@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from motab_jax.cli import STOPPED
+from motab_jax.runtime.cli import STOPPED
 from tests.launch.stubs import LAUNCH
 from tests.verbs.schema import faults
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from motab_jax.cli import STOPPED
+from motab_jax.runtime.cli import STOPPED
 from tests.launch.stubs import LAUNCH
 
 WORDS = ["configs/quickstart.yaml", "run.seed=1", "data.fields={prompt: it's}"]

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from motab_jax.config import UserError
 from motab_jax.models import load_pretrained, save_pretrained
-from motab_jax.models.folder import find_folder, load_generation_config
+from motab_jax.runtime.hub import find_folder, load_generation_config
 from tests.models.tiny import CONFIGS, random_params
 
 CONFIG = CONFIGS["qwen3"]

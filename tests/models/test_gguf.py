@@ -8,8 +8,9 @@ from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
 from motab_jax.config import UserError
-from motab_jax.models import gguf, load_pretrained
-from motab_jax.models.folder import load_generation_config
+from motab_jax.models import load_pretrained
+from motab_jax.models.hf import gguf
+from motab_jax.runtime.hub import load_generation_config
 from tests.models.tiny_gguf import vocabulary, write_gguf
 
 

@@ -12,12 +12,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from motab_jax.config import UserError
-from motab_jax.models import load_pretrained, pretrained, save_pretrained
+from motab_jax.models import load_pretrained, save_pretrained
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.families import load_places
-from motab_jax.models.folder import load_generation_config
-from motab_jax.models.tensorfile import TensorFiles
+from motab_jax.models.hf import pretrained
+from motab_jax.models.hf.tensorfile import TensorFiles
+from motab_jax.models.hf.weight_names import load_places
 from motab_jax.models.transformer import is_spec, weight_specs
+from motab_jax.runtime.hub import load_generation_config
 from motab_jax.runtime.mesh import make_mesh
 from tests.models.tiny import CONFIGS, random_params
 

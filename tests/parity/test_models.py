@@ -21,7 +21,7 @@ from transformers import (
 
 from motab_jax.models import forward, load_pretrained, save_pretrained
 from motab_jax.models.cache import init_cache
-from motab_jax.models.gguf import convert
+from motab_jax.models.hf.gguf import convert
 from motab_jax.models.transformer import encode, unembed
 from tests.models.tiny_gguf import write_gguf
 

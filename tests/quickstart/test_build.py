@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from motab_jax.data import arithmetic, pointers
+from motab_jax.data.tasks import arithmetic, pointers
 from motab_jax.data.tokenizer import load_tokenizer
-from motab_jax.models.pretrained import load_pretrained
+from motab_jax.models.hf.pretrained import load_pretrained
 from motab_jax.models.transformer import Model, init
 from motab_jax.quickstart import build
 from motab_jax.quickstart.plans import Arrows, Hops, Lost, Plan, Round, Stage, Sums, architecture

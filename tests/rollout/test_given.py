@@ -9,7 +9,7 @@ import pytest
 
 from motab_jax.data.sources import TEACHER
 from motab_jax.rollout import rollout
-from motab_jax.rollout.given import Completions, given, written_by_teacher
+from motab_jax.rollout.off_policy import Completions, given, written_by_teacher
 from tests.rollout.pair import MAX_NEW, ROWS, outcome, random_prompts, settings, student, teacher
 
 READ = {"monitored": False, "read_after": True}

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import pytest
 
 from motab_jax.models.transformer import Model
-from motab_jax.relayout import layout
+from motab_jax.planning import hlo
 from motab_jax.rollout import rollout
-from motab_jax.rollout.groups import in_groups
-from motab_jax.runtime import ahead
+from motab_jax.rollout.row_groups import in_groups
 from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated
+from motab_jax.session.placement import layout
 from tests.rollout.pair import MAX_NEW, ROWS, WIDTH, assert_same_row, model, outcome, random_prompts, row_of, settings
 
 GREEDY = {"temperature": 0.0, "eps0": 0.9, "theta": 0.1}
@@ -67,7 +67,7 @@ def check_caches(program, mesh):
             shape = f"f32[2,{rows},{kept},{columns},8]"
             assert shape == mine or shape not in text, shape
     cache = 4 * 2 * ROWS // (data * fsdp) * heads // tensor * columns * 8
-    assert ahead.moved(text).get("all-gather", 0) < cache / 10
+    assert hlo.moved(text).get("all-gather", 0) < cache / 10
 
 
 def test_a_group_has_its_share_of_the_slots(devices, alone):

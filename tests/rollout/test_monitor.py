@@ -11,7 +11,7 @@ import pytest
 from motab_jax.data.sources import STUDENT, TEACHER
 from motab_jax.models.transformer import unembed
 from motab_jax.rollout.monitor import Columns, boundary, find_root, observe, open_step
-from motab_jax.rollout.opinion import Asked, entropy_of, score
+from motab_jax.rollout.teacher_scores import Asked, entropy_of, score
 from motab_jax.rollout.trajectory import KEPT, empty_steps
 from tests.rollout.pair import VOCAB, teacher
 

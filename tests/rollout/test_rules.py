@@ -10,7 +10,7 @@ import pytest
 from motab_jax.data.sources import STUDENT, TEACHER
 from motab_jax.data.steps import advance, compile_window
 from motab_jax.rollout.monitor import PAPER, Columns, find_root, observe, open_step
-from motab_jax.rollout.signal import signal_of
+from motab_jax.rollout.step_signals import signal_of
 from motab_jax.rollout.trajectory import empty_steps
 
 MEAN = PAPER._replace(exponential=False)

@@ -10,13 +10,13 @@ import pytest
 from motab_jax.config import Config
 from motab_jax.data.steps import StepAutomaton
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.families import load_places
+from motab_jax.models.hf.weight_names import load_places
 from motab_jax.models.transformer import Model, is_spec, weight_specs
-from motab_jax.relayout import serving
+from motab_jax.planning import hlo
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
-from motab_jax.rollout.groups import in_groups
-from motab_jax.runtime import ahead
+from motab_jax.rollout.row_groups import in_groups
 from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated
+from motab_jax.session.placement import serving
 
 pytestmark = pytest.mark.tpu_aot
 
@@ -55,8 +55,8 @@ def compiled(mesh):
 def test_caches_stay_where_they_are(topology, ways):
     pytest.importorskip("libtpu", reason="needs the extra [tpu]")
     shapes = [(m.num_layers, ROWS, m.num_kv_heads // ways, COLUMNS, m.head_dim) for m in (STUDENT, TEACHER)]
-    held = sum(2 * ahead.size(jax.ShapeDtypeStruct(shape, jnp.bfloat16)) for shape in shapes)
-    found = ahead.facts(compiled(make_mesh(1, 1, ways, devices=ahead.devices(topology)[:ways])), shapes)
+    held = sum(2 * hlo.size(jax.ShapeDtypeStruct(shape, jnp.bfloat16)) for shape in shapes)
+    found = hlo.facts(compiled(make_mesh(1, 1, ways, devices=hlo.devices(topology)[:ways])), shapes)
     assert (found.copies, found.scatters) == (0, 0)
     assert found.temporaries >= held, "the caches live among the temporaries"
     assert found.temporaries - held <= 0.05 * held, "no weight is there a second time"
@@ -74,6 +74,6 @@ def test_the_search_for_copies_sees_what_it_should():
       %f = f32[3]{0} all-gather-start(%p)
       %g = f32[3]{0} all-reduce(%p)
     """
-    counts = ahead.whole_copies(text, [(2, 4, 8)])
+    counts = hlo.whole_copies(text, [(2, 4, 8)])
     assert (counts["copy"], counts["scatter"]) == (2, 1)
-    assert ahead.collectives(text) == {"all-gather": 1, "all-reduce": 1}
+    assert hlo.collectives(text) == {"all-gather": 1, "all-reduce": 1}

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from motab_jax.cli import STOPPED
 from motab_jax.config import Absent, UserError
 from motab_jax.runtime import distributed
+from motab_jax.runtime.cli import STOPPED
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -72,7 +72,7 @@ def test_wrong_variables_are_named(monkeypatch, values, words):
 
 
 ALONE = """
-from motab_jax.cli import run_verb
+from motab_jax.runtime.cli import run_verb
 from motab_jax.runtime.distributed import initialize
 run_verb("", lambda words: initialize(patience=1))
 """

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import jax
 
-from motab_jax.data import arithmetic
+from motab_jax.data.tasks import arithmetic
 from motab_jax.data.tokenizer import load_tokenizer
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.pretrained import save_pretrained
+from motab_jax.models.hf.pretrained import save_pretrained
 from motab_jax.models.transformer import init
 from tests.verbs.schema import RECORD_SCHEMA, faults
 

@@ -10,7 +10,7 @@ from motab_jax import evaluate, export, report, synthesize, train
 from motab_jax.config import UserError
 from motab_jax.data.tokenizer import load_tokenizer
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.pretrained import save_pretrained
+from motab_jax.models.hf.pretrained import save_pretrained
 from motab_jax.models.transformer import init
 from tests.verbs.helpers import STEPS, spawn, words
 

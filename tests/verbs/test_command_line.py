@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from motab_jax import cli, evaluate, export, report, synthesize, train
+from motab_jax import evaluate, export, report, synthesize, train
 from motab_jax.config import UserError, load_config, valid_keys
+from motab_jax.runtime import cli
 from tests.verbs.helpers import spawn, words
 
 VERBS = {"train": train, "synthesize": synthesize, "evaluate": evaluate, "export": export, "report": report}

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from motab_jax import evaluate
-from motab_jax.report import evaluation_table
+from motab_jax.evaluation.show import evaluation_table
 from tests.data import fake_hub
 from tests.verbs.helpers import read_lines, words
 

@@ -10,11 +10,11 @@ from transformers import AutoConfig, AutoTokenizer
 
 from motab_jax import evaluate, export, report
 from motab_jax.config import load_config
-from motab_jax.models.pretrained import load_pretrained
+from motab_jax.models.hf.pretrained import load_pretrained
 from motab_jax.models.transformer import forward
-from motab_jax.programs import make_programs
 from motab_jax.runtime.checkpoint import Checkpointer
-from motab_jax.session import open_session
+from motab_jax.session.session import open_session
+from motab_jax.training.programs import make_programs
 from tests.verbs.helpers import POSITIONS, STEPS, read_lines, words
 
 

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motab_jax.batches import is_on_policy, training_completions, with_steps
 from motab_jax.config import load_config
-from motab_jax.data import arithmetic
 from motab_jax.data.prompts import PromptStream
+from motab_jax.data.tasks import arithmetic
 from motab_jax.distill import cross_entropy, jsd
-from motab_jax.models.pretrained import load_pretrained
+from motab_jax.models.hf.pretrained import load_pretrained
 from motab_jax.models.transformer import forward
-from motab_jax.session import needs_teacher, open_session, training_prompts
+from motab_jax.session.prompts import training_prompts
+from motab_jax.session.session import needs_teacher, open_session
+from motab_jax.training.batches import is_on_policy, training_completions, with_steps
 from tests.verbs.helpers import (
     ROOT,
     SPAWN_LIMIT,

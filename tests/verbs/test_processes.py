@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from motab_jax.cli import STOPPED
+from motab_jax.runtime.cli import STOPPED
 from tests.verbs.helpers import finish_all, read_lines, spawn, start_all, without_clocks, words
 
 STEPS = 6

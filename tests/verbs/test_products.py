@@ -5,7 +5,7 @@ import pytest
 from motab_jax import synthesize
 from motab_jax.config import UserError
 from motab_jax.data.records import Prompt
-from motab_jax.products import chat, preference_pairs, prompt_type
+from motab_jax.synthesis.derived_files import chat, preference_pairs, prompt_type
 from tests.verbs.schema import RECORD_SCHEMA, faults
 
 

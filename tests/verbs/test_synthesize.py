@@ -12,11 +12,12 @@ import signal
 import pytest
 
 from motab_jax import synthesize
-from motab_jax.cli import STOPPED, read_config
 from motab_jax.config import UserError
-from motab_jax.data.answers import extract_answer
-from motab_jax.record_log import FIELDS, look
-from motab_jax.session import read_prompts
+from motab_jax.grading.grade import extract_answer
+from motab_jax.runtime.cli import STOPPED, read_config
+from motab_jax.session.prompts import read_prompts
+from motab_jax.synthesis import rolling
+from motab_jax.synthesis.record_log import FIELDS, look
 from tests.verbs.helpers import RECORD, check_record, read_lines, spawn, stop_at, tokenizer_of, words
 from tests.verbs.schema import RECORD_SCHEMA, faults
 
@@ -147,7 +148,7 @@ def test_a_run_killed_twice_goes_on_to_the_same_file(written, pair, tmp_path):
 
 
 def test_a_signal_stops_between_batches(copy, pair, monkeypatch):
-    whole, batches = copy.read_bytes(), synthesize._batches
+    whole, batches = copy.read_bytes(), rolling._batches
     copy.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]))
 
     def interrupted(*arguments):
@@ -156,7 +157,7 @@ def test_a_signal_stops_between_batches(copy, pair, monkeypatch):
             yield jobs, host
 
     with monkeypatch.context() as patch:
-        patch.setattr(synthesize, "_batches", interrupted)
+        patch.setattr(rolling, "_batches", interrupted)
         assert synthesize.work([*words(pair, copy.parent, COUNT), f"output={copy}"]) == STOPPED
     assert copy.read_bytes() == b"".join(whole.splitlines(keepends=True)[:8])
     synthesize_to(copy, pair)

@@ -8,8 +8,8 @@ import signal
 import pytest
 import yaml
 
-from motab_jax.cli import STOPPED
 from motab_jax.config import load_config
+from motab_jax.runtime.cli import STOPPED
 from tests.verbs.helpers import (
     RECORD,
     STEPS,

@@ -1,0 +1,1 @@
+"""The shipped tasks: problems, golden chains and graders made from a seed."""

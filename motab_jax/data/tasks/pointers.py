@@ -1,0 +1,120 @@
+"""The second shipped task: following arrows through a shuffled map that stands in the prompt, one written hop a line.
+
+A prompt is `Qw,fc,Lx,kf.k2=`: Q leads to w, f to c and so on; start at k and make 2 hops. Its golden chain is
+
+    f1
+    c0
+    #c
+
+A line is the key reached and the hops that remain, as at the prompt's end, so it depends only on the line before it and
+on the map. The map is one path and distractors: keys no arrow leads to, whose arrows lead to keys that have none. So a
+wrong key is one of the many letters that are not in the map, or leads nowhere after a hop: no good chain says what
+follows a mistake (unless the mistake is a jump along the path). Left out: cycles, arrows that meet, keys of more than
+one letter.
+"""
+
+import random
+import string
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+from motab_jax.config import UserError
+from motab_jax.data.tasks.arithmetic import distinct_problems
+
+MIN_HOPS, MAX_HOPS = 4, 8
+ENTRIES = 12  # arrows in a map
+KEYS = string.ascii_letters  # a map uses about a third of them
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Arrows (from, to) in the order they are written, the key to start at, and the number of hops."""
+
+    arrows: tuple[tuple[str, str], ...]
+    start: str
+    hops: int
+
+    @property
+    def prompt(self) -> str:
+        return f"{','.join(a + b for a, b in self.arrows)}.{self.start}{self.hops}="
+
+    @cached_property
+    def path(self) -> tuple[str, ...]:
+        """The keys reached by 0, 1, ..., hops hops."""
+        target, path = dict(self.arrows), [self.start]
+        for _ in range(self.hops):
+            path.append(target[path[-1]])
+        return tuple(path)
+
+    @property
+    def answer(self) -> str:
+        return self.path[-1]
+
+
+def sample_problem(
+    rng: random.Random, *, min_hops: int = MIN_HOPS, max_hops: int = MAX_HOPS, entries: int = ENTRIES
+) -> Problem:
+    """Draw a problem of min_hops..max_hops hops through a map of `entries` arrows."""
+    hops = rng.randint(min_hops, max_hops)
+    keys = rng.sample(KEYS, hops + 1 + 2 * (entries - hops))
+    path, others = keys[: hops + 1], keys[hops + 1 :]
+    arrows = [*pairwise(path), *zip(others[::2], others[1::2], strict=True)]
+    rng.shuffle(arrows)
+    return Problem(tuple(arrows), path[0], hops)
+
+
+def problems(
+    count: int,
+    *,
+    seed: int,
+    split: str,
+    min_hops: int = MIN_HOPS,
+    max_hops: int = MAX_HOPS,
+    entries: int = ENTRIES,
+) -> list[Problem]:
+    """The first `count` distinct problems of a split. A larger count only adds to the end of the list.
+
+    `train` and `held_out` never share a prompt, whatever their seeds. Raises UserError for an unknown split, and for
+    hops that one digit can't count or that the map is too small or too large for.
+    """
+    if not (1 <= min_hops <= max_hops <= 9 and max_hops <= entries < len(KEYS) // 2):
+        raise UserError(
+            f"pointers needs 1 <= min_hops <= max_hops <= 9 and max_hops <= entries < {len(KEYS) // 2}; "
+            f"got {min_hops}, {max_hops} and {entries} entries"
+        )
+    rng = random.Random(f"pointers/{split}/{seed}")  # a text seed is hashed the same way on every platform
+    return distinct_problems(
+        "pointers",
+        lambda: sample_problem(rng, min_hops=min_hops, max_hops=max_hops, entries=entries),
+        count,
+        split,
+    )
+
+
+def solution(problem: Problem) -> str:
+    """The golden completion without the end token: one line a hop, then `#` and the answer."""
+    return "".join(_line(problem, n, problem.path[n]) for n in range(1, problem.hops + 1)) + f"#{problem.answer}"
+
+
+def corrupt(problem: Problem, steps: int, rng: random.Random, *, lines: int | None = None) -> str:
+    """The first `lines` lines of a chain (None: a random number), the last `steps` of them wrong.
+
+    A wrong line has the right count and any key that is neither on the path nor where the line before it leads. At
+    least one hop is left to be made: raises ValueError unless steps <= lines < hops.
+    """
+    lines = rng.randint(steps, problem.hops - 1) if lines is None else lines
+    if not 0 <= steps <= lines < problem.hops:
+        raise ValueError(f"{steps} wrong of {lines} lines don't fit a chain of {problem.hops} hops")
+    target = dict(problem.arrows)
+    path = problem.path
+    written = [_line(problem, n, path[n]) for n in range(1, lines - steps + 1)]
+    before = path[lines - steps]
+    for n in range(lines - steps + 1, lines + 1):
+        before = rng.choice([key for key in KEYS if key not in path and key not in (before, target.get(before))])
+        written.append(_line(problem, n, before))
+    return "".join(written)
+
+
+def _line(problem: Problem, number: int, key: str) -> str:
+    return f"{key}{problem.hops - number}\n"

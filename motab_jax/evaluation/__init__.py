@@ -1,0 +1,1 @@
+"""Held-out evaluation: generation, grading, metrics, tables and trajectory panels."""

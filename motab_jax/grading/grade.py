@@ -1,0 +1,158 @@
+"""Grading: is a completion's final answer right.
+
+Graders: `arithmetic` (the closing `#` line: a number or a key), `exact` and `choice` compare here; `math` (math-verify)
+and `reasoning_gym` (the task's own score) run in a helper process, because a model can write answers that take for ever
+to evaluate, and a time limit by signal works in the main thread only. An answer that breaks the helper or outlasts the
+limit counts as wrong.
+Left out: graders that need a model.
+"""
+
+import atexit
+import json
+import selectors
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from motab_jax.data.extract import after_thinking, extract_answer, extract_choice, last_boxed, last_tagged
+from motab_jax.data.records import Prompt
+from motab_jax.data.tasks.arithmetic import final_answer
+from motab_jax.grading.rationals import rational
+
+TIME_LIMIT = 10.0  # seconds for one answer, after which the helper is ended
+PARSE_LIMIT = 2  # seconds for each step of math-verify, which normally ends a long one by itself
+START_LIMIT = 180.0  # seconds for the helper's imports, on a busy machine
+TAIL = 4000  # characters at a completion's end that are looked through for an answer without a box
+
+
+def grade(prompt: Prompt, completion: str) -> bool:
+    """Whether a completion's final answer is right. False where the prompt has no answer. Safe in any thread."""
+    return score(prompt, completion) >= 1.0
+
+
+def score(prompt: Prompt, completion: str) -> float:
+    """A completion's score, 0 to 1: a reasoning-gym task's own, which may lie between; 0 or 1 of all other graders."""
+    if prompt.grader == "reasoning_gym":
+        return _score_reasoning_gym(prompt, completion)
+    if prompt.grader == "none" or prompt.answer is None:
+        return 0.0
+    return float(_is_right(prompt.grader, prompt.answer, completion))
+
+
+def _is_right(grader: str, gold: str, completion: str) -> bool:
+    if grader == "arithmetic":
+        return final_answer(completion) == gold
+    if grader == "exact":
+        return extract_answer(completion) == gold.strip()
+    if grader == "choice":
+        return extract_choice(completion) == extract_choice(f"Answer: {gold}")
+    if grader == "math":
+        return _is_equal(gold, completion)
+    raise ValueError(f"unknown grader {grader!r}")
+
+
+class Helper:
+    """One helper process, started when it is first needed and again after an answer has broken it."""
+
+    def __init__(self, grader: str):
+        self._grader = grader
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, request: dict, seconds: float | None = None) -> float:
+        """Send one request and return the score. 0 if the helper dies or is silent for `seconds` (None: TIME_LIMIT)."""
+        with self._lock:
+            process = self._process or self._start()
+            assert process.stdin is not None
+            try:
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
+            except OSError:  # it died since the last answer
+                self._stop()
+                return 0.0
+            reply = _read_line(process, TIME_LIMIT if seconds is None else seconds)
+            if reply is None:
+                self._stop()
+                return 0.0
+            return float(json.loads(reply))
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        with self._lock:
+            self._stop()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        script = Path(__file__).with_name("worker.py")
+        # -P keeps this folder off the helper's import path; a session of its own keeps Ctrl-C from it. It reads until
+        # its input ends, so it never outlives the run, however the run ends.
+        with tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-P", str(script), self._grader],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+            )
+            self._process = process
+            if _read_line(process, START_LIMIT) != b"ready":
+                self._stop()
+                errors.seek(0)
+                raise RuntimeError(f"the {self._grader} grader did not start: {errors.read().decode()[-500:]}")
+        return process
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+
+_HELPERS = {name: Helper(name) for name in ("math", "reasoning_gym")}
+for _helper in _HELPERS.values():
+    atexit.register(_helper.close)
+
+
+def _read_line(process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
+    """The helper's next line, or None if the process ends or stays silent for so long."""
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        if not selector.select(seconds):
+            return None
+    line = process.stdout.readline()  # replies are short: once it has begun, the line is there
+    return line.strip() if line.endswith(b"\n") else None
+
+
+def _is_equal(gold: str, completion: str) -> bool:
+    """Whether a completion's answer is the same piece of mathematics: the same text or number, or so math-verify says.
+
+    Numbers are compared here as well, because math-verify rounds and does not read every form of them.
+    """
+    answer, text = extract_answer(completion), after_thinking(completion)
+    if not answer:
+        return False
+    if _plain(answer) == _plain(gold):
+        return True
+    value = rational(answer)
+    if value is not None and value == rational(gold):
+        return True
+    marked = last_boxed(text) is not None or last_tagged(text) is not None
+    readable = f"\\boxed{{{answer}}}" if marked else text[-TAIL:]
+    written_out = "\\boxed" in gold or gold.replace("\\$", "").count("$") >= 2
+    gold = gold if written_out else f"\\boxed{{{gold}}}"
+    return _HELPERS["math"].ask({"gold": gold, "answer": readable, "seconds": PARSE_LIMIT}) == 1.0
+
+
+def _score_reasoning_gym(prompt: Prompt, completion: str) -> float:
+    tagged = last_tagged(after_thinking(completion))  # the tasks' own convention
+    answer = extract_answer(completion) if tagged is None else tagged.strip()
+    if not answer or prompt.extra is None:
+        return 0.0
+    which = {key: prompt.extra[key] for key in ("task", "seed", "size", "index")}
+    return min(1.0, max(0.0, _HELPERS["reasoning_gym"].ask({**which, "answer": answer})))
+
+
+def _plain(text: str) -> str:
+    return "".join(text.replace("$", "").split())

@@ -1,0 +1,1 @@
+"""Hugging Face folders: weight names, safetensors, GGUF."""

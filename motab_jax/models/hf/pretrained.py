@@ -1,0 +1,205 @@
+"""Models in and out of Hugging Face folders: safetensors and config.json, tensor by tensor.
+
+Host memory: a weight is stacked over its layers, so loading holds one stacked weight at a time on the host (its layers
+are copied into it one by one), or of a weight that is cut over devices one device's part; saving holds one layer of one
+weight. Device memory holds the model. Of several processes each reads the parts of its own devices and no more.
+Left out: pickled weights, quantized weights, and downloading anything but a hub id's snapshot (folder.py).
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from motab_jax.config import UserError
+from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.hf import weight_names
+from motab_jax.models.hf.tensorfile import Entry, TensorFiles, write_tensors
+from motab_jax.models.transformer import Params
+from motab_jax.runtime.distributed import barrier, is_main
+from motab_jax.runtime.hub import find_folder, load_generation_config, read_json, replaced, write_json
+
+__all__ = ["find_folder", "load_generation_config", "load_pretrained", "save_pretrained"]
+
+Places = Callable[[ModelConfig], Any]
+MAX_SHARD_BYTES = 5_000_000_000
+LISTED = 20
+WRITING = 3600  # seconds that the other processes wait for the first to write a model
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# What a source's config.json may say that would be false of the saved model, whose layers may be fewer.
+NOT_CARRIED = {
+    *("torch_dtype", "layer_types", "max_window_layers", "sliding_window", "use_sliding_window"),
+    *("quantization_config", "auto_map", "_name_or_path", "transformers_version"),
+}
+
+
+def load_pretrained(
+    path_or_hub_id: str | Path, dtype: Any = None, *, places: Places | None = None
+) -> tuple[Params, ModelConfig]:
+    """(params, config) of a Hugging Face folder or hub id.
+
+    dtype: of all weights; None keeps the files' own (where they mix several, the narrowest that holds them all).
+    places(config): the shardings of the parameters, a tree like theirs; default: the first device.
+    Raises UserError for a folder or file that is missing, damaged or pickled, an architecture that is not implemented,
+    and tensors that are missing, unexpected or misshapen (listed by name).
+    """
+    folder = find_folder(path_or_hub_id)
+    config = ModelConfig.from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
+    with TensorFiles(folder) as files:
+        _check_tensors(files, config, folder)
+        wanted = weight_names.tensors(config)
+        stored = jnp.result_type(*{files.dtype(tensor.name) for tensor in wanted})
+        target = stored if dtype is None else jnp.dtype(dtype)
+        groups: dict[weight_names.Path, list[weight_names.Tensor]] = {}
+        for tensor in wanted:
+            groups.setdefault(tensor.path, []).append(tensor)
+        shapes = {path: spec.shape for path, spec in weight_names.flat_specs(config).items()}
+        layout: Any = None if places is None else flax.traverse_util.flatten_dict(places(config))
+        flat = {}
+        for path, group in groups.items():
+            read = functools.partial(_read, files, group, shapes[path], target)
+            place = None if layout is None else layout[path]
+            # Waiting frees the host's copy before the next weight is read.
+            flat[path] = jax.block_until_ready(_place(read, shapes[path], place))
+    return flax.traverse_util.unflatten_dict(flat), config
+
+
+def _place(read: Callable[[weight_names.Spans], np.ndarray], shape: tuple[int, ...], place: Any) -> jax.Array:
+    """A weight on its devices, read a device's part at a time."""
+    if place is None:
+        return jax.device_put(read(tuple((0, size) for size in shape)))
+
+    read = functools.cache(read)  # several devices may hold the same part
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        return read(tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True)))
+
+    return jax.make_array_from_callback(shape, place, part)
+
+
+def _read(
+    files: TensorFiles,
+    group: list[weight_names.Tensor],
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    spans: weight_names.Spans,
+) -> np.ndarray:
+    """These spans of one weight, stacked over its layers if it has any."""
+    found = np.empty([end - first for first, end in spans], dtype)
+    for name, _, path, layer in group:
+        if layer is None:
+            found[...] = weight_names.from_hf(
+                path, files.read(name, weight_names.part_of(path, spans, shape)), found.shape
+            )
+        elif spans[0][0] <= layer < spans[0][1]:
+            stored = files.read(name, weight_names.part_of(path, spans[1:], shape[1:]))
+            found[layer - spans[0][0]] = weight_names.from_hf(path, stored, found.shape[1:])
+    return found
+
+
+def _check_tensors(files: TensorFiles, config: ModelConfig, folder: Path) -> None:
+    expected = {tensor.name: tensor.shape for tensor in weight_names.tensors(config)}
+    names = {name for name in files.names() if not name.endswith("rotary_emb.inv_freq")}
+    if config.tied and weight_names.HEAD_NAME in names:
+        names.remove(weight_names.HEAD_NAME)
+        if weight_names.EMBED_NAME in names and not files.equal(weight_names.HEAD_NAME, weight_names.EMBED_NAME):
+            raise UserError(
+                f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but "
+                f"{weight_names.HEAD_NAME} differs from {weight_names.EMBED_NAME}"
+            )
+    misshapen = [
+        f"{name} {list(files.shape(name))} instead of {list(expected[name])}"
+        for name in sorted(names & set(expected))
+        if files.shape(name) != expected[name]
+    ]
+    kinds = {
+        "missing": sorted(set(expected) - names),
+        "unexpected": sorted(names - set(expected)),
+        "misshapen": misshapen,
+    }
+    wrong = [f"{kind}: {_list(found)}" for kind, found in kinds.items() if found]
+    if wrong:
+        raise UserError(f"{folder}: the weights do not fit config.json; {'; '.join(wrong)}")
+
+
+def _list(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def save_pretrained(
+    folder: str | Path,
+    params: Params,
+    config: ModelConfig,
+    *,
+    tokenizer: Any = None,
+    source: str | Path | None = None,
+    generation_config: dict[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a folder that transformers and vLLM load: weights, config.json, tokenizer, generation_config.json.
+
+    source: the model this one came from (folder or hub id); what its config.json says beyond the architecture, such as
+    token ids, is kept, and its generation_config.json too unless one is given. Token ids in the generation config
+    are repeated in config.json. The folder appears, or replaces an older model, when it is complete.
+    In a run of several processes all of them call this; the first writes.
+    Raises UserError if the folder cannot be written or holds something else than a model.
+    """
+    entries = _entries(params, config)
+    raw, generation = _configs(params, config, source, generation_config)
+    if is_main():
+        with replaced(folder) as partial:
+            write_tensors(partial, entries, max_shard_bytes)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(partial)
+            write_json(partial / "config.json", raw)
+            if generation:
+                write_json(partial / "generation_config.json", generation)
+    else:
+        write_tensors(None, entries, max_shard_bytes)
+    barrier(f"{folder} is written", WRITING)
+
+
+def _configs(params: Params, config: ModelConfig, source: Any, generation: dict | None) -> tuple[dict, dict]:
+    """What config.json and generation_config.json say."""
+    carried: dict[str, Any] = {}
+    if source is not None:
+        found = find_folder(source)
+        raw = read_json(found / "config.json")
+        carried = {key: value for key, value in raw.items() if key not in NOT_CARRIED}
+        generation = load_generation_config(found) if generation is None else generation
+    generation = dict(generation or {})
+    ids = {key: generation[key] for key in TOKEN_IDS if key in generation}
+    return {**carried, **ids, **config.to_hf(), "dtype": params["embed"].dtype.name}, generation
+
+
+def _entries(params: Params, config: ModelConfig) -> list[Entry]:
+    """The tensors to write. ValueError if params are not those of the config."""
+    flat: Any = flax.traverse_util.flatten_dict(params)
+    specs = weight_names.flat_specs(config)
+    if {path: weight.shape for path, weight in flat.items()} != {path: spec.shape for path, spec in specs.items()}:
+        raise ValueError("the parameters' names and shapes are not those of the config")
+
+    def entry(tensor: weight_names.Tensor) -> Entry:
+        weight = flat[tensor.path]
+
+        def read() -> np.ndarray:
+            return weight_names.to_hf(tensor.path, _gathered(weight if tensor.layer is None else weight[tensor.layer]))
+
+        return Entry(tensor.name, tensor.shape, np.dtype(weight.dtype), read)
+
+    return [entry(tensor) for tensor in weight_names.tensors(config)]
+
+
+def _gathered(weight: Any) -> np.ndarray:
+    """The whole array on this host, wherever its shards are."""
+    if isinstance(weight, jax.Array) and not weight.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(weight, tiled=True))
+    return np.asarray(weight)

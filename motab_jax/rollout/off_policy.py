@@ -1,0 +1,74 @@
+"""Trajectories whose text the student did not write: the data's completions, or the teacher's own text.
+
+To the losses, the records and the metrics they are trajectories like any other. All their text counts as the teacher's,
+nothing in it is discarded, and they have no steps: nobody judges them.
+"""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from motab_jax.data.sources import TEACHER
+from motab_jax.models.transformer import Model
+from motab_jax.rollout.config import Prompts, RolloutConfig
+from motab_jax.rollout.counters import Counters
+from motab_jax.rollout.engine import rollout
+from motab_jax.rollout.score_finished import read_finished
+from motab_jax.rollout.state import empty_log
+from motab_jax.rollout.trajectory import LENGTH, STOP, Trajectory
+
+
+@flax.struct.dataclass
+class Completions:
+    """What follows the prompts of a batch; N rows, C = max_new_tokens columns."""
+
+    tokens: jax.Array  # i32[N,C]; right-padded
+    lengths: jax.Array  # i32[N]; at least 1, a stop token included
+
+
+def given(
+    teacher: Model | None, prompts: Prompts, text: Completions, config: RolloutConfig, *, read: bool
+) -> Trajectory:
+    """Trajectories that hold this text, shaped as `rollout` with the same teacher and numbers would shape them.
+
+    read: the teacher reads the text, in one pass, for the targets that config names. Otherwise they stay empty.
+    """
+    log = empty_log(teacher, prompts, config)
+    tokens = jnp.pad(text.tokens, ((0, 0), (0, log.tokens.shape[1] - text.tokens.shape[1])))
+    last = jnp.take_along_axis(text.tokens, text.lengths[:, None] - 1, axis=1)
+    stopped = jnp.any(last == config.stop_ids[None], axis=1)
+    log = log.replace(
+        tokens=tokens,
+        sources=jnp.full_like(tokens, TEACHER),
+        teacher_logprob=jnp.full_like(log.teacher_logprob, jnp.nan),
+        length=text.lengths,
+        finish=jnp.where(stopped, jnp.int32(STOP), jnp.int32(LENGTH)),
+    )
+    return read_finished(teacher, log, config) if read and teacher is not None else log
+
+
+def written_by_teacher(
+    teacher: Model, prompts: Prompts, key: jax.Array, config: RolloutConfig, *, read: bool
+) -> Trajectory:
+    """Trajectories that the teacher writes, from the prompt to the end, as config has the student sample.
+
+    read: as for `given`; a distribution that the loss compares with is taken from a pass of its own.
+    """
+    alone = dataclasses.replace(config, monitored=False, targets="sampled")
+    log = rollout(teacher, None, prompts, key, alone)
+    found = given(teacher, prompts, Completions(log.tokens[:, : config.max_new_tokens], log.length), config, read=read)
+    wrote = _as_teachers(log.counters).replace(teacher_scored=jnp.sum(log.length).astype(jnp.float32))
+    return found.replace(counters=jax.tree.map(jnp.add, wrote, found.counters))
+
+
+def _as_teachers(counters: Counters) -> Counters:
+    """The counts of a rollout in which the teacher sat in the student's place."""
+    none = jnp.zeros_like(counters.student_turns)
+    return counters.replace(
+        teacher_turns=counters.student_turns,
+        teacher_columns=counters.student_columns,
+        student_turns=none,
+        student_columns=none,
+    )

@@ -1,0 +1,60 @@
+"""From the configuration to the numbers of the rollout engine."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from motab_jax.config import Config
+from motab_jax.data.steps import compile_delimiter, compile_window
+from motab_jax.rollout import RolloutConfig
+from motab_jax.rollout.step_signals import ALARM_IS_HIGH
+from motab_jax.runtime.mesh import platform_of
+
+
+def teacher_rows(config: Config, mesh) -> int:
+    """Slots that the teacher writes in at a time, 0 for all: on CPUs a quarter of them, since there each row costs."""
+    given, slots = config.backtrack.teacher_rows, config.rollout.slots or config.rollout.batch_size
+    if given is not None:
+        return given
+    return slots // 4 if platform_of(mesh) == "cpu" else 0
+
+
+def rollout_config(config: Config, pieces: list[bytes], stops: Sequence[int], mesh) -> RolloutConfig:
+    """The engine's numbers, from the configuration and the bytes that each token stands for."""
+    rollout, monitor, backtrack = config.rollout, config.monitor, config.backtrack
+    window = monitor.step_tokens
+    return RolloutConfig(
+        automaton=compile_window(window) if window else compile_delimiter(monitor.step_delimiter, pieces),
+        stop_ids=jnp.asarray(stops, jnp.int32),
+        eps0=jnp.float32(monitor.eps0),
+        theta=jnp.float32(monitor.theta if monitor.boundary == "entropy_adaptive" else 0.0),
+        vocab_size=len(pieces),
+        max_new_tokens=rollout.max_new_tokens,
+        segment_tokens=rollout.segment_tokens,
+        slots=rollout.slots,
+        temperature=rollout.temperature,
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
+        monitored=monitor.enabled,
+        signal=monitor.signal,
+        signal_top_k=monitor.top_k,
+        alarm_is_high=monitor.signal in ALARM_IS_HIGH if monitor.alarm is None else monitor.alarm == "high",
+        running_mean=monitor.boundary == "running_mean",
+        patience=monitor.patience,
+        first_token_certain=monitor.first_token_certain,
+        window=window,
+        target=backtrack.target,
+        intervention=backtrack.intervention,
+        steps=backtrack.steps,
+        max_interventions=backtrack.max_interventions,
+        max_discarded=backtrack.max_discarded_tokens,
+        teacher_batch=backtrack.teacher_batch,
+        teacher_rows=teacher_rows(config, mesh),
+        entropy_top_k=monitor.entropy_top_k,
+        targets=rollout.targets,
+        targets_k=rollout.targets_k,
+        targets_dtype=rollout.targets_dtype,
+        # Unwatched, the student writes alone; the teacher reads what was written, for the loss, in one pass.
+        read_after=not monitor.enabled,
+        muted=jnp.array(False),
+    )

@@ -1,0 +1,120 @@
+"""Rolling out what a record log lacks, batch by batch."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from motab_jax.config import Config, UserError
+from motab_jax.data.records import Prompt
+from motab_jax.rollout import Prompts, Trajectory, rollout
+from motab_jax.rollout.off_policy import written_by_teacher
+from motab_jax.rollout.row_groups import in_groups
+from motab_jax.runtime.cli import STOPPED, Signals
+from motab_jax.runtime.clocks import now
+from motab_jax.runtime.compilation import enable_compilation_cache
+from motab_jax.runtime.distributed import initialize, is_main
+from motab_jax.runtime.hosts import any_process, fetch, from_main
+from motab_jax.runtime.mesh import check_batch
+from motab_jax.runtime.metrics import as_json
+from motab_jax.runtime.progress import Progress
+from motab_jax.session.prompts import EncodedPrompts, read_prompts, training_prompts
+from motab_jax.session.session import Session, open_session
+from motab_jax.synthesis import derived_files
+from motab_jax.synthesis.output_files import OutputFiles, write_derived
+from motab_jax.synthesis.record_log import RecordLog, look
+from motab_jax.synthesis.records import make_record
+
+
+def synthesize(config: Config, files: OutputFiles) -> int:
+    """Write the record log, from where it stands to its end, and the files made of it; returns the exit status."""
+    _check_writer(config)
+    prompts = read_prompts(config)
+    if files.parquet:
+        derived_files.prompt_type(prompts)
+    initialize()
+    log = look(files.log, files.sidecar, config, prompts)
+    log = dataclasses.replace(log, done=from_main(log.done))
+    console = Console(quiet=not is_main())
+    if log.done < log.total:
+        if _roll_out(log, config, prompts):
+            console.out("stopped by a signal; the same command goes on from there")
+            return STOPPED
+    else:
+        console.out(f"{log.path} holds all {log.total} records already")
+    if is_main():
+        write_derived(files, log, prompts)
+    return 0
+
+
+def _check_writer(config: Config) -> None:
+    """UserError for a recipe in which nobody writes."""
+    if config.rollout.on_policy == 0 and config.rollout.off_policy == "data":
+        raise UserError(
+            "rollout.on_policy=0 with rollout.off_policy=data (as method: sft sets them) trains on the data's own "
+            "completions: there is nothing to write; use rollout.off_policy=teacher (method: seqkd) or a method "
+            "whose student writes"
+        )
+
+
+def _roll_out(log: RecordLog, config: Config, prompts: list[Prompt]) -> bool:
+    """Roll out what the log lacks, batch by batch; returns whether a signal stopped it."""
+    enable_compilation_cache()
+    session = open_session(config, teacher=True)
+    check_batch(session.mesh, config.rollout.batch_size, "rollout.batch_size")
+    encoded = training_prompts(session, prompts)
+    with log.opened() as file, Signals() as signals, Progress(log.total, "synthesize", done=log.done) as progress:
+        if log.done:
+            progress.print(f"resuming at record {log.done + 1} of {log.total}")
+        began = now()
+        for jobs, host in _batches(session, encoded, log.done):
+            records = _records(session, encoded, host, jobs)
+            file.write(b"".join(derived_files.to_line(record) for job, record in records if job >= log.done))
+            file.flush()
+            count, tokens, rewinds = len(jobs), host.length[: len(jobs)].sum(), host.num_rewinds[: len(jobs)].sum()
+            speed = float(tokens) / (now() - began)
+            progress.update(jobs.stop, {"tokens_per_second": speed, "rewinds": float(rewinds) / count})
+            if any_process(signals.came) and jobs.stop < log.total:
+                return True
+            began = now()
+    return False
+
+
+def _batches(session: Session, encoded: EncodedPrompts, done: int) -> Iterator[tuple[range, Trajectory]]:
+    """(trajectory numbers, trajectories on the host) of every batch from the one that holds number `done` on.
+
+    Batches are cut the same way wherever the work begins: one that was written in part is rolled out again whole, as
+    the last bits of its numbers may depend on who else is in it.
+    """
+    config = session.config
+    samples, size = config.rollout.samples_per_prompt, config.rollout.batch_size
+    total, key, write = len(encoded.prompts) * samples, jax.random.key(config.run.seed), _writer(session)
+    for start in range(done // size * size, total, size):
+        jobs = range(start, min(start + size, total))
+        rows = [*jobs, *[jobs[-1]] * (size - len(jobs))]  # a last batch is filled up with its own last row
+        batch = encoded.batch([job // samples for job in rows], rows, session.mesh)
+        yield jobs, fetch(write(batch, key).slim(), session.mesh)
+
+
+def _writer(session: Session) -> Callable[[Prompts, jax.Array], Trajectory]:
+    """Who writes: the student under the teacher's eye, or the teacher alone where no step is on-policy (`seqkd`)."""
+    # Records want the teacher's values and none of its distributions.
+    numbers = dataclasses.replace(session.rollout, targets="sampled", read_after=False)
+    if session.config.rollout.on_policy == 0:
+        write = functools.partial(written_by_teacher, read=False)
+        alone = jax.jit(in_groups(write, session.mesh, (False, True, False)))
+        return lambda batch, key: alone(session.teacher, batch, key, numbers)
+    program = jax.jit(in_groups(rollout, session.mesh, (False, False, True, False)))
+    student = session.serve(session.student.params)
+    return lambda batch, key: program(student, session.teacher, batch, key, numbers)
+
+
+def _records(session: Session, encoded: EncodedPrompts, host: Trajectory, jobs: range) -> Iterator[tuple[int, Any]]:
+    """(trajectory number, record) of a batch's rows."""
+    for row, job in enumerate(jobs):
+        index, sample = divmod(job, session.config.rollout.samples_per_prompt)
+        prompt, tokens = encoded.prompts[index], encoded.tokens[index]
+        yield job, as_json(make_record(session, prompt, tokens, sample, host, row))

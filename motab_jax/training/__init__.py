@@ -1,0 +1,1 @@
+"""The training run: the loop, its batches, its jitted programs, its folder."""

@@ -1,0 +1,120 @@
+"""What a step trains on: its prompts, and who writes the text behind them.
+
+In on-policy steps the student does. The others take the data's completions, or what the teacher writes.
+"""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+import jax
+
+from motab_jax.config import Config
+from motab_jax.data.completions import encode_completions
+from motab_jax.data.prompts import PromptStream
+from motab_jax.data.records import Prompt
+from motab_jax.rollout import Prompts
+from motab_jax.rollout.off_policy import Completions
+from motab_jax.runtime.mesh import local_rows, place_rows
+from motab_jax.session.prompts import EncodedPrompts, padded
+from motab_jax.session.session import Session
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedCompletions:
+    """The data's completions, none longer than `width`; how many were cut for that, and what the longest would need."""
+
+    tokens: list[list[int]]
+    width: int
+    cut: int
+    longest: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cut} of {len(self.tokens)} completions are longer than rollout.max_new_tokens={self.width}: "
+            f"they are cut and have no stop token; the longest needs {self.longest}"
+        )
+
+    def batch(self, indices: Sequence[int], mesh) -> Completions:
+        """The completions of these prompts, right-padded, rows over the mesh's batch axes, as of the prompts."""
+        mine = local_rows(mesh, len(indices))
+        part = Completions(*padded([self.tokens[indices[row]] for row in mine], self.width, left=False))
+        return place_rows(mesh, len(indices), part)
+
+
+def training_completions(session: Session, prompts: list[Prompt]) -> EncodedCompletions | None:
+    """The prompts' completions, cut to rollout.max_new_tokens; None where no step trains on them."""
+    config = session.config
+    if config.rollout.on_policy == 1 or config.rollout.off_policy != "data":
+        return None
+    tokens = encode_completions(prompts, session.tokenizer, stop=session.stop, path=config.data.path)
+    width, longest = config.rollout.max_new_tokens, max(len(ids) for ids in tokens)
+    cut = sum(len(ids) > width for ids in tokens)
+    return EncodedCompletions([ids[:width] for ids in tokens], width, cut, longest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """The prompts of a step, laid out before the step's turn."""
+
+    indices: list[int]
+    prompts: Prompts
+    on_policy: bool
+    text: Completions | None  # what the data has behind the prompts, where the step trains on that
+    key: jax.Array
+    stream: dict[str, int]  # the stream's state behind them
+    epoch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """A run's batches, one a step, in the stream's order."""
+
+    session: Session
+    prompts: EncodedPrompts
+    completions: EncodedCompletions | None
+    stream: PromptStream
+
+    def draw(self, step: int) -> Batch:
+        """The next prompts of the stream, for `step`."""
+        config, mesh, indices = self.session.config, self.session.mesh, next(self.stream)
+        rows = [index for index in indices for _ in range(config.rollout.samples_per_prompt)]
+        on_policy = is_on_policy(config, step)
+        return Batch(
+            indices=indices,
+            prompts=self.prompts.batch(rows, range(len(rows)), mesh),
+            on_policy=on_policy,
+            text=None if on_policy or self.completions is None else self.completions.batch(rows, mesh),
+            key=jax.random.fold_in(jax.random.key(config.run.seed), step - 1),
+            stream=self.stream.get_state(),
+            epoch=self.stream.epoch,
+        )
+
+
+def open_batches(session: Session, prompts: EncodedPrompts) -> Batches:
+    """The batches of a run over these prompts, from the beginning of the stream."""
+    config = session.config
+    stream = PromptStream(len(prompts.prompts), fresh_prompts(config), config.data.shuffle_seed)
+    return Batches(session, prompts, training_completions(session, prompts.prompts), stream)
+
+
+def is_on_policy(config: Config, step: int) -> bool:
+    """Whether the student writes in this step: drawn for the whole batch (GKD, arXiv 2306.13649, algorithm 1).
+
+    A fixed function of run.seed and the step, so that a resumed run draws as the uninterrupted one would have.
+    """
+    # A text seed is hashed the same way on every platform.
+    return random.Random(f"policy/{config.run.seed}/{step}").random() < config.rollout.on_policy
+
+
+def fresh_prompts(config: Config) -> int:
+    """Prompts that a step takes from the stream."""
+    return config.rollout.batch_size // config.rollout.samples_per_prompt
+
+
+def with_steps(config: Config, prompts: int) -> Config:
+    """The configuration with run.steps as run.epochs asks for, over so many prompts; unchanged where it is empty."""
+    if config.run.epochs is None:
+        return config
+    steps = -(-config.run.epochs * prompts // fresh_prompts(config))
+    return config.model_copy(update={"run": config.run.model_copy(update={"steps": steps})})
