@@ -5,6 +5,7 @@ host nothing is started. A process that is gone takes the others with it: they s
 once where they wait for its numbers. Left out: launching the processes, which is the platform's (see `launch/`).
 """
 
+import importlib.util
 import itertools
 import os
 import re
@@ -14,7 +15,6 @@ import threading
 from typing import Any
 
 import jax
-from jax._src import cloud_tpu_init  # jax's public names do not say whether this is a TPU host
 
 from motab_jax.config import Absent, UserError
 
@@ -107,11 +107,10 @@ def barrier(name: str, seconds: int = PATIENCE) -> None:
     """
     if jax.process_count() == 1:
         return
-    from jax._src import distributed  # jax's public names have no barrier with a time limit
+    from orbax.checkpoint.multihost import get_barrier_sync_fn  # here: `--help` need not load orbax
 
-    client: Any = distributed.global_state.client
     try:
-        client.wait_at_barrier(f"{name} {next(_numbers)}", timeout_in_ms=1000 * seconds)
+        get_barrier_sync_fn()(key=f"{name} {next(_numbers)}", timeout_ms=1000 * seconds)
     except jax.errors.JaxRuntimeError as error:
         raise Absent(missing(f"'{name}'", seconds, error)) from None
 
@@ -161,12 +160,14 @@ def in_cluster() -> bool:
 
 
 def _on_tpu_pod() -> bool:
-    """A TPU host may be one of a pod; jax asks the platform's metadata how many there are."""
+    """Whether this is a TPU host. It may be one of a pod; jax asks the platform's metadata how many there are."""
     env = os.environ
     if "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env:
         return True
+    # `import jax` sets TPU_SKIP_MDS_QUERY where the machine has no TPU chip.
     wanted = env.get("JAX_PLATFORMS", "tpu").split(",")[0] == "tpu" and "TPU_SKIP_MDS_QUERY" not in env
-    return wanted and "TPU_WORKER_HOSTNAMES" not in env and cloud_tpu_init.running_in_cloud_tpu_vm
+    has_libtpu = "TPU_LIBRARY_PATH" in env or importlib.util.find_spec("libtpu") is not None
+    return wanted and "TPU_WORKER_HOSTNAMES" not in env and has_libtpu
 
 
 def _number(name: str) -> int | None:

@@ -45,13 +45,30 @@ def test_clusters_are_seen(monkeypatch):
     assert distributed.in_cluster()
 
 
-def test_a_tpu_host_is_seen_whatever_its_device_files_are_called(monkeypatch):
-    monkeypatch.setattr(distributed.cloud_tpu_init, "running_in_cloud_tpu_vm", True)
-    for name in ("TPU_SKIP_MDS_QUERY", "JAX_PLATFORMS"):
+def test_a_tpu_host_has_libtpu_and_a_chip(monkeypatch, tmp_path):
+    for name in ("TPU_SKIP_MDS_QUERY", "JAX_PLATFORMS", "TPU_LIBRARY_PATH"):
         monkeypatch.delenv(name, raising=False)
+    (tmp_path / "libtpu.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
     assert distributed.in_cluster()
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")  # what `import jax` says of a machine without a chip
+    assert not distributed.in_cluster()
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert not distributed.in_cluster()
+
+
+WITHOUT_TPU = """
+import os, jax
+print(os.environ.get("TPU_SKIP_MDS_QUERY"))
+"""
+
+
+def test_jax_says_where_there_is_no_tpu_chip():
+    """`in_cluster` rests on it."""
+    env = {name: value for name, value in os.environ.items() if name != "TPU_SKIP_MDS_QUERY"}
+    said = subprocess.run([sys.executable, "-c", WITHOUT_TPU], env=env, capture_output=True, text=True, timeout=90)
+    assert said.stdout == "1\n"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Writes the locks anew: files that pin, with hashes, the newest versions that setup.py allows. One lock serves Python
+# 3.11 and newer. launch/_venv.sh, launch/install.sh and launch/Dockerfile install from them.
+#
+#   bash requirements/lock.sh      needs uv, such as `pip install -r requirements/uv.txt`
+#
+# The extras parity and rivals have no lock. They need torch==2.13.0, whose registry build brings gigabytes of CUDA
+# libraries and whose CPU build has other hashes; .ci/run installs parity under the versions of test.txt.
+set -euo pipefail
+cd "$(dirname "$0")"
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
+compile() { uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header "$@"; }
+names() { grep -hoE '^[a-z0-9-]+==' "$@" | sed 's/==//' | sort -u; }
+
+# One resolution of all extras together, so that the locks agree.
+echo "setuptools>=77" > "$scratch/build.in" # for --no-build-isolation
+compile --extra test --extra tpu --extra cuda --extra data --extra gguf ../setup.py "$scratch/build.in" \
+  --output-file "$scratch/all.txt"
+
+# lock NAME INCLUDED EXTRA...: what the extras need; a package that the lock INCLUDED pins is left to it.
+lock() {
+  local name=$1 included=$2 options=() extra
+  shift 2
+  for extra in "$@"; do options+=(--extra "$extra"); done
+  echo "# Written by requirements/lock.sh. Extras: ${*:-none}." > "$name.txt"
+  if [ "$included" ]; then
+    echo "-r $included.txt" >> "$name.txt"
+    while read -r package; do options+=(--no-emit-package "$package"); done < <(names base.txt "$included.txt")
+  fi
+  compile --generate-hashes --constraint "$scratch/all.txt" "${options[@]}" ../setup.py "$scratch/build.in" >> "$name.txt"
+}
+lock base ""
+lock test base test
+lock data base data gguf
+lock tpu data tpu
+lock cuda data cuda
+
+echo "uv" > "$scratch/uv.in"
+echo "# Written by requirements/lock.sh. For hosts whose Python is too old: uv brings a newer one." > uv.txt
+compile --generate-hashes "$scratch/uv.in" >> uv.txt
