@@ -22,7 +22,7 @@ from motab_jax.models import Model, load_pretrained
 from motab_jax.models.hf.weight_names import load_places
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 from motab_jax.rollout.row_groups import in_groups
-from motab_jax.runtime.mesh import make_mesh, place_rows
+from motab_jax.runtime.mesh import make_global_batch, make_mesh
 from motab_jax.session.placement import layout, serving, teacher_serving
 from motab_jax.session.rollout_config import teacher_rows
 from motab_jax.session.session import Session
@@ -54,7 +54,7 @@ class Ours:
         update = layout(self.mesh, self.student.config, "update")
         self.student = Model(jax.device_put(self.student.params, update), self.student.config)
         lengths, numbers = np.full((rows,), columns, np.int32), np.arange(rows, dtype=np.int32)
-        self.prompts = place_rows(self.mesh, rows, Prompts(np.array(prompts, np.int32), lengths, numbers))
+        self.prompts = make_global_batch(self.mesh, rows, Prompts(np.array(prompts, np.int32), lengths, numbers))
         for name in ("opd", "motab"):
             self.ways[name], self.taken[name] = self._way(new_tokens, step_tokens, monitored=name == "motab"), 0
         # A function of its own, so that jit compiles it for generation without a teacher.

@@ -28,7 +28,7 @@ from motab_jax.planning import hlo
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 from motab_jax.rollout.row_groups import in_groups
 from motab_jax.rollout.score_finished import read_finished
-from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated, shardings
+from motab_jax.runtime.mesh import batch_sharding, layout_shardings, make_mesh, replicated
 
 VOCAB, PROMPT, NEW, SLOTS, SEGMENT = 151936, 256, 2048, 32, 64
 STUDENT = ModelConfig("qwen3", VOCAB, 1024, 3072, 28, 16, 8, 128, 40960, qk_norm=True, tied=True)
@@ -41,7 +41,9 @@ def model(shape: ModelConfig, mesh, specs=None, layout: str = "serve", dtype=jnp
     specs = specs or serve_specs(shape, scan_layers=True)
     axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
     shapes = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype), specs, is_leaf=is_spec)
-    return Model(jax.tree.map(lambda x, s: x.update(sharding=s), shapes, shardings(mesh, axes, layout, shapes)), shape)
+    return Model(
+        jax.tree.map(lambda x, s: x.update(sharding=s), shapes, layout_shardings(mesh, axes, layout, shapes)), shape
+    )
 
 
 def numbers(mesh) -> RolloutConfig:

@@ -15,7 +15,7 @@ from motab_jax.distill.packing import gather, pack
 from motab_jax.distill.targets import KINDS, TargetBatch
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import Model, Params, encode, weight_specs
-from motab_jax.runtime.mesh import batch_sharding, platform_of, shardings
+from motab_jax.runtime.mesh import batch_sharding, layout_shardings, platform_of
 
 # Columns of a micro-batch on each device: enough of them to use it well, few enough to leave few bins empty.
 MICRO_TOKENS = {"cpu": 640}
@@ -186,7 +186,7 @@ def _replicate(head: Params, config: ModelConfig, mesh: Mesh | None) -> Params:
         return head
     [name] = head
     return jax.lax.with_sharding_constraint(
-        head, shardings(mesh, {name: weight_specs(config)[name].axes}, "serve", head)
+        head, layout_shardings(mesh, {name: weight_specs(config)[name].axes}, "serve", head)
     )
 
 

@@ -12,7 +12,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.runtime.mesh import divides_tensor, over_tensor
+from motab_jax.runtime.mesh import shard_over_tensor, tensor_axis_divides
 
 Store = jax.Array | tuple[jax.Array, ...]
 
@@ -89,7 +89,7 @@ def _in_order(x: jax.Array, cut: int | None) -> jax.Array:
     def pin(x: jax.Array) -> jax.Array:
         return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
-    if cut is None or not divides_tensor(x.shape[cut]):
+    if cut is None or not tensor_axis_divides(x.shape[cut]):
         return pin(x)
     place = PartitionSpec(*(None,) * cut, "tensor")
     return jax.shard_map(pin, in_specs=place, out_specs=place, axis_names={"tensor"}, check_vma=False)(x)
@@ -100,11 +100,11 @@ def init_cache(config: ModelConfig, rows: int, columns: int, dtype=jnp.float32, 
     shape = (rows, config.num_kv_heads, columns, config.head_dim)
     if stacked:
         shape = (config.num_layers, *shape)
-        return KVCache(*(over_tensor(jnp.zeros(shape, dtype), 2) for _ in "kv"))
+        return KVCache(*(shard_over_tensor(jnp.zeros(shape, dtype), 2) for _ in "kv"))
     turned = (*shape[:2], config.head_dim, columns)
 
     def layers(shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
-        return tuple(over_tensor(jnp.zeros(shape, dtype), 1) for _ in range(config.num_layers))
+        return tuple(shard_over_tensor(jnp.zeros(shape, dtype), 1) for _ in range(config.num_layers))
 
     return KVCache(layers(turned), layers(shape))
 

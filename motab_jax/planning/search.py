@@ -11,7 +11,7 @@ from motab_jax.planning import hlo
 from motab_jax.planning.abstract_session import model_shapes
 from motab_jax.planning.aot import Whole, compile_programs
 from motab_jax.planning.roofline import Phase, Sizes, memory, phases, sizes_of
-from motab_jax.runtime.mesh import AXES, fitting_tensor, make_mesh, mesh_sizes
+from motab_jax.runtime.mesh import AXES, make_mesh, mesh_sizes, valid_tensor_sizes
 
 USABLE = 0.98  # of a chip's memory, after what its runtime keeps
 SPARE = 0.8  # of that, for what arithmetic counts: temporaries need the rest
@@ -178,9 +178,9 @@ def find_mesh(config: Config, target: Target, say: Say) -> Plan:
 def candidates(config: Config, target: Target) -> list[dict[str, int]]:
     """Meshes that divide everything: those that fit by arithmetic, the fastest first; then the others, least first."""
     student, teacher = model_shapes(config)
-    tensors = set(fitting_tensor(*student.heads))
+    tensors = set(valid_tensor_sizes(*student.heads))
     if teacher is not None:
-        tensors &= set(fitting_tensor(*teacher.heads))
+        tensors &= set(valid_tensor_sizes(*teacher.heads))
     found = []
     for tensor in tensors:
         for fsdp in range(1, target.count // tensor + 1):

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from motab_jax.rollout.config import RolloutConfig
 from motab_jax.rollout.counters import Counters
 from motab_jax.rollout.trajectory import Trajectory
-from motab_jax.runtime.mesh import BATCH, groups_of
+from motab_jax.runtime.mesh import BATCH_AXES, batch_shard_count
 
 TURNS = ("student_turns", "teacher_turns", "reading_turns", "packings")  # of the groups, which take theirs side by side
 
@@ -26,10 +26,10 @@ def in_groups(program: Callable, mesh: Mesh, by_row: tuple[bool, ...]) -> Callab
     rows; the rest, weights and keys, are the same for all groups. slots and the thresholds of `config` are of all
     groups together. Columns and tokens are counted over all groups, turns as a group's mean.
     """
-    groups = groups_of(mesh)
+    groups = batch_shard_count(mesh)
     if mesh.size == 1:
         return program
-    rows, whole = PartitionSpec(BATCH), PartitionSpec()
+    rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
     given = tuple(rows if each else whole for each in (*by_row, False))
     found = Trajectory(**dict.fromkeys(Trajectory.__dataclass_fields__, rows))
 
@@ -39,7 +39,7 @@ def in_groups(program: Callable, mesh: Mesh, by_row: tuple[bool, ...]) -> Callab
 
     return jax.shard_map(
         local, mesh=mesh, in_specs=given, out_specs=dataclasses.replace(found, counters=whole),
-        axis_names=set(BATCH), check_vma=False,
+        axis_names=set(BATCH_AXES), check_vma=False,
     )  # fmt: skip
 
 
@@ -50,6 +50,6 @@ def _share(config: RolloutConfig, groups: int) -> RolloutConfig:
 
 
 def _together(counters: Counters) -> Counters:
-    summed = jax.lax.psum(counters, BATCH)
-    means = jax.lax.pmean(counters, BATCH)
+    summed = jax.lax.psum(counters, BATCH_AXES)
+    means = jax.lax.pmean(counters, BATCH_AXES)
     return summed.replace(**{name: getattr(means, name) for name in TURNS})

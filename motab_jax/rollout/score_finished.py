@@ -8,7 +8,7 @@ from motab_jax.rollout.config import RolloutConfig
 from motab_jax.rollout.counters import count
 from motab_jax.rollout.teacher_scores import Asked, score
 from motab_jax.rollout.trajectory import Trajectory
-from motab_jax.runtime.mesh import whole
+from motab_jax.runtime.mesh import replicate_in_group
 
 # Tokens that are read at a time: activations of all rows would not fit a chip, nor a CPU's caches.
 READ_TOKENS, READ_TOKENS_ON_CPU = 1 << 16, 1 << 10
@@ -34,7 +34,7 @@ def read_finished(teacher: Model, log: Trajectory, config: RolloutConfig) -> Tra
     steps = log.steps.replace(value=nobody, entropy=nobody, boundary=nobody)
     log = log.replace(steps=steps, teacher_logprob=jnp.full_like(log.teacher_logprob, jnp.nan))
     if config.targets == "hidden":
-        return log.replace(teacher_hidden=whole(hidden).astype(log.teacher_hidden.dtype))
+        return log.replace(teacher_hidden=replicate_in_group(hidden).astype(log.teacher_hidden.dtype))
     opinion = score(teacher, hidden, log.tokens, Asked(targets_k=config.kept_k), vocab_size=config.vocab_size)
     topk = opinion.topk
     if topk is not None:

@@ -12,7 +12,7 @@ from motab_jax.models.topk import TopK
 from motab_jax.rollout.counters import Counters, no_counts
 from motab_jax.rollout.rows import pick, store, store_window, to_front, view
 from motab_jax.rollout.teacher_scores import Opinion
-from motab_jax.runtime.mesh import over_tensor, whole
+from motab_jax.runtime.mesh import replicate_in_group, shard_over_tensor
 
 RUNNING, STOP, LENGTH, ENDED = range(4)
 FINISH_WORDS = ("running", "stop", "length", "monitor")  # the last: the monitor ended it (intervention stop)
@@ -101,7 +101,7 @@ def empty_trajectory(
         tokens=every,
         sources=every,
         teacher_logprob=jnp.zeros((rows, entries), jnp.float32),
-        teacher_hidden=over_tensor(jnp.zeros((rows, entries, width), dtype), 2),
+        teacher_hidden=shard_over_tensor(jnp.zeros((rows, entries, width), dtype), 2),
         teacher_topk=TopK(jnp.zeros(likeliest, jnp.int32), jnp.zeros(likeliest, dtype)) if top_k else None,
         discarded_by=jnp.full((rows, entries), KEPT, jnp.int32),
         length=each,
@@ -131,7 +131,7 @@ def extend(log: Trajectory, tokens, opinion: Opinion, hidden, accepted: jax.Arra
         tokens=put(log.tokens, tokens),
         sources=store_window(log.sources, row, length, jnp.full_like(tokens, source)),
         teacher_logprob=put(log.teacher_logprob, opinion.logprob),
-        teacher_hidden=put(log.teacher_hidden, whole(hidden)) if seen else log.teacher_hidden,
+        teacher_hidden=put(log.teacher_hidden, replicate_in_group(hidden)) if seen else log.teacher_hidden,
         teacher_topk=log.teacher_topk if topk is None else jax.tree.map(put, log.teacher_topk, topk),
         length=store(log.length, row, length + jnp.sum(accepted, axis=1, dtype=jnp.int32)),
     )

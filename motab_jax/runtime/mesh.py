@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from motab_jax.config import UserError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")
+BATCH_AXES = ("data", "fsdp")
 
 Table = dict[str | None, str | tuple[str, ...] | None]
 _ALWAYS: Table = {
@@ -28,7 +28,7 @@ _ALWAYS: Table = {
     "head": None,
     "mlp": "tensor",
     "layer": None,
-    "batch": BATCH,
+    "batch": BATCH_AXES,
     None: None,
 }
 LAYOUTS: dict[str, Table] = {
@@ -87,7 +87,7 @@ def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     raise UserError(f"{text} does not fit {count} device(s): {names} is {fixed} and must be one of {valid}")
 
 
-def shardings(mesh: Mesh, axes_tree: Any, layout: str, shapes: Any = None) -> Any:
+def layout_shardings(mesh: Mesh, axes_tree: Any, layout: str, shapes: Any = None) -> Any:
     """A tree of NamedSharding like `axes_tree`, whose leaves are tuples of logical names, one a dimension.
 
     `layout` is a key of LAYOUTS. `shapes`, if given, has arrays, ShapeDtypeStructs or shape tuples at the same places;
@@ -110,11 +110,11 @@ def _spec(mesh: Mesh, table: Mapping, axes: tuple, shape: Any) -> PartitionSpec:
     if len(dims) != len(axes):
         raise ValueError(f"axes {axes} name {len(axes)} dimensions, the shape {dims} has {len(dims)}")
     return PartitionSpec(
-        *(part if dim % _ways(mesh, part) == 0 else None for dim, part in zip(dims, parts, strict=True))
+        *(part if dim % _shard_count(mesh, part) == 0 else None for dim, part in zip(dims, parts, strict=True))
     )
 
 
-def _ways(mesh: Mesh, part: str | tuple[str, ...] | None) -> int:
+def _shard_count(mesh: Mesh, part: str | tuple[str, ...] | None) -> int:
     """Into how many pieces a dimension on this mesh axis (or axes) is cut."""
     names = () if part is None else (part,) if isinstance(part, str) else part
     return math.prod(mesh.shape[name] for name in names)
@@ -125,9 +125,9 @@ def _is_axes(node: Any) -> bool:
     return type(node) is tuple and all(name is None or isinstance(name, str) for name in node)
 
 
-def groups_of(mesh: Mesh) -> int:
+def batch_shard_count(mesh: Mesh) -> int:
     """Into how many groups of devices the rows of a batch are cut: data * fsdp."""
-    return _ways(mesh, BATCH)
+    return _shard_count(mesh, BATCH_AXES)
 
 
 def platform_of(mesh: Mesh) -> str:
@@ -142,18 +142,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows (the first dimension) over data and fsdp; the other dimensions whole."""
-    return NamedSharding(mesh, PartitionSpec(BATCH))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
+def local_row_indices(mesh: Mesh, rows: int) -> np.ndarray:
     """Numbers i64[r] of the rows, of so many over the mesh, that lie on this process's devices; ascending."""
     places = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     spans = {index[0].indices(rows)[:2] for index in places}
     return np.concatenate([np.arange(*span) for span in sorted(spans)])
 
 
-def place_rows(mesh: Mesh, rows: int, part: Any) -> Any:
-    """A global batch of `rows` rows over the mesh; `part` is a tree of this process's own, those of `local_rows`."""
+def make_global_batch(mesh: Mesh, rows: int, part: Any) -> Any:
+    """A global batch of `rows` rows over the mesh; `part` is a tree of this process's own, those of
+    `local_row_indices`."""
     places = batch_sharding(mesh)
 
     def place(values: np.ndarray) -> jax.Array:
@@ -162,20 +163,20 @@ def place_rows(mesh: Mesh, rows: int, part: Any) -> Any:
     return jax.tree.map(place, part)
 
 
-def divides_tensor(size: int) -> bool:
+def tensor_axis_divides(size: int) -> bool:
     """Whether, in a program of one group of devices, so many entries lie over `tensor` evenly."""
     mesh = jax.sharding.get_abstract_mesh()
     return "tensor" in mesh.axis_names and size % mesh.shape["tensor"] == 0
 
 
-def over_tensor(x: jax.Array, dimension: int) -> jax.Array:
+def shard_over_tensor(x: jax.Array, dimension: int) -> jax.Array:
     """In a program of one group of devices, x with this dimension cut over `tensor`, if that divides it; else x."""
-    if not divides_tensor(x.shape[dimension]):
+    if not tensor_axis_divides(x.shape[dimension]):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(None,) * dimension, "tensor"))
 
 
-def whole(x: jax.Array) -> jax.Array:
+def replicate_in_group(x: jax.Array) -> jax.Array:
     """In a program of one group of devices, x whole on each of them, and what it is made of not cut for its sake."""
     if "tensor" not in jax.sharding.get_abstract_mesh().axis_names:
         return x
@@ -184,7 +185,7 @@ def whole(x: jax.Array) -> jax.Array:
 
 def check_batch(mesh: Mesh, rows: int, key: str) -> None:
     """Raise UserError naming the configuration key unless data * fsdp divides `rows`."""
-    ways = groups_of(mesh)
+    ways = batch_shard_count(mesh)
     if rows % ways:
         below = rows - rows % ways
         nearest = f"{below} or {below + ways}" if below else str(ways)
@@ -194,7 +195,7 @@ def check_batch(mesh: Mesh, rows: int, key: str) -> None:
         )
 
 
-def fitting_tensor(heads: int, kv_heads: int) -> list[int]:
+def valid_tensor_sizes(heads: int, kv_heads: int) -> list[int]:
     """The sizes of mesh.tensor that cut a model's attention heads evenly.
 
     A device has some key-value heads to itself, or one that several devices have a copy of.
@@ -203,8 +204,8 @@ def fitting_tensor(heads: int, kv_heads: int) -> list[int]:
 
 
 def check_heads(tensor: int, heads: int, kv_heads: int, whose: str) -> None:
-    """Raise UserError, with the sizes that would do, unless `tensor` is one of `fitting_tensor`."""
-    fits = fitting_tensor(heads, kv_heads)
+    """Raise UserError, with the sizes that would do, unless `tensor` is one of `valid_tensor_sizes`."""
+    fits = valid_tensor_sizes(heads, kv_heads)
     if tensor not in fits:
         raise UserError(
             f"mesh.tensor={tensor} does not cut {whose} {heads} attention heads and {kv_heads} key-value heads evenly; "

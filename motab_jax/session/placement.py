@@ -18,7 +18,7 @@ from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf.weight_names import load_places
 from motab_jax.models.serving import serve_params, serve_specs, with_copied_heads
 from motab_jax.models.transformer import Model, Params, is_spec, weight_specs
-from motab_jax.runtime.mesh import platform_of, shardings
+from motab_jax.runtime.mesh import layout_shardings, platform_of
 
 
 def layout(mesh, config, name: str, specs=None):
@@ -26,7 +26,7 @@ def layout(mesh, config, name: str, specs=None):
     specs = weight_specs(config) if specs is None else specs
     axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
     shapes = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs, is_leaf=is_spec)
-    return shardings(mesh, axes, name, shapes)
+    return layout_shardings(mesh, axes, name, shapes)
 
 
 def serving(mesh, shape: ModelConfig, config: Config, *, dtype: str | None = None) -> Callable[[Params], Model]:

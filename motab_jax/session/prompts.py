@@ -11,7 +11,7 @@ from motab_jax.data.prompts import encode_all, has_held_out, load_prompts
 from motab_jax.data.records import Prompt
 from motab_jax.rollout import Prompts
 from motab_jax.rollout.decode import ENDLESS
-from motab_jax.runtime.mesh import local_rows, place_rows
+from motab_jax.runtime.mesh import local_row_indices, make_global_batch
 from motab_jax.session.session import Session
 
 
@@ -29,11 +29,11 @@ class EncodedPrompts:
 
     def batch(self, indices: Sequence[int], row_ids: Sequence[int], mesh) -> Prompts:
         """The prompts of these indices, left-padded, rows over the mesh's batch axes; a process fills in its own."""
-        mine = local_rows(mesh, len(indices))
+        mine = local_row_indices(mesh, len(indices))
         table, lengths = padded([self.tokens[indices[row]] for row in mine], self.width, left=True)
         numbers = np.array(row_ids, np.int32)[mine]
         part = Prompts(table, lengths, numbers, np.full_like(lengths, ENDLESS))
-        return place_rows(mesh, len(indices), part)
+        return make_global_batch(mesh, len(indices), part)
 
 
 def padded(rows: Sequence[Sequence[int]], width: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from motab_jax.data.prompts import PromptStream
 from motab_jax.data.records import Prompt
 from motab_jax.rollout import Prompts
 from motab_jax.rollout.off_policy import Completions
-from motab_jax.runtime.mesh import local_rows, place_rows
+from motab_jax.runtime.mesh import local_row_indices, make_global_batch
 from motab_jax.session.prompts import EncodedPrompts, padded
 from motab_jax.session.session import Session
 
@@ -37,9 +37,9 @@ class EncodedCompletions:
 
     def batch(self, indices: Sequence[int], mesh) -> Completions:
         """The completions of these prompts, right-padded, rows over the mesh's batch axes, as of the prompts."""
-        mine = local_rows(mesh, len(indices))
+        mine = local_row_indices(mesh, len(indices))
         part = Completions(*padded([self.tokens[indices[row]] for row in mine], self.width, left=False))
-        return place_rows(mesh, len(indices), part)
+        return make_global_batch(mesh, len(indices), part)
 
 
 def training_completions(session: Session, prompts: list[Prompt]) -> EncodedCompletions | None:

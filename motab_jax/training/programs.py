@@ -27,7 +27,7 @@ from motab_jax.rollout.monitor import next_boundary
 from motab_jax.rollout.off_policy import given, written_by_teacher
 from motab_jax.rollout.row_groups import in_groups
 from motab_jax.rollout.summary import samples, statistics
-from motab_jax.runtime.mesh import batch_sharding, groups_of, platform_of, replicated
+from motab_jax.runtime.mesh import batch_shard_count, batch_sharding, platform_of, replicated
 from motab_jax.session.placement import layout
 from motab_jax.session.session import Session, transition_ids
 
@@ -110,7 +110,7 @@ def _train_step(session: Session, optimizer, objective: Objective) -> Callable:
     update = make_update(
         session.student.config, optimizer, objective, accumulate=section.accumulate, remat=remat,
         dtype=section.compute_dtype,
-        groups=groups_of(session.mesh), mesh=session.mesh,
+        groups=batch_shard_count(session.mesh), mesh=session.mesh,
     )  # fmt: skip
     target = config.objective.target
     room = config.rollout.max_new_tokens if target == "spliced" else None

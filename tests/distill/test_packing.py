@@ -13,7 +13,7 @@ from motab_jax.distill import update as module
 from motab_jax.distill.packing import NOWHERE, first_fit, pack
 from motab_jax.distill.targets import KINDS, NONE
 from motab_jax.models.transformer import encode, is_spec, weight_specs
-from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated, shardings
+from motab_jax.runtime.mesh import batch_sharding, layout_shardings, make_mesh, replicated
 from tests.distill.batches import (
     STUDENT,
     TEACHER,
@@ -165,7 +165,7 @@ def test_groups_on_their_devices_equal_one_device(devices):
     mesh = make_mesh(1, 4, 2)
     specs = weight_specs(STUDENT)
     axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
-    params = jax.device_put(params_of(), shardings(mesh, axes, "update", params_of()))
+    params = jax.device_put(params_of(), layout_shardings(mesh, axes, "update", params_of()))
     placed = jax.device_put(batch, batch_sharding(mesh))
     grads, metrics = gradient(placed, objective, mesh=mesh, params=params, groups=4)
     alone, others = gradient(batch, objective)

@@ -12,7 +12,7 @@ from motab_jax.distill import Objective, TokenLoss, head_of, init_state, make_op
 from motab_jax.distill.targets import KINDS
 from motab_jax.distill.update import make_gradient
 from motab_jax.models.transformer import is_spec, weight_specs
-from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated, shardings
+from motab_jax.runtime.mesh import batch_sharding, layout_shardings, make_mesh, replicated
 from tests.distill.batches import (
     LOSSES,
     STUDENT,
@@ -161,7 +161,7 @@ def test_eight_devices_equal_one(devices):
     mesh = make_mesh(1, 4, 2)
     specs = weight_specs(STUDENT)
     axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
-    places = shardings(mesh, axes, "update", params_of())
+    places = layout_shardings(mesh, axes, "update", params_of())
     state = jax.jit(lambda p: init_state(p, adamw()))(jax.device_put(params_of(), places))
     state = jax.device_put(state, jax.tree.map(lambda x: place_of(x, state.params, places, mesh), state))
     layout = jax.tree.map(lambda x: x.sharding, state)

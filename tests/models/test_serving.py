@@ -13,7 +13,7 @@ from motab_jax.models.cache import gather_columns
 from motab_jax.models.quantize import Int8, lookup, product, quantize
 from motab_jax.models.serving import serve_params, serve_specs, with_copied_heads
 from motab_jax.models.transformer import Model, default_positions, encode, forward, init, is_spec, unembed
-from motab_jax.runtime.mesh import make_mesh, shardings
+from motab_jax.runtime.mesh import layout_shardings, make_mesh
 
 SHAPES = {
     "qwen3-tied": ModelConfig("qwen3", 50, 32, 48, 3, 4, 2, 8, 4096, qk_norm=True, tied=True),
@@ -190,7 +190,7 @@ def test_cut_over_devices(devices, form, int8):
         jax.tree.map(pick, specs, is_leaf=is_spec)
         for pick in (lambda spec: spec.axes, lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32))
     )
-    places = shardings(mesh, axes, "serve", shapes)
+    places = layout_shardings(mesh, axes, "serve", shapes)
     cut = jax.device_put(small.params, places)
     layers = cut["layers"] if isinstance(cut["layers"], dict) else cut["layers"][0]
     assert not jax.tree.leaves(layers["qkv"])[0].sharding.is_fully_replicated

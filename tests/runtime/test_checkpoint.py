@@ -11,7 +11,7 @@ import pytest
 
 from motab_jax.config import UserError
 from motab_jax.runtime.checkpoint import Checkpointer
-from motab_jax.runtime.mesh import make_mesh, replicated, shardings
+from motab_jax.runtime.mesh import layout_shardings, make_mesh, replicated
 
 
 def make_state(mesh, seed=0):
@@ -19,7 +19,7 @@ def make_state(mesh, seed=0):
     axes = {"w": ("embed", "mlp"), "b": ("mlp",)}
     key = jax.random.key(seed)
     values = {"w": jax.random.normal(key, (8, 4)), "b": jax.random.normal(key, (4,), jnp.bfloat16)}
-    params = jax.device_put(values, shardings(mesh, axes, "update", values))
+    params = jax.device_put(values, layout_shardings(mesh, axes, "update", values))
     rest = {"step": jnp.int32(7), "key": jax.random.key(3), "rows": jax.random.split(jax.random.key(1, impl="rbg"), 4)}
     return {"params": params, "opt": (params["w"] * 2, None), **jax.device_put(rest, replicated(mesh))}
 

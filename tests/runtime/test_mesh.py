@@ -13,12 +13,12 @@ from motab_jax.runtime.mesh import (
     batch_sharding,
     check_batch,
     check_heads,
-    fitting_tensor,
-    local_rows,
+    layout_shardings,
+    local_row_indices,
+    make_global_batch,
     make_mesh,
-    place_rows,
     replicated,
-    shardings,
+    valid_tensor_sizes,
 )
 
 AXES = {"q": ("layer", "embed", "heads", "head"), "norm": {"scale": ("embed",)}, "head": ("embed", "vocab"), "step": ()}
@@ -66,20 +66,20 @@ def test_layouts_name_the_same_axes():
 
 def test_heads_that_do_not_divide_are_refused_with_those_that_do():
     check_heads(4, 8, 2, "the student's")  # each key-value head twice
-    assert fitting_tensor(8, 2) == [1, 2, 4, 8] and fitting_tensor(12, 3) == [1, 3, 6, 12]
+    assert valid_tensor_sizes(8, 2) == [1, 2, 4, 8] and valid_tensor_sizes(12, 3) == [1, 3, 6, 12]
     with pytest.raises(UserError, match=r"mesh.tensor=3 does not cut the student's 8 .* use one of 1, 2, 4, 8"):
         check_heads(3, 8, 2, "the student's")
 
 
 def test_shardings_follow_the_table():
     mesh = make_mesh(1, 4, 2)
-    update = shardings(mesh, AXES, "update")
+    update = layout_shardings(mesh, AXES, "update")
     assert update["q"].spec == P(None, "fsdp", "tensor", None)
     assert update["norm"]["scale"].spec == P("fsdp")
     assert update["step"].spec == P()
-    assert shardings(mesh, AXES, "serve")["head"].spec == P(None, "tensor")
+    assert layout_shardings(mesh, AXES, "serve")["head"].spec == P(None, "tensor")
     with pytest.raises(KeyError):
-        shardings(mesh, {"w": ("width",)}, "update")
+        layout_shardings(mesh, {"w": ("width",)}, "update")
 
 
 def test_a_dimension_that_does_not_divide_is_replicated():
@@ -90,12 +90,12 @@ def test_a_dimension_that_does_not_divide_is_replicated():
         "head": (8, 13),
         "step": jnp.zeros(()),
     }
-    found = shardings(mesh, AXES, "update", shapes)
+    found = layout_shardings(mesh, AXES, "update", shapes)
     assert found["q"].spec == P(None, None, "tensor", None)
     assert found["norm"]["scale"].spec == P("fsdp")
     assert found["head"].spec == P("fsdp", None)
     with pytest.raises(ValueError, match="dimensions"):
-        shardings(mesh, {"w": ("embed",)}, "update", {"w": (2, 3)})
+        layout_shardings(mesh, {"w": ("embed",)}, "update", {"w": (2, 3)})
 
 
 def test_rows_go_over_data_and_fsdp():
@@ -108,8 +108,8 @@ def test_rows_go_over_data_and_fsdp():
 
 def test_a_process_places_the_rows_of_its_devices():
     mesh = make_mesh(2, 2, 2)
-    assert local_rows(mesh, 8).tolist() == list(range(8)), "all of them, as all devices are its own"
-    placed = place_rows(mesh, 8, {"a": np.arange(16).reshape(8, 2)})
+    assert local_row_indices(mesh, 8).tolist() == list(range(8)), "all of them, as all devices are its own"
+    placed = make_global_batch(mesh, 8, {"a": np.arange(16).reshape(8, 2)})
     np.testing.assert_array_equal(placed["a"], np.arange(16).reshape(8, 2))
     assert placed["a"].sharding == batch_sharding(mesh)
 
