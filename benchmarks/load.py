@@ -56,7 +56,7 @@ def load(folder: str) -> None:
     import jax
 
     from motab_jax.models.hf.pretrained import load_pretrained
-    from motab_jax.models.hf.weight_names import load_places
+    from motab_jax.models.hf.weight_names import load_shardings
     from motab_jax.runtime.distributed import initialize
     from motab_jax.runtime.mesh import make_mesh
 
@@ -64,7 +64,7 @@ def load(folder: str) -> None:
     mesh = make_mesh(1, -1, 2)
     jax.block_until_ready(jax.numpy.zeros(8) + 1)
     before = peak()
-    params, _ = load_pretrained(folder, places=functools.partial(load_places, mesh))
+    params, _ = load_pretrained(folder, shardings=functools.partial(load_shardings, mesh))
     jax.block_until_ready(params)
     print(before, peak())
 

@@ -19,7 +19,7 @@ import numpy as np
 from motab_jax.config import load_config
 from motab_jax.data.steps import compile_delimiter
 from motab_jax.models import Model, load_pretrained
-from motab_jax.models.hf.weight_names import load_places
+from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 from motab_jax.rollout.row_groups import in_groups
 from motab_jax.runtime.mesh import make_global_batch, make_mesh
@@ -47,9 +47,9 @@ class Ours:
         rows, columns = len(prompts), len(prompts[0])
         ways = math.gcd(rows, jax.device_count())
         self.mesh = make_mesh(ways, 1, 1, devices=jax.devices()[:ways])
-        places = functools.partial(load_places, self.mesh)
+        shardings = functools.partial(load_shardings, self.mesh)
         self.student, self.teacher = (
-            Model(*load_pretrained(self.folder / name, places=places)) for name in ("student", "teacher")
+            Model(*load_pretrained(self.folder / name, shardings=shardings)) for name in ("student", "teacher")
         )
         update = layout(self.mesh, self.student.config, "update")
         self.student = Model(jax.device_put(self.student.params, update), self.student.config)

@@ -8,7 +8,7 @@ import pytest
 
 from motab_jax.config import load_config
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.hf.weight_names import load_places
+from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.models.transformer import Model, init, is_spec, weight_specs
 from motab_jax.planning import hlo
 from motab_jax.runtime.mesh import make_mesh
@@ -21,7 +21,7 @@ MESHES = [(1, 1, 1), (2, 1, 4)]  # the second copies each key-value head
 def on(sizes):
     """A mesh, and parameters as they are read on it."""
     mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
-    return mesh, jax.jit(lambda: init(SHAPE, jax.random.key(0)), out_shardings=load_places(mesh, SHAPE))()
+    return mesh, jax.jit(lambda: init(SHAPE, jax.random.key(0)), out_shardings=load_shardings(mesh, SHAPE))()
 
 
 @pytest.mark.parametrize("scan", ["true", "false"])
@@ -57,7 +57,7 @@ def test_no_chip_ever_has_a_whole_weight(name, words):
     pytest.importorskip("libtpu", reason="needs the extra [tpu]")
     shape = dataclasses.replace(SHAPE, width=512, mlp_width=1024, num_heads=16, num_kv_heads=8, head_dim=64)
     mesh = make_mesh(2, 1, 4, devices=hlo.devices("v5e:2x4"))
-    specs, places = weight_specs(shape), load_places(mesh, shape)
+    specs, places = weight_specs(shape), load_shardings(mesh, shape)
     params = jax.tree.map(
         lambda spec, place: jax.ShapeDtypeStruct(spec.shape, np.float32, sharding=place), specs, places, is_leaf=is_spec
     )

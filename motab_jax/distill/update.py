@@ -113,7 +113,7 @@ def make_gradient(
         params = jax.tree.map(lambda x: x.astype(dtype or x.dtype), params)
         rows, width = batch.tokens.shape
         bins, wide = micro_shape(rows // groups // accumulate, width, platform)
-        reach = width if platform == "cpu" else None  # measured on CPUs only
+        max_text_columns = width if platform == "cpu" else None  # measured on CPUs only
         weight = weights_of(batch.kinds, objective)
         trained = jnp.any(weight > 0, axis=1)
         packing = pack(*(x.reshape(groups, -1, *x.shape[1:]) for x in (batch.positions, trained)), bins, wide=wide)
@@ -122,7 +122,17 @@ def make_gradient(
         def micro(number, total: Totals) -> Totals:
             cells = jax.lax.dynamic_slice_in_dim(packing.cells, number * bins, bins, axis=1)
             part = _whole(gather(batch, weight, cells, width), mesh)
-            return _add_micro(params, config, score_all, teacher, total, part, reach=reach, remat=remat, mesh=mesh)
+            return _add_micro(
+                params,
+                config,
+                score_all,
+                teacher,
+                total,
+                part,
+                max_text_columns=max_text_columns,
+                remat=remat,
+                mesh=mesh,
+            )
 
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
         total = Totals(zeros, jnp.float32(0.0), jnp.zeros((len(KINDS),)))
@@ -149,7 +159,16 @@ def _whole(part, mesh: Mesh | None):
 
 
 def _add_micro(
-    params: Params, config, score_all, teacher, total: Totals, part, *, reach: int | None, remat: str, mesh: Mesh | None
+    params: Params,
+    config,
+    score_all,
+    teacher,
+    total: Totals,
+    part,
+    *,
+    max_text_columns: int | None,
+    remat: str,
+    mesh: Mesh | None,
 ):
     """The totals and those of a micro-batch: bins [G,p,W] of a batch, with their weights and segments."""
     batch, weight, segments = part
@@ -157,8 +176,17 @@ def _add_micro(
     tokens, positions, texts = (x.reshape(-1, width) for x in (batch.tokens, batch.positions, segments))
 
     def body(params: Params) -> jax.Array:
-        settle = None if mesh is None or width % mesh.shape["tensor"] else _over_columns(mesh)
-        hidden, _ = encode(params, config, tokens, positions, segments=texts, reach=reach, remat=remat, settle=settle)
+        constrain = None if mesh is None or width % mesh.shape["tensor"] else _over_columns(mesh)
+        hidden, _ = encode(
+            params,
+            config,
+            tokens,
+            positions,
+            segments=texts,
+            max_text_columns=max_text_columns,
+            remat=remat,
+            constrain=constrain,
+        )
         return hidden if mesh is None else jax.lax.with_sharding_constraint(hidden, batch_sharding(mesh))
 
     hidden, pullback = jax.vjp(body, params)

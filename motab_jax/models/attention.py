@@ -51,16 +51,16 @@ def mask_of(sight: Sight) -> jax.Array | None:
 
 
 def attend_text(
-    q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, mask: jax.Array | None, reach: int | None = None
+    q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, mask: jax.Array | None, max_text_columns: int | None = None
 ) -> jax.Array:
     """`attend` of columns to themselves, without a cache; mask is what `mask_of` gives, once for all layers.
 
-    reach: the columns' texts are in order and none has more columns, so no query sees farther back, or ahead; a short
-    text is then attended to in blocks as well, without most of the columns that its queries cannot see.
+    max_text_columns: the columns' texts are in order and none has more columns, so no query attends farther back, or
+    ahead; a short text is then also computed in blocks, without most of the columns that its queries are masked from.
     """
     if mask is None:
         return _attend_long(q, k, v, sight)
-    return attend(q, k, v, mask) if reach is None else _attend_near(q, k, v, mask, reach)
+    return attend(q, k, v, mask) if max_text_columns is None else _attend_near(q, k, v, mask, max_text_columns)
 
 
 def _attend_long(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight) -> jax.Array:
@@ -76,14 +76,14 @@ def _attend_long(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight) -> jax.
     return out.reshape(batch, -1, *q.shape[2:])[:, :time]
 
 
-def _attend_near(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, reach: int) -> jax.Array:
-    """`attend` where a query sees at most `reach` columns, its own the last of them."""
+def _attend_near(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, max_text_columns: int) -> jax.Array:
+    """`attend` where a query sees at most `max_text_columns` columns, its own the last of them."""
 
     def block(start: int, end: int) -> jax.Array:
-        first = max(0, start - reach + 1)
+        first = max(0, start - max_text_columns + 1)
         return attend(q[:, start:end], k[:, :, first:end], v[:, :, first:end], mask[:, start:end, first:end])
 
-    size, time = -(-reach // PARTS), q.shape[1]
+    size, time = -(-max_text_columns // PARTS), q.shape[1]
     return jnp.concatenate([block(start, min(start + size, time)) for start in range(0, time, size)], axis=1)
 
 

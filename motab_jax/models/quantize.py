@@ -1,7 +1,8 @@
 """Forms of one weight, and the product with it: 8 bits, or the output dimensions first.
 
 Int8 is weight-only, with one scale for each output channel, computed with in the activations' dtype: half the bytes
-of bfloat16 for every decoded token. OutFirst is what a CPU multiplies fastest by a few rows (docs/decisions.md).
+of bfloat16 for every decoded token. TransposedWeight is what a CPU multiplies fastest by a few rows
+(docs/decisions.md).
 Left out: 8-bit activations and matrix products.
 """
 
@@ -24,13 +25,13 @@ class Int8:
 
 
 @flax.struct.dataclass
-class OutFirst:
+class TransposedWeight:
     """A weight whose one summed dimension, first elsewhere, is its last: [out...,in]."""
 
     values: jax.Array
 
 
-Weight = jax.Array | Int8 | OutFirst
+Weight = jax.Array | Int8 | TransposedWeight
 
 
 def quantize(weight: jax.Array, summed: tuple[int, ...]) -> Int8:
@@ -40,9 +41,9 @@ def quantize(weight: jax.Array, summed: tuple[int, ...]) -> Int8:
     return Int8(jnp.round(wide / scale).astype(jnp.int8), scale)
 
 
-def product(letters: str, x: jax.Array, weight: Weight, dtype=None) -> jax.Array:
+def weight_einsum(letters: str, x: jax.Array, weight: Weight, dtype=None) -> jax.Array:
     """jnp.einsum of activations and a weight; `dtype`: what is accumulated in and returned (None: as x)."""
-    if isinstance(weight, OutFirst):
+    if isinstance(weight, TransposedWeight):
         return _weight_times(weight.values, x, dtype)
     if not isinstance(weight, Int8):
         return _einsum(letters, dtype, x, weight)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.quantize import Int8, OutFirst, quantize
+from motab_jax.models.quantize import Int8, TransposedWeight, quantize
 from motab_jax.models.transformer import Params, WeightSpec, is_spec, weight_specs
 
 FUSED = ("q", "k", "v", "o")
@@ -76,7 +76,7 @@ def _shrink(name: str, weight: jax.Array, *, stacked: bool) -> Any:
 
 
 def _turn(name: str, weight: jax.Array, *, stacked: bool) -> Any:
-    return OutFirst(jnp.moveaxis(weight, stacked, -1)) if name in SUMMED else weight
+    return TransposedWeight(jnp.moveaxis(weight, stacked, -1)) if name in SUMMED else weight
 
 
 def serve_specs(config: ModelConfig, *, scan_layers: bool, int8: bool = False, head: bool = False) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _turn_spec(name: str, spec: WeightSpec, *, stacked: bool) -> Any:
     def last(x: tuple) -> tuple:
         return (*x[:stacked], *x[stacked + 1 :], x[stacked])
 
-    return OutFirst(WeightSpec(last(spec.shape), last(spec.axes), spec.init)) if name in SUMMED else spec
+    return TransposedWeight(WeightSpec(last(spec.shape), last(spec.axes), spec.init)) if name in SUMMED else spec
 
 
 def _shrink_spec(name: str, spec: WeightSpec, *, stacked: bool) -> Any:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.attention import BLOCK, SMALL_BLOCK, Sight, attend_live, attend_text, mask_of
 from motab_jax.models.cache import KVCache, init_cache, pinned
-from motab_jax.models.quantize import OutFirst, lookup, product
+from motab_jax.models.quantize import TransposedWeight, lookup, weight_einsum
 from motab_jax.models.rope import angles, turn
 
 Params = dict[str, Any]
@@ -138,16 +138,17 @@ def encode(
     key_positions: jax.Array | None = None,
     cursor: jax.Array | int = 0,
     segments: jax.Array | None = None,
-    reach: int | None = None,
+    max_text_columns: int | None = None,
     remat: str = "none",
-    settle: Callable[[jax.Array], jax.Array] | None = None,
+    constrain: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
     """Final hidden states [B,T,D] (after the last norm, before the head) and the updated cache.
 
     tokens, positions i32[B,T]; position -1 marks a token that nobody may see (padding, dead columns).
-    segments i32[B,T] (without a cache): texts packed into one row see only themselves. reach (without a cache): see
-    `attend_text`. remat: what the backward pass recomputes of each layer: none, dots (all but matrix products) or full.
-    settle: a sharding constraint for the activations [B,T,D] between two layers (None: the compiler's choice).
+    segments i32[B,T] (without a cache): texts packed into one row attend only to themselves.
+    max_text_columns (without a cache): see `attend_text`.
+    remat: what the backward pass recomputes of each layer: none, dots (all but matrix products) or full.
+    constrain: a sharding constraint for the activations [B,T,D] between two layers (None: the compiler's choice).
     With a cache, the T tokens are written to columns cursor..cursor+T-1 of all rows and attend to the whole cache;
     key_positions i32[B,S] gives every column's position, those T columns included. Without one, plain self-attention.
     """
@@ -156,11 +157,11 @@ def encode(
     turns = _angles_once(config, positions)
     if cache is None:
         sight = Sight(positions, segments)
-        place = Place(turns, sight, mask_of(sight), reach)
+        place = Place(turns, sight, mask_of(sight), max_text_columns)
     else:
         place = Place(turns, Sight(positions, None), seen=key_positions, cursor=cursor)
 
-    x, cache = _layers(layers, config, x, place, cache, remat, settle or (lambda x: x))
+    x, cache = _layers(layers, config, x, place, cache, remat, constrain or (lambda x: x))
     return rms_norm(x, params["final_norm"], config.rms_eps), cache
 
 
@@ -190,19 +191,19 @@ class Place(NamedTuple):
     turns: tuple[jax.Array, jax.Array]  # cos and sin
     sight: Sight  # of the T columns that pass
     mask: jax.Array | None = None  # bool[B,T,T]; without a cache, where the text is short
-    reach: int | None = None  # columns; without a cache
+    max_text_columns: int | None = None  # columns; without a cache
     seen: jax.Array | None = None  # i32[B,S]; with one: its columns' positions
     cursor: jax.Array | int = 0
 
 
-def _layers(layers, config: ModelConfig, x, place: Place, cache: KVCache | None, remat: str, settle):
+def _layers(layers, config: ModelConfig, x, place: Place, cache: KVCache | None, remat: str, constrain):
     """All layers in turn: scanned with the cache in the carry where they are stacked, else unrolled."""
 
     def block(carry, layer):
         x, cache, index = carry
         attended, cache = _attention(layer, config, x, place, cache, index)
-        x = settle(x + attended)
-        x = settle(x + _mlp(layer, rms_norm(x, layer["mlp_norm"], config.rms_eps)))
+        x = constrain(x + attended)
+        x = constrain(x + _mlp(layer, rms_norm(x, layer["mlp_norm"], config.rms_eps)))
         return (x, cache, index + 1), None
 
     if remat != "none":
@@ -218,12 +219,12 @@ def _layers(layers, config: ModelConfig, x, place: Place, cache: KVCache | None,
 def unembed(params: Params, config: ModelConfig, hidden: jax.Array, vocab_size: int | None = None) -> jax.Array:
     """Logits f32[..., vocab_size] of hidden [..., D]; a padded vocabulary's rows beyond vocab_size are cut off."""
     if "head" in params:
-        logits = product("...d,dv->...v", hidden, params["head"], jnp.float32)
+        logits = weight_einsum("...d,dv->...v", hidden, params["head"], jnp.float32)
     else:
         table = params["embed"]
         if not isinstance(params.get("layers", {}), dict) and isinstance(table, jax.Array):
-            table = OutFirst(table)  # unrolled layers: a CPU
-        logits = product("...d,vd->...v", hidden, table, jnp.float32)
+            table = TransposedWeight(table)  # unrolled layers: a CPU
+        logits = weight_einsum("...d,vd->...v", hidden, table, jnp.float32)
     return logits if vocab_size is None else logits[..., :vocab_size]
 
 
@@ -236,26 +237,26 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 
 def _mlp(layer: Params, x: jax.Array) -> jax.Array:
     if "gate_up" in layer:
-        both = product("btd,dcf->btcf", x, layer["gate_up"])
+        both = weight_einsum("btd,dcf->btcf", x, layer["gate_up"])
         gate, up = both[:, :, 0], both[:, :, 1]
     else:
         weights = layer["gate"], layer["up"]
         if "qkv" in layer:  # Unpinned, a TPU that reads a segment would hold them in a second layout.
             weights = jax.tree.map(lambda weight: pinned(weight, 1), weights)
-        gate, up = (product("btd,df->btf", x, weight) for weight in weights)
-    return product("btf,fd->btd", jax.nn.silu(gate) * up, layer["down"])
+        gate, up = (weight_einsum("btd,df->btf", x, weight) for weight in weights)
+    return weight_einsum("btf,fd->btd", jax.nn.silu(gate) * up, layer["down"])
 
 
 def _project(layer: Params, config: ModelConfig, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries [B,T,N,H], keys and values [B,T,K,H], before rotation."""
     if "qkv" in layer:
         # Unpinned, the heads' own layout would reach back to the weights, and a TPU would hold them twice.
-        fused = pinned(product("btd,dx->btx", x, layer["qkv"]), 2)
+        fused = pinned(weight_einsum("btd,dx->btx", x, layer["qkv"]), 2)
         fused = fused.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
         queries = fused[..., :-2, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
         found = {"q": queries, "k": fused[..., -2, :], "v": fused[..., -1, :]}
     else:
-        found = {name: product("btd,dnh->btnh", x, layer[name]) for name in "qkv"}
+        found = {name: weight_einsum("btd,dnh->btnh", x, layer[name]) for name in "qkv"}
     for name, y in found.items():
         if config.qkv_bias:
             y = y + jnp.broadcast_to(layer[f"{name}_bias"], y.shape)
@@ -273,7 +274,7 @@ def _attention(layer, config: ModelConfig, x, place: Place, cache: KVCache | Non
     grouped = q.reshape(batch, time, config.num_kv_heads, -1, config.head_dim)
     if cache is None:
         k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-        mixed = attend_text(grouped, k, v, place.sight, place.mask, place.reach)
+        mixed = attend_text(grouped, k, v, place.sight, place.mask, place.max_text_columns)
     else:
         cache = cache.write(k, v, index, place.cursor)
         columns = functools.partial(cache.read, index)
@@ -289,7 +290,7 @@ def _attention(layer, config: ModelConfig, x, place: Place, cache: KVCache | Non
         )
     mixed = mixed.astype(x.dtype)
     if "qkv" in layer:
-        out = product("btx,xd->btd", mixed.reshape(batch, time, -1), layer["o"])
+        out = weight_einsum("btx,xd->btd", mixed.reshape(batch, time, -1), layer["o"])
     else:
-        out = product("btnh,nhd->btd", mixed.reshape(q.shape), layer["o"])
+        out = weight_einsum("btnh,nhd->btd", mixed.reshape(q.shape), layer["o"])
     return (out + jnp.broadcast_to(layer["o_bias"], out.shape) if config.o_bias else out), cache

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from motab_jax.config import Config
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.hf.weight_names import load_places
+from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.models.transformer import Model, is_spec, weight_specs
 from motab_jax.rollout import Prompts
 from motab_jax.runtime.hub import find_folder, read_json
@@ -43,7 +43,7 @@ def open_shapes(config: Config, mesh: Any) -> Session:
         config=config,
         mesh=mesh,
         student=_model(student, config.student.dtype, layout(mesh, student, "update")),
-        teacher=None if teacher is None else _model(teacher, config.teacher.dtype, load_places(mesh, teacher)),
+        teacher=None if teacher is None else _model(teacher, config.teacher.dtype, load_shardings(mesh, teacher)),
         tokenizer=None,
         source="",
         stop=STOPS[0],

@@ -16,7 +16,7 @@ from motab_jax.models.transformer import Model, Params
 from motab_jax.planning import hlo
 from motab_jax.planning.abstract_session import bytes_on_a_device, open_shapes, shape_of_key, shape_of_prompts
 from motab_jax.rollout.state import tape_columns
-from motab_jax.session.placement import ByWeight, teacher_serving
+from motab_jax.session.placement import PerWeightRelayout, teacher_serving
 from motab_jax.session.session import Session
 from motab_jax.training.programs import make_programs
 
@@ -91,7 +91,7 @@ def _size(model: Model | None) -> int:
 
 
 def _teacher_relayout(
-    pool: Executor, relay: ByWeight, params: Params, beside: int
+    pool: Executor, relay: PerWeightRelayout, params: Params, beside: int
 ) -> tuple[Callable[[], Compiled], Model]:
     """The teacher's relayout, all of its programs together, and the shapes that they give."""
     name, before = "teacher relayout", bytes_on_a_device(params)

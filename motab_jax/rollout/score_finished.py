@@ -55,7 +55,7 @@ def _read(teacher: Model, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         return jnp.swapaxes(x.reshape(size, rows // size, width), 0, 1)
 
     def one(group) -> jax.Array:
-        return encode(teacher.params, teacher.config, *group, reach=width if teacher.unrolled else None)[0]
+        return encode(teacher.params, teacher.config, *group, max_text_columns=width if teacher.unrolled else None)[0]
 
     if size == rows:
         return one((tokens, positions))

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from motab_jax.config import Config
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.hf.weight_names import load_places
+from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.models.serving import serve_params, serve_specs, with_copied_heads
 from motab_jax.models.transformer import Model, Params, is_spec, weight_specs
 from motab_jax.runtime.mesh import layout_shardings, platform_of
@@ -36,7 +36,7 @@ def serving(mesh, shape: ModelConfig, config: Config, *, dtype: str | None = Non
 
 
 @dataclasses.dataclass(frozen=True)
-class ByWeight:
+class PerWeightRelayout:
     """A relayout by one jitted program for each weight of the serving form, from all params to that weight's arrays."""
 
     programs: dict[str, Callable[[Params], list[Any]]]
@@ -53,7 +53,7 @@ class ByWeight:
         return jax.tree.unflatten(self.structure, [numbered[n] for n in range(len(numbered))])
 
 
-def teacher_serving(mesh, shape: ModelConfig, config: Config) -> ByWeight:
+def teacher_serving(mesh, shape: ModelConfig, config: Config) -> PerWeightRelayout:
     """The teacher's relayout, to int8 where `teacher.quantize` asks for it."""
     relay, places = _relay(mesh, shape, config, int8=config.teacher.quantize == "int8")
     found, structure = jax.tree.flatten_with_path(places)
@@ -61,7 +61,7 @@ def teacher_serving(mesh, shape: ModelConfig, config: Config) -> ByWeight:
     for number, (path, _) in enumerate(found):
         leaves.setdefault([key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1], []).append(number)
 
-    between = jax.tree.map(_between, load_places(mesh, shape), layout(mesh, shape, "serve"))
+    between = jax.tree.map(_between, load_shardings(mesh, shape), layout(mesh, shape, "serve"))
 
     def program(name: str, numbers: list[int]) -> Callable[[Params], list[Any]]:
         # What these arrays do not depend on is neither computed nor an argument of the compiled program.
@@ -72,7 +72,7 @@ def teacher_serving(mesh, shape: ModelConfig, config: Config) -> ByWeight:
         lay.__name__ = f"lay_out_{name}"
         return jax.jit(lay, out_shardings=[found[n][1] for n in numbers])
 
-    return ByWeight({name: program(name, numbers) for name, numbers in leaves.items()}, leaves, structure)
+    return PerWeightRelayout({name: program(name, numbers) for name, numbers in leaves.items()}, leaves, structure)
 
 
 def _relay(

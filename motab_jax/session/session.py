@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from motab_jax.config import Config, UserError
 from motab_jax.data.tokenizer import check_same_tokenizer, decode, load_tokenizer, stop_ids, token_bytes, vocab_size
 from motab_jax.models.hf.pretrained import load_pretrained
-from motab_jax.models.hf.weight_names import load_places
+from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.models.prune import init_from_teacher
 from motab_jax.models.transformer import Model, Params
 from motab_jax.quickstart import STUDENT, TEACHER
@@ -126,7 +126,7 @@ def model_paths(config: Config, *, teacher: bool = True) -> tuple[str | Path, st
 
 def _load(path: str | Path, dtype: str, mesh) -> Model:
     """A model, of which each process has read about its own share."""
-    return Model(*load_pretrained(path, dtype, places=functools.partial(load_places, mesh)))
+    return Model(*load_pretrained(path, dtype, shardings=functools.partial(load_shardings, mesh)))
 
 
 def _load_student(config: Config, path: str | Path, teacher: Model | None, mesh) -> Model:

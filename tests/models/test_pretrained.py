@@ -16,7 +16,7 @@ from motab_jax.models import load_pretrained, save_pretrained
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf import pretrained
 from motab_jax.models.hf.tensorfile import TensorFiles
-from motab_jax.models.hf.weight_names import load_places
+from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.models.transformer import is_spec, weight_specs
 from motab_jax.runtime.hub import load_generation_config
 from motab_jax.runtime.mesh import make_mesh
@@ -88,15 +88,15 @@ def test_sharded_parameters(devices, tmp_path):
     save_pretrained(tmp_path / "m", params, config)
     mesh = jax.make_mesh((8,), ("x",), devices=devices)
 
-    def places(shape):
-        assert shape == config
+    def shardings_of(config_read):
+        assert config_read == config
 
-        def place(spec):
+        def sharding(spec):
             return NamedSharding(mesh, PartitionSpec(*("x" if name == "mlp" else None for name in spec.axes)))
 
-        return jax.tree.map(place, weight_specs(shape), is_leaf=is_spec)
+        return jax.tree.map(sharding, weight_specs(config_read), is_leaf=is_spec)
 
-    spread, _ = load_pretrained(tmp_path / "m", places=places)
+    spread, _ = load_pretrained(tmp_path / "m", shardings=shardings_of)
     assert spread["layers"]["gate"].addressable_shards[0].data.shape == (3, 24, 5)
     same(spread, params)
     save_pretrained(tmp_path / "again", spread, config)
@@ -118,7 +118,7 @@ def test_every_part_is_read_once(config, devices, tmp_path, monkeypatch):
 
     monkeypatch.setattr(TensorFiles, "read", noted)
     mesh = make_mesh(2, 2, 2)
-    spread, _ = load_pretrained(tmp_path / "m", places=functools.partial(load_places, mesh))
+    spread, _ = load_pretrained(tmp_path / "m", shardings=functools.partial(load_shardings, mesh))
     same(spread, params)
     parts = spread["layers"]["gate"].addressable_shards
     assert parts[0].data.size * 8 == spread["layers"]["gate"].size

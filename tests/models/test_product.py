@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motab_jax.models.quantize import MANY_ROWS, OutFirst, product
+from motab_jax.models.quantize import MANY_ROWS, TransposedWeight, weight_einsum
 
 SHAPES = {
     "btd,df->btf": ((2, 3, 8), (8, 6)),
@@ -32,7 +32,9 @@ def test_slopes_are_those_of_the_plain_product(letters, dtype):
 
     plain = slopes(lambda x, weight: jnp.einsum(letters, x, weight))
     for found, wanted in zip(
-        jax.tree.leaves(slopes(lambda x, weight: product(letters, x, weight))), jax.tree.leaves(plain), strict=True
+        jax.tree.leaves(slopes(lambda x, weight: weight_einsum(letters, x, weight))),
+        jax.tree.leaves(plain),
+        strict=True,
     ):
         assert found.dtype == wanted.dtype
         bound = 1e-5 if dtype == jnp.float32 else 4e-2  # bfloat16 keeps 8 bits
@@ -43,12 +45,12 @@ def test_slopes_are_those_of_the_plain_product(letters, dtype):
 def test_an_out_first_weight_gives_the_same_product_for_few_rows_and_many(rows):
     x = jax.random.normal(jax.random.key(1), (1, rows, 8))
     weight = jax.random.normal(jax.random.key(2), (8, 2, 3))
-    found = jax.jit(lambda x, w: product("btd,dcf->btcf", x, OutFirst(w)))(x, jnp.moveaxis(weight, 0, -1))
+    found = jax.jit(lambda x, w: weight_einsum("btd,dcf->btcf", x, TransposedWeight(w)))(x, jnp.moveaxis(weight, 0, -1))
     np.testing.assert_allclose(found, jnp.einsum("btd,dcf->btcf", x, weight), rtol=1e-5, atol=1e-5)
 
 
 def test_a_weight_is_not_transposed_for_many_rows():
-    x, weight = jnp.zeros((MANY_ROWS, 32)), OutFirst(jnp.zeros((2, 24, 32)))
-    program = jax.jit(lambda x, w: product("td,dcf->tcf", x, w)).lower(x, weight).compile().as_text()
+    x, weight = jnp.zeros((MANY_ROWS, 32)), TransposedWeight(jnp.zeros((2, 24, 32)))
+    program = jax.jit(lambda x, w: weight_einsum("td,dcf->tcf", x, w)).lower(x, weight).compile().as_text()
     assert "f32[2,24,32]" in program  # the weight, as it comes
     assert not re.search(r"f32\[32,(2,24|48)\]", program)

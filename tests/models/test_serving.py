@@ -10,7 +10,7 @@ import pytest
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.attention import BLOCK
 from motab_jax.models.cache import gather_columns
-from motab_jax.models.quantize import Int8, lookup, product, quantize
+from motab_jax.models.quantize import Int8, lookup, quantize, weight_einsum
 from motab_jax.models.serving import serve_params, serve_specs, with_copied_heads
 from motab_jax.models.transformer import Model, default_positions, encode, forward, init, is_spec, unembed
 from motab_jax.runtime.mesh import layout_shardings, make_mesh
@@ -114,14 +114,14 @@ def test_long_texts_attend_in_blocks_of_queries(monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, other)
 
 
-@pytest.mark.parametrize("reach", [None, 20, 23])
-def test_packed_texts_see_only_themselves(reach):
+@pytest.mark.parametrize("max_text_columns", [None, 20, 23])
+def test_packed_texts_see_only_themselves(max_text_columns):
     model, tokens = trained(SHAPES["qwen3-tied"]), texts(20)
     places = default_positions(tokens.shape)
     packed = tokens.reshape(1, 60)
     hidden, _ = encode(
         model.params, model.config, packed, places.reshape(1, 60),
-        segments=jnp.repeat(jnp.arange(3, dtype=jnp.int32), 20)[None], reach=reach,
+        segments=jnp.repeat(jnp.arange(3, dtype=jnp.int32), 20)[None], max_text_columns=max_text_columns,
     )  # fmt: skip
     alone, _ = encode(model.params, model.config, tokens, places)
     np.testing.assert_allclose(hidden.reshape(alone.shape), alone, atol=1e-5)
@@ -131,8 +131,8 @@ def test_a_known_reach_changes_no_gradient():
     model, tokens = trained(SHAPES["llama-bias"]), texts(50)
     places = default_positions(tokens.shape).at[0].add(-3)  # the first text has three columns of padding
 
-    def loss(params, reach):
-        hidden, _ = encode(params, model.config, tokens, places, reach=reach)
+    def loss(params, max_text_columns):
+        hidden, _ = encode(params, model.config, tokens, places, max_text_columns=max_text_columns)
         return jnp.mean(jnp.sin(hidden) * (places >= 0)[:, :, None])
 
     plain, gradient = jax.value_and_grad(loss)(model.params, None)
@@ -159,7 +159,7 @@ def test_int8_rounds_to_half_a_level():
     back = small.values * jnp.broadcast_to(small.scale, weight.shape)
     assert (jnp.abs(back - weight) <= 0.5001 * jnp.broadcast_to(small.scale, weight.shape)).all()
     x = jax.random.normal(jax.random.key(1), (2, 3, 6))
-    np.testing.assert_allclose(product("btd,dx->btx", x, small), jnp.einsum("btd,dx->btx", x, back), atol=1e-5)
+    np.testing.assert_allclose(weight_einsum("btd,dx->btx", x, small), jnp.einsum("btd,dx->btx", x, back), atol=1e-5)
     table = quantize(weight, (1,))
     np.testing.assert_allclose(lookup(table, jnp.array([[2, 5]])), weight[jnp.array([[2, 5]])], atol=0.02)
 

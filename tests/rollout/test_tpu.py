@@ -10,7 +10,7 @@ import pytest
 from motab_jax.config import Config
 from motab_jax.data.steps import StepAutomaton
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.hf.weight_names import load_places
+from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.models.transformer import Model, is_spec, weight_specs
 from motab_jax.planning import hlo
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
@@ -33,7 +33,7 @@ def compiled(mesh):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh) if place is None else place)
 
     def model(shape: ModelConfig) -> Model:
-        places = load_places(mesh, shape)
+        places = load_shardings(mesh, shape)
         params = jax.tree.map(
             lambda x, p: array(x.shape, jnp.bfloat16, p), weight_specs(shape), places, is_leaf=is_spec
         )

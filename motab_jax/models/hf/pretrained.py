@@ -27,7 +27,7 @@ from motab_jax.runtime.hub import find_folder, load_generation_config, read_json
 
 __all__ = ["find_folder", "load_generation_config", "load_pretrained", "save_pretrained"]
 
-Places = Callable[[ModelConfig], Any]
+ShardingsOf = Callable[[ModelConfig], Any]
 MAX_SHARD_BYTES = 5_000_000_000
 LISTED = 20
 WRITING = 3600  # seconds that the other processes wait for the first to write a model
@@ -40,12 +40,12 @@ NOT_CARRIED = {
 
 
 def load_pretrained(
-    path_or_hub_id: str | Path, dtype: Any = None, *, places: Places | None = None
+    path_or_hub_id: str | Path, dtype: Any = None, *, shardings: ShardingsOf | None = None
 ) -> tuple[Params, ModelConfig]:
     """(params, config) of a Hugging Face folder or hub id.
 
     dtype: of all weights; None keeps the files' own (where they mix several, the narrowest that holds them all).
-    places(config): the shardings of the parameters, a tree like theirs; default: the first device.
+    shardings(config): the shardings of the parameters, a tree like theirs; default: the first device.
     Raises UserError for a folder or file that is missing, damaged or pickled, an architecture that is not implemented,
     and tensors that are missing, unexpected or misshapen (listed by name).
     """
@@ -60,7 +60,7 @@ def load_pretrained(
         for tensor in wanted:
             groups.setdefault(tensor.path, []).append(tensor)
         shapes = {path: spec.shape for path, spec in weight_names.flat_specs(config).items()}
-        layout: Any = None if places is None else flax.traverse_util.flatten_dict(places(config))
+        layout: Any = None if shardings is None else flax.traverse_util.flatten_dict(shardings(config))
         flat = {}
         for path, group in groups.items():
             read = functools.partial(_read, files, group, shapes[path], target)

@@ -120,7 +120,7 @@ def tensors(config: ModelConfig) -> list[Tensor]:
     return sorted(found, key=lambda tensor: order.get(tensor.path, tensor.layer or 0))
 
 
-def load_places(mesh: Mesh, config: ModelConfig) -> Any:
+def load_shardings(mesh: Mesh, config: ModelConfig) -> Any:
     """Shardings of the parameters while they are read: no two devices have the same part, as far as sizes divide.
 
     A part lies in one piece in the file where it can: a whole layer's tensor, or rows of it. Strided reads would touch
