@@ -1,15 +1,15 @@
 """The configuration: one frozen, typed tree that every verb reads."""
 
-from motab_jax.config.errors import Absent, UserError
+from motab_jax.config.errors import PeerMissing, UserError
 from motab_jax.config.loading import describe_keys, dump_config, load_config, valid_keys
 from motab_jax.config.methods import METHODS
-from motab_jax.config.sections import Config, LossConfig
+from motab_jax.config.sections import Config, LossSection
 
 __all__ = [
     "METHODS",
-    "Absent",
     "Config",
-    "LossConfig",
+    "LossSection",
+    "PeerMissing",
     "UserError",
     "describe_keys",
     "dump_config",

@@ -7,7 +7,7 @@ class UserError(Exception):
     status = 2
 
 
-class Absent(UserError):
+class PeerMissing(UserError):
     """Another process of the run did not come: no mistake in the configuration, so that launchers start again."""
 
     status = 1

@@ -53,7 +53,7 @@ def _method_table(tree: Any) -> Any:
 
 
 def _preset_defaults(tree: Any) -> Any:
-    """What the presets of `data` and `eval` set. Several of `eval` are left for `EvalConfig.each`, unknown ones too."""
+    """What the presets of `data` and `eval` set; a list of them is left to `EvalSection.benchmarks`."""
     named = {section: _preset(tree, section) for section in PRESETS}
     return OmegaConf.create(
         {key: PRESETS[key][name] for key, name in named.items() if isinstance(name, str) and name in PRESETS[key]}

@@ -31,7 +31,7 @@ class PromptsSection(Section):
     instruction: str | None = Field(default=None, description="a line put at the end of every prompt")
 
 
-class DataConfig(PromptsSection):
+class DataSection(PromptsSection):
     """Prompts: `arithmetic`, `pointers`, `jsonl`, `parquet`, `hub:<id>` or `reasoning_gym:<task>[,<task>...]`."""
 
     preset: str | None = Field(default=None, description="a known data set: " + ", ".join(DATA))
@@ -49,7 +49,7 @@ class DataConfig(PromptsSection):
         return None if name is None else _preset_of(name, DATA)
 
 
-class EvalConfig(PromptsSection):
+class EvalSection(PromptsSection):
     """Held-out evaluation. An empty source means the training source's held-out split."""
 
     preset: str | tuple[str, ...] | None = Field(
@@ -82,7 +82,7 @@ class EvalConfig(PromptsSection):
             raise ValueError(f"each of several presets has its own {given[0]}; leave eval.{given[0]} out")
         return self
 
-    def each(self) -> "list[EvalConfig]":
+    def benchmarks(self) -> "list[EvalSection]":
         """The sections of one benchmark each: this one, or one for each of several presets, under the user's keys."""
         if not isinstance(self.preset, tuple):
             return [self]

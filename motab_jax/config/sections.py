@@ -10,10 +10,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from motab_jax.config.base import Dtype, Natural, NonNegative, Positive, Section, Share, TopP
 from motab_jax.config.methods import METHODS
-from motab_jax.config.prompts import DataConfig, EvalConfig
+from motab_jax.config.prompts import DataSection, EvalSection
 
 
-class RunConfig(Section):
+class RunSection(Section):
     """The run: where it lives, how long it goes on, what it keeps."""
 
     name: str = "quickstart"
@@ -30,7 +30,7 @@ class RunConfig(Section):
     max_skipped: Positive = Field(default=5, description="stop after so many non-finite updates in a row")
 
 
-class StudentConfig(Section):
+class StudentSection(Section):
     """The student: a Hugging Face folder or hub id, or a cut of the teacher's own layers."""
 
     path: str | None = None
@@ -38,7 +38,7 @@ class StudentConfig(Section):
     init_from_teacher: dict[Literal["layers"], list[Natural]] | None = None
 
 
-class TeacherConfig(Section):
+class TeacherSection(Section):
     """The frozen teacher."""
 
     path: str | None = None
@@ -70,7 +70,7 @@ class RolloutSection(Section):
     top_p: TopP = 0.95
 
 
-class MonitorConfig(Section):
+class MonitorSection(Section):
     """The safety boundary: eps_k = eps0 * exp(-theta * H_k) (paper, eq. 5-7)."""
 
     enabled: bool = True
@@ -97,7 +97,7 @@ class MonitorConfig(Section):
     step_tokens: Natural = Field(default=0, description="every step has so many tokens; 0: steps end at the delimiter")
 
 
-class BacktrackConfig(Section):
+class BacktrackSection(Section):
     """Where a stray trajectory goes back to and how long the teacher writes (paper, eq. 8-10)."""
 
     target: Literal["root", "breach"] = "root"
@@ -121,7 +121,7 @@ class BacktrackConfig(Section):
         return self
 
 
-class LossConfig(Section):
+class LossSection(Section):
     """One token source's loss. A bare name in YAML means weight 1; `masked` means weight 0."""
 
     name: Literal[
@@ -139,17 +139,17 @@ def _loss(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-Loss = Annotated[LossConfig, BeforeValidator(_loss)]
+Loss = Annotated[LossSection, BeforeValidator(_loss)]
 
 
-class ObjectiveConfig(Section):
+class ObjectiveSection(Section):
     """What is trained on (eq. 11), and by which loss for each source of tokens."""
 
     target: Literal["stitched", "spliced"] = "stitched"
-    student_loss: Loss = LossConfig()
-    teacher_loss: Loss = LossConfig()
-    flawed_loss: Loss = LossConfig()
-    transition_loss: Loss = LossConfig()
+    student_loss: Loss = LossSection()
+    teacher_loss: Loss = LossSection()
+    flawed_loss: Loss = LossSection()
+    transition_loss: Loss = LossSection()
     transition_text: str = "However,"
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     normalize: Literal["token", "sequence"] = "token"
@@ -170,7 +170,7 @@ class ObjectiveConfig(Section):
         return self
 
 
-class OptimizerConfig(Section):
+class OptimizerSection(Section):
     """AdamW with warm-up; `schedule` names what follows the warm-up."""
 
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-5
@@ -190,7 +190,7 @@ class OptimizerConfig(Section):
     )
 
 
-class MeshConfig(Section):
+class MeshSection(Section):
     """Devices along each mesh axis; one of them may be -1 (the rest)."""
 
     data: int = -1
@@ -201,7 +201,7 @@ class MeshConfig(Section):
     )
 
 
-class LogConfig(Section):
+class LogSection(Section):
     """Where curves go besides metrics.jsonl."""
 
     tensorboard: bool = False
@@ -213,18 +213,18 @@ class Config(Section):
     """The whole run. Every verb reads this one tree."""
 
     method: str = Field(default="motab", description="sets defaults of other keys: " + ", ".join(METHODS))
-    run: RunConfig = RunConfig()
-    student: StudentConfig = StudentConfig()
-    teacher: TeacherConfig = TeacherConfig()
-    data: DataConfig = DataConfig()
+    run: RunSection = RunSection()
+    student: StudentSection = StudentSection()
+    teacher: TeacherSection = TeacherSection()
+    data: DataSection = DataSection()
     rollout: RolloutSection = RolloutSection()
-    monitor: MonitorConfig = MonitorConfig()
-    backtrack: BacktrackConfig = BacktrackConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    mesh: MeshConfig = MeshConfig()
-    eval: EvalConfig = EvalConfig()
-    log: LogConfig = LogConfig()
+    monitor: MonitorSection = MonitorSection()
+    backtrack: BacktrackSection = BacktrackSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    mesh: MeshSection = MeshSection()
+    eval: EvalSection = EvalSection()
+    log: LogSection = LogSection()
 
     @field_validator("method")
     @classmethod

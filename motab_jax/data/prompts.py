@@ -28,7 +28,7 @@ TASK_HELD_OUT_SHARE = 4
 TASK_SEED_STRIDE = 100_000_000
 
 
-class DataSection(RecordRules, Protocol):
+class PromptSource(RecordRules, Protocol):
     """What is read of a configuration section: `data`, or `eval` where it has a source of its own."""
 
     @property
@@ -46,7 +46,7 @@ def has_held_out(source: str) -> bool:
     return source in TASKS or source.startswith("reasoning_gym:")
 
 
-def load_prompts(data: DataSection, *, split: str, count: int | None, seed: int) -> list[Prompt]:
+def load_prompts(data: PromptSource, *, split: str, count: int | None, seed: int) -> list[Prompt]:
     """The first `count` prompts (None: all of a file, a fixed pool of a generated source).
 
     `split` (`train`, `held_out`) and `seed` rule generated sources, whose two splits are disjoint whatever the seed. A
@@ -57,7 +57,7 @@ def load_prompts(data: DataSection, *, split: str, count: int | None, seed: int)
     return [dataclasses.replace(prompt, prompt=instructed(prompt.prompt, data.instruction)) for prompt in found]
 
 
-def _load(data: DataSection, split: str, count: int | None, seed: int) -> list[Prompt]:
+def _load(data: PromptSource, split: str, count: int | None, seed: int) -> list[Prompt]:
     source = data.source or ""
     kind, _, name = source.partition(":")
     if has_held_out(source):
@@ -242,7 +242,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
         raise UserError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from None
 
 
-def _hub(name: str, data: DataSection) -> Iterable[tuple[str, dict]]:
+def _hub(name: str, data: PromptSource) -> Iterable[tuple[str, dict]]:
     try:
         import datasets
     except ImportError:

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.config import UserError
-from motab_jax.config.prompts import EvalConfig
+from motab_jax.config.prompts import EvalSection
 from motab_jax.distill import Objective, TokenLoss, build_targets
 from motab_jax.distill.objective import batch_loss, weights_of
-from motab_jax.evaluation.metrics import Graded, figures
-from motab_jax.grading.grade import score
+from motab_jax.evaluation.metrics import Graded, summarise
+from motab_jax.grading.grade import grade
 from motab_jax.models.transformer import Model
 from motab_jax.rollout import RolloutConfig, rollout
 from motab_jax.rollout.record import Row
@@ -29,7 +29,7 @@ class Evaluator:
     """Evaluates students of one shape; its programs compile once."""
 
     session: Session
-    section: EvalConfig
+    section: EvalSection
     prompts: EncodedPrompts
     config: RolloutConfig
     generate: Callable
@@ -49,7 +49,7 @@ class Evaluator:
                 problems.append(self._problem(graded[-1], sample, text, finish))
             if progress is not None:
                 progress(min(start + size, len(work)), len(work))
-        found = {"name": self.name, **figures(graded)}
+        found = {"name": self.name, **summarise(graded)}
         if kl_tokens:
             found["reverse_kl"] = kl_sum / kl_tokens
         return {**found, "problems": problems}
@@ -63,7 +63,7 @@ class Evaluator:
     def _grade(self, index: int, text: str, length: int, finish: str) -> Graded:
         prompt = self.prompts.prompts[index]
         task = (prompt.extra or {}).get("task", "")
-        return Graded(index, task, score(prompt, text), length, finish == "length")
+        return Graded(index, task, grade(prompt, text), length, finish == "length")
 
     def _problem(self, graded: Graded, sample: int, text: str, finish: str) -> dict[str, Any]:
         """The line of a completion in output=FILE.jsonl."""
@@ -98,7 +98,7 @@ class Evaluator:
         return texts, kl, count
 
 
-def make_evaluator(session: Session, section: EvalConfig, prompts: EncodedPrompts) -> Evaluator:
+def make_evaluator(session: Session, section: EvalSection, prompts: EncodedPrompts) -> Evaluator:
     """An evaluator with its jitted programs; checks that the batch fits the mesh."""
     check_batch(session.mesh, section.batch_size, "eval.batch_size")
     config = dataclasses.replace(
@@ -135,7 +135,7 @@ def _divergence(student: Model, teacher: Model, trajectory, real, *, vocab_size:
 def open_evaluators(session: Session) -> list[Evaluator]:
     """One for each benchmark. UserError, before any work, where there is nothing held out."""
     found = []
-    for section in session.config.eval.each():
+    for section in session.config.eval.benchmarks():
         prompts = held_out_prompts(session, section)
         if prompts is None:
             source = session.config.data.source

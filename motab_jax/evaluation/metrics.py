@@ -25,7 +25,7 @@ class Graded:
         return self.score >= 1.0
 
 
-def figures(graded: Sequence[Graded]) -> dict[str, Any]:
+def summarise(graded: Sequence[Graded]) -> dict[str, Any]:
     """The figures of completions, k of each problem.
 
     `accuracy` is avg@k: the mean over problems of the share of right completions; `pass_at_k` is over all k, `pass_at`
@@ -51,7 +51,7 @@ def figures(graded: Sequence[Graded]) -> dict[str, Any]:
         found["score"], found["score_stderr"] = mean_and_stderr([math.fsum(each) / len(each) for each in scores])
     tasks = sorted({each.task for each in graded})
     if len(tasks) > 1:
-        found["tasks"] = {name: figures([each for each in graded if each.task == name]) for name in tasks}
+        found["tasks"] = {name: summarise([each for each in graded if each.task == name]) for name in tasks}
     return found
 
 

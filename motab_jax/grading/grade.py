@@ -27,12 +27,12 @@ START_LIMIT = 180.0  # seconds for the helper's imports, on a busy machine
 TAIL = 4000  # characters at a completion's end that are looked through for an answer without a box
 
 
-def grade(prompt: Prompt, completion: str) -> bool:
+def is_correct(prompt: Prompt, completion: str) -> bool:
     """Whether a completion's final answer is right. False where the prompt has no answer. Safe in any thread."""
-    return score(prompt, completion) >= 1.0
+    return grade(prompt, completion) >= 1.0
 
 
-def score(prompt: Prompt, completion: str) -> float:
+def grade(prompt: Prompt, completion: str) -> float:
     """A completion's score, 0 to 1: a reasoning-gym task's own, which may lie between; 0 or 1 of all other graders."""
     if prompt.grader == "reasoning_gym":
         return _score_reasoning_gym(prompt, completion)

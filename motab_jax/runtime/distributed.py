@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from motab_jax.config import Absent, UserError
+from motab_jax.config import PeerMissing, UserError
 
 _COORDINATOR, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 HEARTBEAT = 40  # seconds of silence after which a process counts as gone
@@ -38,7 +38,7 @@ def initialize(
 
     Arguments come first, then the variables JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
     JAX_PROCESS_ID, then what the cluster says. Raises UserError if only some of the three are given or one is wrong,
-    and Absent if after `patience` seconds some processes have not come: it names them.
+    and PeerMissing if after `patience` seconds some processes have not come: it names them.
     """
     if jax.distributed.is_initialized():
         return
@@ -67,7 +67,7 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
             heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=patience,
         )  # fmt: skip
     except jax.errors.JaxRuntimeError as error:
-        raise Absent(f"the processes did not meet: {str(error).splitlines()[0]}") from None
+        raise PeerMissing(f"the processes did not meet: {str(error).splitlines()[0]}") from None
     finally:
         waiting.cancel()
     sys.excepthook = _fall
@@ -81,7 +81,7 @@ def _give_up(coordinator: str | None, num_processes: int | None, process_id: int
     elif num_processes == 2 and process_id is not None:
         who = f"process {1 - process_id}"
     print(f"error: {who} did not come to the start within {seconds} s; see what it printed last", file=sys.stderr)
-    leave(Absent.status, at_once=True)
+    leave(PeerMissing.status, at_once=True)
 
 
 def _answers(address: str) -> bool:
@@ -101,7 +101,7 @@ def _fall(*error: Any) -> None:
 
 
 def barrier(name: str, seconds: int = PATIENCE) -> None:
-    """Wait until every process is at the barrier `name`. Absent, after so many seconds, names those that are not.
+    """Wait until every process is at the barrier `name`. PeerMissing, after so many seconds, names those that are not.
 
     All processes must come to the same barriers in the same order.
     """
@@ -112,7 +112,7 @@ def barrier(name: str, seconds: int = PATIENCE) -> None:
     try:
         get_barrier_sync_fn()(key=f"{name} {next(_numbers)}", timeout_ms=1000 * seconds)
     except jax.errors.JaxRuntimeError as error:
-        raise Absent(missing(f"'{name}'", seconds, error)) from None
+        raise PeerMissing(missing(f"'{name}'", seconds, error)) from None
 
 
 def missing(place: str, seconds: int, error: Exception) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from motab_jax.config import Config
-from motab_jax.config.prompts import EvalConfig
+from motab_jax.config.prompts import EvalSection
 from motab_jax.data.prompts import encode_all, has_held_out, load_prompts
 from motab_jax.data.records import Prompt
 from motab_jax.rollout import Prompts
@@ -55,7 +55,7 @@ def training_prompts(session: Session, prompts: list[Prompt] | None = None) -> E
     return _encode(session, found, session.config.data.path)
 
 
-def held_out_prompts(session: Session, section: EvalConfig) -> EncodedPrompts | None:
+def held_out_prompts(session: Session, section: EvalSection) -> EncodedPrompts | None:
     """The prompts of an evaluation, encoded; None where neither its section nor `data` offers any."""
     data = session.config.data
     if section.source is None:

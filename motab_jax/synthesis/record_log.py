@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from motab_jax.config import Config, UserError, dump_config, load_config
 from motab_jax.config.compare import differences
-from motab_jax.config.sections import ObjectiveConfig, RunConfig
+from motab_jax.config.sections import ObjectiveSection, RunSection
 from motab_jax.data.records import Prompt
 from motab_jax.runtime.distributed import is_main
 from motab_jax.runtime.files import write_whole
@@ -35,8 +35,8 @@ FREE = frozenset(
         *("rollout.batch_size", "rollout.slots", "rollout.segment_tokens", "rollout.scan_layers"),
         *("rollout.targets", "rollout.targets_k", "rollout.targets_dtype"),
         *("backtrack.teacher_batch", "backtrack.teacher_rows"),
-        *(f"run.{name}" for name in RunConfig.model_fields if name != "seed"),
-        *(f"objective.{name}" for name in ObjectiveConfig.model_fields if name not in ("target", "transition_text")),
+        *(f"run.{name}" for name in RunSection.model_fields if name != "seed"),
+        *(f"objective.{name}" for name in ObjectiveSection.model_fields if name not in ("target", "transition_text")),
     }
 )
 

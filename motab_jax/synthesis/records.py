@@ -3,7 +3,7 @@
 from typing import Any
 
 from motab_jax.data.records import Prompt
-from motab_jax.grading.grade import grade
+from motab_jax.grading.grade import is_correct
 from motab_jax.rollout.record import describe
 from motab_jax.session.session import Session
 
@@ -14,7 +14,7 @@ def make_record(
     """One trajectory as a JSON-able record; `correct` is null where no answer is known."""
     objective = session.config.objective
     found = describe(trajectory, row, session.decode, target=objective.target, transition=objective.transition_text)
-    correct = None if prompt.grader == "none" else grade(prompt, found["text"])
+    correct = None if prompt.grader == "none" else is_correct(prompt, found["text"])
     return {
         "id": prompt.id,
         "sample": sample,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from motab_jax.config import Config, LossConfig
+from motab_jax.config import Config, LossSection
 from motab_jax.distill import (
     Objective,
     TokenLoss,
@@ -53,7 +53,7 @@ def make_objective(config: Config, vocab_size: int) -> Objective:
     """The objective section as the loss's static numbers."""
     section = config.objective
 
-    def loss(found: LossConfig) -> TokenLoss:
+    def loss(found: LossSection) -> TokenLoss:
         return TokenLoss(found.name, found.weight, found.reverse_weight, found.gate)
 
     return Objective(

@@ -16,7 +16,7 @@ from motab_jax.config import Config
 from motab_jax.data.extract import extract_answer
 from motab_jax.data.prompts import load_prompts
 from motab_jax.data.records import Prompt
-from motab_jax.grading.grade import Helper, grade, score
+from motab_jax.grading.grade import Helper, grade, is_correct
 from motab_jax.grading.rationals import rational
 from tests.data.answer_table import CHOICES, ENDLESS, LARGE, MATH
 
@@ -52,27 +52,27 @@ def test_extraction(completion, answer):
 
 
 def test_arithmetic_and_exact_and_none():
-    assert grade(asked("44", "arithmetic"), "14+30=44\n#44")
-    assert not grade(asked("44", "arithmetic"), "14+30=44")
-    assert grade(asked("blue", "exact"), r"\boxed{blue}")
-    assert not grade(asked("blue", "exact"), r"\boxed{Blue}")
-    assert not grade(asked(None, "none"), "44")
+    assert is_correct(asked("44", "arithmetic"), "14+30=44\n#44")
+    assert not is_correct(asked("44", "arithmetic"), "14+30=44")
+    assert is_correct(asked("blue", "exact"), r"\boxed{blue}")
+    assert not is_correct(asked("blue", "exact"), r"\boxed{Blue}")
+    assert not is_correct(asked(None, "none"), "44")
     with pytest.raises(ValueError, match="unknown grader"):
-        grade(asked("1", "magic"), "1")
+        is_correct(asked("1", "magic"), "1")
 
 
 @pytest.mark.parametrize(("grader", "table"), [("math", MATH), ("choice", CHOICES), ("math", LARGE)])
 def test_the_table_of_answers(grader, table):
     """More than 150 answers in all; seconds each way, pathological ones among them."""
     start = time.monotonic()
-    wrong = [row for row in table if grade(asked(row[0], grader), row[1]) is not row[2]]
+    wrong = [row for row in table if is_correct(asked(row[0], grader), row[1]) is not row[2]]
     assert not wrong and time.monotonic() - start < 60
 
 
 def test_answers_that_never_end_are_wrong_in_bounded_time(monkeypatch):
     monkeypatch.setattr(grade_module, "PARSE_LIMIT", 1)
     start = time.monotonic()
-    assert not any(grade(asked("3", "math"), completion) for completion in ENDLESS)
+    assert not any(is_correct(asked("3", "math"), completion) for completion in ENDLESS)
     assert time.monotonic() - start < 60
 
 
@@ -80,13 +80,13 @@ def test_in_a_thread_a_helper_that_hangs_is_ended_and_the_next_answer_gets_a_new
     """math-verify's own limit switched off, only ours is left: the process is killed."""
     monkeypatch.setattr(grade_module, "PARSE_LIMIT", 0)
     monkeypatch.setattr(grade_module, "TIME_LIMIT", 1.0)
-    assert grade(asked("3", "math"), r"\boxed{\frac{6}{2} x^0}")
+    assert is_correct(asked("3", "math"), r"\boxed{\frac{6}{2} x^0}")
     hanging, found = grade_module._HELPERS["math"]._process, []
 
     def work():
-        found.append(grade(asked("3", "math"), ENDLESS[0]))
+        found.append(is_correct(asked("3", "math"), ENDLESS[0]))
         monkeypatch.setattr(grade_module, "TIME_LIMIT", 60.0)
-        found.append(grade(asked("3", "math"), r"\boxed{\frac{6}{2} x^0}"))
+        found.append(is_correct(asked("3", "math"), r"\boxed{\frac{6}{2} x^0}"))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -155,9 +155,9 @@ def tasks(name: str, count: int) -> list[Prompt]:
 
 def test_reasoning_gym():
     for prompt in tasks("chain_sum", 3):
-        assert grade(prompt, f"The answer is {prompt.answer}.")
-        assert not grade(prompt, f"The answer is {int(prompt.answer or 0) + 1}.")
-        assert not grade(prompt, "")
+        assert is_correct(prompt, f"The answer is {prompt.answer}.")
+        assert not is_correct(prompt, f"The answer is {int(prompt.answer or 0) + 1}.")
+        assert not is_correct(prompt, "")
 
 
 def test_reasoning_gym_scores_are_the_tasks_own():
@@ -169,16 +169,16 @@ def test_reasoning_gym_scores_are_the_tasks_own():
     prompt = next(prompt for prompt in tasks("knights_knaves", 10) if len(set(words(prompt))) == 2)
     one, other = words(prompt)
     half = str(prompt.answer).replace(f"a {other}", f"a {one}")
-    assert score(prompt, f"<answer>{prompt.answer}</answer>") == 1.0
-    assert score(prompt, f"<answer>{half}</answer>") == pytest.approx(0.65)
-    assert not grade(prompt, f"<answer>{half}</answer>")
+    assert grade(prompt, f"<answer>{prompt.answer}</answer>") == 1.0
+    assert grade(prompt, f"<answer>{half}</answer>") == pytest.approx(0.65)
+    assert not is_correct(prompt, f"<answer>{half}</answer>")
 
 
 def test_reasoning_gym_tasks_without_one_answer_and_scorers_that_trip():
     (puzzle,) = tasks("rush_hour", 1)
     assert puzzle.answer is None and puzzle.extra is not None
-    assert 0 < score(puzzle, "<answer>A+1</answer>") < 1, "the task's own word, though no answer is known"
+    assert 0 < grade(puzzle, "<answer>A+1</answer>") < 1, "the task's own word, though no answer is known"
     (factors,) = tasks("prime_factorization", 1)
-    assert score(factors, "<answer>no idea</answer>") == 0.0
+    assert grade(factors, "<answer>no idea</answer>") == 0.0
     process = grade_module._HELPERS["reasoning_gym"]._process
     assert process is not None and process.poll() is None, "it was the scorer that failed, not the helper"

@@ -8,7 +8,7 @@ from motab_jax.config import UserError, dump_config, load_config
 from motab_jax.config.presets import BOXED, DATA, EVAL, LETTER
 from motab_jax.data.prompts import load_prompts
 from motab_jax.data.records import Prompt
-from motab_jax.grading.grade import grade
+from motab_jax.grading.grade import is_correct
 from tests.data import fake_hub
 
 ANSWERS = {
@@ -43,7 +43,7 @@ def test_a_preset_reads_the_records_of_its_set(kind, name, monkeypatch):
     identity, question, answer, completion = ANSWERS[kind, name]
     prompt = first_prompt(kind, name)
     assert prompt == Prompt(identity, f"{question}\n{BOXED}", answer, "math", completion=completion)
-    assert grade(prompt, rf"So it is \boxed{{{answer}}}.")
+    assert is_correct(prompt, rf"So it is \boxed{{{answer}}}.")
 
 
 def test_gpqa_lists_its_choices_and_asks_for_a_letter(monkeypatch):
@@ -54,7 +54,7 @@ def test_gpqa_lists_its_choices_and_asks_for_a_letter(monkeypatch):
     assert [choice[:2] for choice in choices] == ["A)", "B)", "C)", "D)"]
     assert f"{prompt.answer}) 10^-4 eV" in choices and prompt.grader == "choice"
     other = "A" if prompt.answer != "A" else "B"
-    assert grade(prompt, rf"It is \boxed{{{prompt.answer}}}") and not grade(prompt, rf"\boxed{{{other}}}")
+    assert is_correct(prompt, rf"It is \boxed{{{prompt.answer}}}") and not is_correct(prompt, rf"\boxed{{{other}}}")
 
 
 def test_the_usual_samples():
@@ -89,15 +89,15 @@ def test_a_dump_loads_to_the_same(words, tmp_path):
     config = load_config(None, [*words, "eval.top_p=0.9"])
     (tmp_path / "dumped.yaml").write_text(dump_config(config))
     again = load_config(tmp_path / "dumped.yaml")
-    assert again == config and again.eval.each() == config.eval.each()
+    assert again == config and again.eval.benchmarks() == config.eval.benchmarks()
 
 
 def test_several_benchmarks_are_each_alone_under_the_users_keys():
     config = load_config(None, ["eval.preset=[aime24,gpqa_diamond]", "eval.samples=2", "eval.max_new_tokens=99"])
-    for section, name in zip(config.eval.each(), ("aime24", "gpqa_diamond"), strict=True):
+    for section, name in zip(config.eval.benchmarks(), ("aime24", "gpqa_diamond"), strict=True):
         assert section == load_config(None, [f"eval.preset={name}", "eval.samples=2", "eval.max_new_tokens=99"]).eval
     alone = load_config(None, ["eval.preset=aime24"]).eval
-    assert alone.each() == [alone]
+    assert alone.benchmarks() == [alone]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from motab_jax.config import Absent, UserError
+from motab_jax.config import PeerMissing, UserError
 from motab_jax.runtime import distributed
 from motab_jax.runtime.cli import STOPPED
 
@@ -114,7 +114,7 @@ def test_peers_that_do_not_come_are_named(number, count, missing):
     env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     env |= dict(zip(NAMES, (free_address(), count, number), strict=True))
     alone = subprocess.run([sys.executable, "-c", ALONE], env=env, capture_output=True, text=True, timeout=90)
-    assert alone.returncode == Absent.status not in (0, UserError.status, STOPPED)
+    assert alone.returncode == PeerMissing.status not in (0, UserError.status, STOPPED)
     assert alone.stderr.startswith(f"error: {missing}") and "did not come to the start within 1 s" in alone.stderr
     assert len(alone.stderr.splitlines()) == 1, alone.stderr
 

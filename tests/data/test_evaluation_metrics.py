@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from motab_jax.evaluation.metrics import Graded, figures, mean_and_stderr, pass_at_k
+from motab_jax.evaluation.metrics import Graded, mean_and_stderr, pass_at_k, summarise
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (4, 0, 2), (4, 4, 1), (6, 1, 6)])
@@ -42,7 +42,7 @@ def test_figures_by_hand():
     avg@4 = (1 + 1/4 + 0) / 3 = 5/12; its deviations are 7/12, -2/12, -5/12, so the variance is (49 + 4 + 25) / 144 / 2
     = 13/48 and the standard error the root of 13/144. pass@2 = (1 + (1 - C(3,2)/C(4,2)) + 0) / 3 = (1 + 1/2) / 3.
     """
-    found = figures(completions({0: "rrrr", 1: "wwrw", 2: "wwwt"}))
+    found = summarise(completions({0: "rrrr", 1: "wwrw", 2: "wwwt"}))
     assert found["accuracy"] == pytest.approx(5 / 12)
     assert found["stderr"] == pytest.approx(13**0.5 / 12)
     assert found["pass_at"] == pytest.approx({"1": 5 / 12, "2": 1 / 2, "4": 2 / 3})
@@ -54,14 +54,14 @@ def test_figures_by_hand():
 
 def test_partial_scores_count_in_the_score_and_not_in_the_accuracy():
     """Two problems: (1 + 1/2) / 2 and 0 of score, 1/2 and 0 of accuracy."""
-    found = figures(completions({0: "rh", 1: "wt"}, "puzzle"))
+    found = summarise(completions({0: "rh", 1: "wt"}, "puzzle"))
     assert (found["accuracy"], found["score"]) == pytest.approx((1 / 4, 3 / 8))
     assert (found["stderr"], found["score_stderr"]) == pytest.approx((1 / 4, 3 / 8))
     assert found["pass_at"] == pytest.approx({"1": 1 / 4, "2": 1 / 2})
 
 
 def test_several_tasks_have_figures_of_their_own():
-    found = figures(completions({0: "r", 2: "h"}, "one") + completions({1: "w", 3: "t"}, "two"))
+    found = summarise(completions({0: "r", 2: "h"}, "one") + completions({1: "w", 3: "t"}, "two"))
     assert found["prompts"] == 4 and found["accuracy"] == 1 / 4
     assert {name: task["accuracy"] for name, task in found["tasks"].items()} == {"one": 1 / 2, "two": 0.0}
     assert found["tasks"]["two"]["truncated"] == 1 / 2 and "tasks" not in found["tasks"]["one"]
@@ -69,4 +69,4 @@ def test_several_tasks_have_figures_of_their_own():
 
 @pytest.mark.parametrize(("k", "powers"), [(1, "1"), (3, "1 2 3"), (8, "1 2 4 8")])
 def test_pass_at_is_given_for_powers_of_two(k, powers):
-    assert list(figures(completions({0: "r" * k}))["pass_at"]) == powers.split()
+    assert list(summarise(completions({0: "r" * k}))["pass_at"]) == powers.split()
