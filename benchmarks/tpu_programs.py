@@ -27,7 +27,7 @@ from motab_jax.models.transformer import Model, is_spec, weight_specs
 from motab_jax.planning import hlo
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 from motab_jax.rollout.row_groups import in_groups
-from motab_jax.rollout.score_finished import read_finished
+from motab_jax.rollout.score_finished import score_trajectories
 from motab_jax.runtime.mesh import batch_sharding, layout_shardings, make_mesh, replicated
 
 VOCAB, PROMPT, NEW, SLOTS, SEGMENT = 151936, 256, 2048, 32, 64
@@ -88,7 +88,7 @@ def compile_scoring(mesh, rows: int = SLOTS):
     log = jax.tree.map(lambda x: x.update(sharding=batch_sharding(mesh) if x.ndim > 1 else replicated(mesh)), log)
 
     def score(teacher, log, counters, config):  # the rows apart from the counters, which are of all groups
-        return read_finished(teacher, log.replace(counters=counters), config)
+        return score_trajectories(teacher, log.replace(counters=counters), config)
 
     arguments = model(TEACHER, mesh), log.replace(counters=None), log.counters, config
     return jax.jit(in_groups(score, mesh, (False, True, False))).lower(*arguments).compile()

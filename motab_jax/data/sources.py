@@ -1,4 +1,19 @@
-"""Who wrote a token: the codes shared by rollout, distillation and the records."""
+"""Which model sampled a token: the codes that trajectories, training targets and records share."""
 
-PAD, PROMPT, STUDENT, TEACHER, TRANSITION = range(5)
-WORDS = ("pad", "prompt", "student", "teacher", "transition")
+import enum
+
+
+class Source(enum.IntEnum):
+    """The model that sampled a token; 0 stands in unused entries.
+
+    >>> Source(2).word
+    'teacher'
+    """
+
+    STUDENT = 1
+    TEACHER = 2
+
+    @property
+    def word(self) -> str:
+        """The word that a record has for it."""
+        return self.name.lower()

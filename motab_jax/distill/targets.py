@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from motab_jax.data.sources import TEACHER
+from motab_jax.data.sources import Source
 from motab_jax.models.topk import TopK
 
 NONE, STUDENT_KIND, TEACHER_KIND, FLAWED_KIND, TRANSITION_KIND = range(5)
@@ -59,7 +59,7 @@ def build_targets(
         place = place + size * jnp.sum(earlier, axis=-1)
     place = jnp.where(keep & (place < width), place, width)
     source = _inverse(place, width)
-    kinds = jnp.where(trajectory.sources == TEACHER, TEACHER_KIND, STUDENT_KIND)
+    kinds = jnp.where(trajectory.sources == Source.TEACHER, TEACHER_KIND, STUDENT_KIND)
     kinds = jnp.where(trajectory.discarded_by >= 0, FLAWED_KIND, kinds)
     tokens, kinds = _take(trajectory.tokens, source), _take(kinds, source)
     if stitched and size:

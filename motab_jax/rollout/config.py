@@ -5,9 +5,9 @@ import jax
 
 from motab_jax.data.steps import StepAutomaton
 from motab_jax.rollout.decode import ENDLESS
-from motab_jax.rollout.monitor import Rules
+from motab_jax.rollout.monitor import MonitorRules
 from motab_jax.rollout.step_signals import EXPONENTIAL
-from motab_jax.rollout.teacher_scores import Asked
+from motab_jax.rollout.teacher_scores import ScoreSpec
 
 FULL_REWINDS = 4  # whole texts that a row may lose to rewinds, where nothing else is said
 
@@ -101,14 +101,14 @@ class RolloutConfig:
         return self.steps if self.intervention == "steps" else ENDLESS
 
     @property
-    def asked(self) -> Asked:
+    def score_spec(self) -> ScoreSpec:
         """What the teacher is asked about each token."""
-        return Asked(self.entropy_top_k, self.kept_k, self.signal, self.signal_top_k)
+        return ScoreSpec(self.entropy_top_k, self.kept_k, self.signal, self.signal_top_k)
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> MonitorRules:
         """How steps are judged."""
-        return Rules(
+        return MonitorRules(
             self.signal in EXPONENTIAL, self.alarm_is_high, self.running_mean, self.patience, self.first_token_certain,
             self.target == "root", None if self.stops else self.most_discarded,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from motab_jax.models.transformer import Model, encode, unembed
 from motab_jax.rollout.rows import pick
 from motab_jax.rollout.sampling import sample
 from motab_jax.rollout.tape import DEAD, Tape, append
-from motab_jax.rollout.teacher_scores import Asked, Opinion, opinion_of
+from motab_jax.rollout.teacher_scores import ScoreSpec, TokenScores, score_tokens
 
 ENDLESS = 1 << 30
 
@@ -61,7 +61,7 @@ class Segment:
     closes: jax.Array  # bool[B,C]; a step ends here: delimiter complete, or length limit
     hidden: jax.Array  # [B,C,D]; the teacher's state that predicted each token ([B,C,0] without a teacher)
     mine: jax.Array  # [B,C,S]; the student's state that did, where the monitor's signal needs it (else [B,C,0])
-    opinion: Opinion  # the teacher's, [B,C]
+    scores: TokenScores  # the teacher's, [B,C]
 
     @property
     def written(self) -> jax.Array:
@@ -79,7 +79,7 @@ class Writing(NamedTuple):
     temperature: float
     top_k: int
     top_p: float
-    asked: Asked
+    score_spec: ScoreSpec
 
 
 def lay_out(tape: Tape, pen: Pen, known: Known, segment: Segment) -> tuple[Tape, Pen, Segment]:
@@ -123,7 +123,7 @@ def write_segment(model: Model, reader: Reader, tape: Tape, pen: Pen, segment: S
         new = {"tokens": token, "alive": pen.active, "forced": pen.active & forced, "stop": stop, "closes": closes}
         if opine:
             new["hidden"] = reader.hidden
-            new["opinion"] = opinion_of(logits, token, how.asked)
+            new["scores"] = score_tokens(logits, token, how.score_spec)
         elif segment.mine.shape[-1]:
             new["mine"] = reader.hidden
         segment = segment.replace(**{k: jax.tree.map(_put(place), getattr(segment, k), new[k]) for k in new})

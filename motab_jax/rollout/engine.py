@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from motab_jax.data.sources import STUDENT, TEACHER
+from motab_jax.data.sources import Source
 from motab_jax.models.cache import gather_columns
 from motab_jax.models.transformer import Model
 from motab_jax.rollout import monitor, trajectory
@@ -29,7 +29,7 @@ from motab_jax.rollout.decode import (
 )
 from motab_jax.rollout.rows import pick, store, store_window, to_front, view, when
 from motab_jax.rollout.sampling import uniforms
-from motab_jax.rollout.score_finished import read_finished
+from motab_jax.rollout.score_finished import score_trajectories
 from motab_jax.rollout.slots import (
     DONE,
     READ,
@@ -44,8 +44,8 @@ from motab_jax.rollout.slots import (
 )
 from motab_jax.rollout.state import RolloutState, begin, blank_segment, empty_log
 from motab_jax.rollout.tape import packing, rewind
-from motab_jax.rollout.teacher_scores import score
-from motab_jax.rollout.trajectory import ENDED, LENGTH, STOP, Trajectory
+from motab_jax.rollout.teacher_scores import score_hidden
+from motab_jax.rollout.trajectory import FinishReason, Trajectory
 from motab_jax.rollout.write_subset import write_few
 
 PACK_ABOVE = 512  # columns; a shorter tape is packed only when it is full
@@ -68,7 +68,7 @@ def rollout(
     ).log
     if teacher is None or not config.teacher_is_out:
         return log
-    return when(loop.listens, lambda finished: read_finished(teacher, finished, config), log)
+    return when(loop.listens, lambda finished: score_trajectories(teacher, finished, config), log)
 
 
 class _Loop:
@@ -84,7 +84,7 @@ class _Loop:
         self.intervenes = config.rewinds > 0 and teacher is not None
         self.how = Writing(
             config.automaton, config.stop_ids, config.vocab_size, config.segment_tokens, config.temperature,
-            config.top_k, config.top_p, config.asked,
+            config.top_k, config.top_p, config.score_spec,
         )  # fmt: skip
 
     def row(self, slots: Slots):
@@ -183,7 +183,7 @@ class _Loop:
         )
 
     def read(self, state: RolloutState, segment: Segment, turn, begin) -> tuple[RolloutState, Segment]:
-        """Have the segment read by the models that did not write it; the teacher gives its opinion of the student's."""
+        """Have the segment read by the models that did not write it; the teacher gives its scores of the student's."""
         phase = phases(state.rows, state.slots, self.row(state.slots))
         compares = segment.mine.shape[-1] > 0
         for_student = (turn == READ) & (jnp.any(phase == STUDENT_WRITES) | self.config.hands_back)
@@ -197,8 +197,8 @@ class _Loop:
             return read_segment(self.teacher, carry[0], state.tape, segment, begin)
 
         def opine(_):
-            return score(
-                self.teacher, hidden, segment.tokens, self.how.asked, vocab_size=self.config.vocab_size,
+            return score_hidden(
+                self.teacher, hidden, segment.tokens, self.how.score_spec, vocab_size=self.config.vocab_size,
                 student=self.student if compares else None, states=segment.mine if compares else None,
             )  # fmt: skip
 
@@ -206,8 +206,8 @@ class _Loop:
         if self.teacher is None:
             return state, segment
         teacher, hidden = when(self.listens & (turn != TEACHER_WRITES), teacher_reads, (state.teacher, segment.hidden))
-        opinion = when(self.listens & (turn == STUDENT_WRITES), opine, segment.opinion)
-        return state.replace(teacher=teacher), segment.replace(hidden=hidden, opinion=opinion)
+        scores = when(self.listens & (turn == STUDENT_WRITES), opine, segment.scores)
+        return state.replace(teacher=teacher), segment.replace(hidden=hidden, scores=scores)
 
     def tally(self, state: RolloutState, segment: Segment, turn, begin) -> RolloutState:
         """Count what the turn did."""
@@ -234,18 +234,18 @@ class _Loop:
         """Enter what was written in the log, judge the student's steps, and say who goes on."""
         config, row = self.config, self.row(state.slots)
         judged = config.monitored & (turn == STUDENT_WRITES)
-        source = jnp.where(turn == TEACHER_WRITES, TEACHER, STUDENT)
+        source = jnp.where(turn == TEACHER_WRITES, Source.TEACHER, Source.STUDENT)
         columns = monitor.Columns(
-            segment.opinion.signal, segment.opinion.entropy, segment.written, segment.stop, segment.closes
+            segment.scores.signal, segment.scores.entropy, segment.written, segment.stop, segment.closes
         )
         open_, steps, accepted, breach = monitor.observe(
             state.slots.open, state.log.steps, columns, view(state.log.length, row),
             (config.stops | (view(state.log.num_rewinds, row) < config.rewinds)) & judged,
             eps0=config.eps0, theta=config.theta, source=source, judged=judged, row=row, rules=config.rules,
-            lost=view(state.log.length - (state.rows.known - state.rows.offset), row),
+            discarded=view(state.log.length - (state.rows.known - state.rows.offset), row),
         )  # fmt: skip
         log = trajectory.extend(
-            state.log.replace(steps=steps), segment.tokens, segment.opinion, segment.hidden, accepted, source, row
+            state.log.replace(steps=steps), segment.tokens, segment.scores, segment.hidden, accepted, source, row
         )
         known = view(state.rows.known, row)
         text = store_window(state.rows.text, row, known, to_front(accepted, segment.tokens))
@@ -268,9 +268,11 @@ class _Loop:
         stopped = jnp.any(accepted & segment.stop, axis=1)
         full = view(state.rows.known, row) >= view(state.rows.limit, row)
         done = jnp.any(accepted, axis=1) & ~breach & (stopped | full)
-        reason = jnp.where(done, jnp.where(stopped, STOP, LENGTH), view(state.log.finish, row))
+        reason = jnp.where(
+            done, jnp.where(stopped, FinishReason.STOP, FinishReason.LENGTH), view(state.log.finish, row)
+        )
         if self.config.stops:
-            done, reason = done | breach, jnp.where(breach, ENDED, reason)
+            done, reason = done | breach, jnp.where(breach, FinishReason.MONITOR, reason)
         return state.replace(
             rows=settle(state.rows, row, done, phase=DONE),
             log=state.log.replace(finish=store(state.log.finish, row, reason)),

@@ -1,7 +1,7 @@
 """The safety monitor: step values, the adaptive boundary, and the root step (MOTAB, eq. 5-9).
 
-`observe` walks token by token over C columns with the teacher's opinion of them and judges every step that ends,
-`find_root` says where the trouble began. Numbers are natural logarithms (nats), at temperature 1. `Rules` holds what
+`observe` walks token by token over C columns with the teacher's scores of them and judges every step that ends,
+`find_root` finds the root step. Logarithms are natural (nats), at temperature 1. `MonitorRules` holds what
 other methods judge by: the same walk serves them.
 """
 
@@ -11,11 +11,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from motab_jax.data.sources import STUDENT
+from motab_jax.data.sources import Source
 from motab_jax.rollout.rows import store, store_window, to_front, view
 from motab_jax.rollout.trajectory import KEPT, StepTable
 
-NEVER = 1e30  # as a boundary, with the sign of the alarm: nothing strays
+NO_BOUNDARY = 1e30  # as a boundary, with the sign of the alarm: nothing strays
 
 
 @flax.struct.dataclass
@@ -40,12 +40,12 @@ def next_boundary(eps0: jax.Array, steps: StepTable, *, rate: float, pace: float
     It goes a share `pace` of the way to the quantile of this batch's student steps, the discarded ones included; where
     there is none, it stays.
     """
-    mine = (jnp.arange(steps.value.shape[1])[None] < steps.count[:, None]) & (steps.source == STUDENT)
+    mine = (jnp.arange(steps.value.shape[1])[None] < steps.count[:, None]) & (steps.source == Source.STUDENT)
     found = jnp.nanquantile(jnp.where(mine, steps.value, jnp.nan), 1.0 - rate if alarm_is_high else rate)
     return jnp.where(jnp.any(mine), (1.0 - pace) * eps0 + pace * found, eps0)
 
 
-class Rules(NamedTuple):
+class MonitorRules(NamedTuple):
     """How steps are judged; the defaults are the paper's."""
 
     exponential: bool = True  # a step's value is exp of its signal's mean, not the mean
@@ -53,18 +53,18 @@ class Rules(NamedTuple):
     running_mean: bool = False  # the boundary is eps0 times the mean value of the text's earlier student steps
     patience: int = 1  # stray steps in a row that make a breach
     first_token_certain: bool = False  # as released: a step's first token counts as if it had probability 1
-    whole: bool = True  # a rewind may discard all of the text (target root), not its last step alone
-    most_lost: int | None = None  # tokens of a text that rewinds may discard in all; None: any number
+    may_discard_all: bool = True  # a rewind may discard all of the text (target root), not its last step alone
+    discard_limit: int | None = None  # tokens of a text that rewinds may discard in all; None: any number
 
-    def beyond(self, value: jax.Array, bar: jax.Array) -> jax.Array:
+    def strays(self, value: jax.Array, bar: jax.Array) -> jax.Array:
         """Whether a value is on the wrong side of its boundary."""
         return value > bar if self.alarm_is_high else value < bar
 
 
-PAPER = Rules()
+PAPER_RULES = MonitorRules()
 
 
-def boundary(entropy: jax.Array, eps0: jax.Array, theta: jax.Array) -> jax.Array:
+def safety_boundary(entropy: jax.Array, eps0: jax.Array, theta: jax.Array) -> jax.Array:
     """eps_k = eps0 * exp(-theta * H_k) (eq. 7)."""
     return eps0 * jnp.exp(-theta * entropy)
 
@@ -80,7 +80,7 @@ class Columns:
     closes: jax.Array  # bool; a step ends with this token
 
 
-class Ended(NamedTuple):
+class ClosedSteps(NamedTuple):
     """The steps that ended with each column; all [B,C]."""
 
     close: jax.Array  # bool; a step ended here
@@ -94,14 +94,14 @@ class Ended(NamedTuple):
 
 def observe(
     open_: OpenStep, steps: StepTable, columns: Columns, log_length, may_stray, *, eps0, theta, source, judged=True,
-    row=None, rules: Rules = PAPER, lost=0,
+    row=None, rules: MonitorRules = PAPER_RULES, discarded=0,
 ):  # fmt: skip
     """Walk over the columns of slots whose logs hold log_length i32[B] entries; judge every step that ends.
 
     may_stray bool[B]: slots in which a stray step is a breach; the walk of a slot ends there, and a stop token behind
     the breaching step is not accepted. Without `judged` (bool), steps are entered and none strays. The step table is
-    the rows' (see rollout/rows.py). lost i32[B]: tokens of the logs that rewinds have discarded. Returns (open step,
-    step table, accepted bool[B,C], breach bool[B]).
+    the rows' (see rollout/rows.py). discarded i32[B]: tokens of the logs that rewinds have discarded. Returns (open
+    step, step table, accepted bool[B,C], breach bool[B]).
     """
 
     def walk(carry, column):
@@ -116,50 +116,52 @@ def observe(
             entropy=jnp.where(fresh, column.entropy, open_.entropy),
         )
         close = alive & (column.closes | column.stop) & (open_.tokens > 0)
-        bar = past.bar(eps0, rules) if rules.running_mean else boundary(open_.entropy, eps0, theta)
+        bar = past.bar(eps0, rules) if rules.running_mean else safety_boundary(open_.entropy, eps0, theta)
         ended = _end(open_, close, place + counts, bar, judged, rules)
         past = past.after(ended)
-        breach = breach | (ended.stray & may_stray & (past.streak >= rules.patience) & _fits(ended, lost, rules))
+        breach = breach | (
+            ended.stray & may_stray & (past.streak >= rules.patience) & _within_discard_limit(ended, discarded, rules)
+        )
         accepted = alive & ~(column.stop & breach)
         open_ = open_.replace(total=jnp.where(close, 0.0, open_.total), tokens=jnp.where(close, 0, open_.tokens))
         return (open_, past, place + accepted, breach), (accepted, ended)
 
-    past = _past(view(steps, row), open_.first, rules)
+    past = _read_history(view(steps, row), open_.first, rules)
     start = (open_, past, log_length, jnp.zeros_like(may_stray))
     (open_, _, _, breach), (accepted, ended) = jax.lax.scan(walk, start, jax.tree.map(jnp.transpose, columns))
-    return open_, _enter(steps, Ended(*(x.T for x in ended)), source, row), accepted.T, breach
+    return open_, _append_steps(steps, ClosedSteps(*(x.T for x in ended)), source, row), accepted.T, breach
 
 
 @flax.struct.dataclass
-class _Past:
+class StepHistory:
     """What a judgement needs of a text's earlier steps; B rows."""
 
     total: jax.Array  # f32[B]; sum of the student's values
     count: jax.Array  # i32[B]; of them
     streak: jax.Array  # i32[B]; stray steps in a row, the last one included
 
-    def bar(self, eps0, rules: Rules) -> jax.Array:
+    def bar(self, eps0, rules: MonitorRules) -> jax.Array:
         """eps0 times the running mean; before the first step nothing strays."""
-        never = NEVER if rules.alarm_is_high else -NEVER
+        never = NO_BOUNDARY if rules.alarm_is_high else -NO_BOUNDARY
         return jnp.where(self.count > 0, eps0 * self.total / jnp.maximum(self.count, 1), never)
 
-    def after(self, ended: Ended) -> "_Past":
+    def after(self, ended: ClosedSteps) -> "StepHistory":
         """With the steps that ended in a column."""
-        return _Past(
+        return StepHistory(
             self.total + jnp.where(ended.close, ended.value, 0.0),
             self.count + ended.close,
             jnp.where(ended.close, jnp.where(ended.stray, self.streak + 1, 0), self.streak),
         )
 
 
-def _past(steps: StepTable, first: jax.Array, rules: Rules) -> _Past:
+def _read_history(steps: StepTable, first: jax.Array, rules: MonitorRules) -> StepHistory:
     """Read from the table; what the rules don't ask for is left at zero."""
     zero = jnp.zeros_like(steps.count)
-    found = _Past(zero.astype(jnp.float32), zero, zero)
+    found = StepHistory(zero.astype(jnp.float32), zero, zero)
     index = jnp.arange(steps.value.shape[1])[None]
     entered = index < steps.count[:, None]
     if rules.running_mean:
-        mine = entered & (steps.source == STUDENT) & (steps.discarded_by == KEPT)
+        mine = entered & (steps.source == Source.STUDENT) & (steps.discarded_by == KEPT)
         total = jnp.sum(jnp.where(mine, steps.value, 0.0), axis=1)
         found = found.replace(total=total, count=jnp.sum(mine, axis=1, dtype=jnp.int32))
     if rules.patience > 1:
@@ -168,21 +170,23 @@ def _past(steps: StepTable, first: jax.Array, rules: Rules) -> _Past:
     return found
 
 
-def _fits(ended: Ended, lost, rules: Rules) -> jax.Array:
+def _within_discard_limit(ended: ClosedSteps, discarded, rules: MonitorRules) -> jax.Array:
     """Whether the rows may lose what a rewind of the step that ended would discard at most."""
-    if rules.most_lost is None:
+    if rules.discard_limit is None:
         return ended.close
-    return ended.end - (lost if rules.whole else ended.start) <= rules.most_lost - lost
+    return ended.end - (discarded if rules.may_discard_all else ended.start) <= rules.discard_limit - discarded
 
 
-def _end(open_: OpenStep, close, end, bar, judged, rules: Rules) -> Ended:
+def _end(open_: OpenStep, close, end, bar, judged, rules: MonitorRules) -> ClosedSteps:
     """The open step held against its boundary bar f32[B], in the slots where it closes before log place end i32[B]."""
     value = open_.total / jnp.maximum(open_.tokens, 1)
     value = jnp.exp(value) if rules.exponential else value
-    return Ended(close, end - open_.tokens, end, value, open_.entropy, bar, close & rules.beyond(value, bar) & judged)
+    return ClosedSteps(
+        close, end - open_.tokens, end, value, open_.entropy, bar, close & rules.strays(value, bar) & judged
+    )
 
 
-def _enter(steps: StepTable, ended: Ended, source, row) -> StepTable:
+def _append_steps(steps: StepTable, ended: ClosedSteps, source, row) -> StepTable:
     """The step table with the ended steps appended to the slots' rows; it needs C spare entries."""
     count = view(steps.count, row)
 
@@ -197,7 +201,7 @@ def _enter(steps: StepTable, ended: Ended, source, row) -> StepTable:
     )
 
 
-def find_root(steps: StepTable, first: jax.Array, target: str, rules: Rules = PAPER) -> jax.Array:
+def find_root(steps: StepTable, first: jax.Array, target: str, rules: MonitorRules = PAPER_RULES) -> jax.Array:
     """The root step i32[B] of a breach at the last entry of the table (eq. 8-9).
 
     It is the step k with the steepest fall V_k - V_{k-1} (a rise, where the alarm is high) among those whose
@@ -210,7 +214,7 @@ def find_root(steps: StepTable, first: jax.Array, target: str, rules: Rules = PA
     index = jnp.arange(steps.value.shape[1])[None]
     fall = steps.value - jnp.roll(steps.value, 1, axis=1)
     fall = -fall if rules.alarm_is_high else fall
-    safe_before = jnp.roll(~rules.beyond(steps.value, steps.boundary), 1, axis=1)
+    safe_before = jnp.roll(~rules.strays(steps.value, steps.boundary), 1, axis=1)
     candidate = safe_before & (index >= 1) & (index >= first[:, None]) & (index <= last[:, None])
     root = jnp.argmin(jnp.where(candidate, fall, jnp.inf), axis=1).astype(jnp.int32)
     return jnp.where(jnp.any(candidate, axis=1), root, last)

@@ -10,14 +10,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from motab_jax.data.sources import TEACHER
+from motab_jax.data.sources import Source
 from motab_jax.models.transformer import Model
 from motab_jax.rollout.config import Prompts, RolloutConfig
 from motab_jax.rollout.counters import Counters
 from motab_jax.rollout.engine import rollout
-from motab_jax.rollout.score_finished import read_finished
+from motab_jax.rollout.score_finished import score_trajectories
 from motab_jax.rollout.state import empty_log
-from motab_jax.rollout.trajectory import LENGTH, STOP, Trajectory
+from motab_jax.rollout.trajectory import FinishReason, Trajectory
 
 
 @flax.struct.dataclass
@@ -41,12 +41,12 @@ def given(
     stopped = jnp.any(last == config.stop_ids[None], axis=1)
     log = log.replace(
         tokens=tokens,
-        sources=jnp.full_like(tokens, TEACHER),
+        sources=jnp.full_like(tokens, Source.TEACHER),
         teacher_logprob=jnp.full_like(log.teacher_logprob, jnp.nan),
         length=text.lengths,
-        finish=jnp.where(stopped, jnp.int32(STOP), jnp.int32(LENGTH)),
+        finish=jnp.where(stopped, jnp.int32(FinishReason.STOP), jnp.int32(FinishReason.LENGTH)),
     )
-    return read_finished(teacher, log, config) if read and teacher is not None else log
+    return score_trajectories(teacher, log, config) if read and teacher is not None else log
 
 
 def written_by_teacher(

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from motab_jax.data.sources import WORDS
-from motab_jax.rollout.monitor import NEVER
-from motab_jax.rollout.trajectory import FINISH_WORDS, KEPT, Trajectory
+from motab_jax.data.sources import Source
+from motab_jax.rollout.monitor import NO_BOUNDARY
+from motab_jax.rollout.trajectory import KEPT, FinishReason, Trajectory
 
 
 class Row:
@@ -30,7 +30,7 @@ class Row:
             {name: int(getattr(trajectory, name)[row, r]) for name in ("rewind_at", "breach_step", "root_step")}
             for r in range(int(trajectory.num_rewinds[row]))
         ]
-        self.finish = FINISH_WORDS[int(trajectory.finish[row])]
+        self.finish = FinishReason(int(trajectory.finish[row])).word
 
     def alive(self, discarded_by: np.ndarray, rewind: int | None) -> np.ndarray:
         """Which entries stood when rewind number `rewind` happened (None: at the end)."""
@@ -44,7 +44,7 @@ class Row:
         return {
             "start": int(places[step["start"]]),
             "end": int(places[step["end"]]),
-            "source": WORDS[step["source"]],
+            "source": Source(step["source"]).word,
             **{name: _number(step[name]) for name in ("value", "entropy", "boundary")},
             "stray": bool(step["stray"]),
         }
@@ -74,7 +74,7 @@ class Row:
 
 def _number(value: np.ndarray) -> float | None:
     """None where there is nothing to say: no number, or a boundary that nothing passes."""
-    return float(value) if abs(value) < NEVER else None
+    return float(value) if abs(value) < NO_BOUNDARY else None
 
 
 def describe(trajectory: Trajectory, row: int, decode, *, target: str, transition: str) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def describe(trajectory: Trajectory, row: int, decode, *, target: str, transitio
     return {
         "text": decode(tokens),
         "tokens": tokens,
-        "sources": [WORDS[s] for s in found.sources[kept]],
+        "sources": [Source(s).word for s in found.sources[kept]],
         "target_text": found.target_text(target, transition, decode),
         "steps": [
             found.describe_step(int(entry), None) for entry in np.flatnonzero(found.steps["discarded_by"] == KEPT)

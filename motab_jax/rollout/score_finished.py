@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from motab_jax.models.transformer import Model, encode
 from motab_jax.rollout.config import RolloutConfig
 from motab_jax.rollout.counters import count
-from motab_jax.rollout.teacher_scores import Asked, score
+from motab_jax.rollout.teacher_scores import ScoreSpec, score_hidden
 from motab_jax.rollout.trajectory import Trajectory
 from motab_jax.runtime.mesh import replicate_in_group
 
@@ -14,7 +14,7 @@ from motab_jax.runtime.mesh import replicate_in_group
 READ_TOKENS, READ_TOKENS_ON_CPU = 1 << 16, 1 << 10
 
 
-def read_finished(teacher: Model, log: Trajectory, config: RolloutConfig) -> Trajectory:
+def score_trajectories(teacher: Model, log: Trajectory, config: RolloutConfig) -> Trajectory:
     """The trajectory, in which nothing was discarded, with the teacher's targets as config.targets wants them.
 
     Log-probabilities are given only where the targets need the teacher's head, otherwise they are not a number, as step
@@ -35,11 +35,11 @@ def read_finished(teacher: Model, log: Trajectory, config: RolloutConfig) -> Tra
     log = log.replace(steps=steps, teacher_logprob=jnp.full_like(log.teacher_logprob, jnp.nan))
     if config.targets == "hidden":
         return log.replace(teacher_hidden=replicate_in_group(hidden).astype(log.teacher_hidden.dtype))
-    opinion = score(teacher, hidden, log.tokens, Asked(targets_k=config.kept_k), vocab_size=config.vocab_size)
-    topk = opinion.topk
+    scores = score_hidden(teacher, hidden, log.tokens, ScoreSpec(targets_k=config.kept_k), vocab_size=config.vocab_size)
+    topk = scores.topk
     if topk is not None:
         topk = topk.replace(logprobs=topk.logprobs.astype(log.teacher_topk.logprobs.dtype))
-    return log.replace(teacher_logprob=opinion.logprob, teacher_topk=topk)
+    return log.replace(teacher_logprob=scores.logprob, teacher_topk=topk)
 
 
 def _read(teacher: Model, tokens: jax.Array, positions: jax.Array) -> jax.Array:

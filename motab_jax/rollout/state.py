@@ -9,7 +9,7 @@ from motab_jax.rollout.config import Prompts, RolloutConfig
 from motab_jax.rollout.decode import Reader, Segment
 from motab_jax.rollout.slots import DONE, READ, STUDENT_WRITES, Rows, Slots, seat_first
 from motab_jax.rollout.tape import Tape, start
-from motab_jax.rollout.teacher_scores import no_opinion
+from motab_jax.rollout.teacher_scores import empty_scores
 from motab_jax.rollout.trajectory import Trajectory, empty_trajectory
 
 
@@ -99,7 +99,7 @@ def blank_segment(student: Model, teacher: Model | None, config: RolloutConfig, 
     shape = (slots, config.segment_tokens)
     no, width = jnp.zeros(shape, bool), 0 if teacher is None else teacher.config.width
     hidden = jnp.zeros((*shape, width), jnp.float32 if teacher is None else teacher.dtype)
-    opinion = no_opinion(shape, 0 if teacher is None else config.kept_k)
-    compares = teacher is not None and config.monitored and config.asked.needs_student
+    scores = empty_scores(shape, 0 if teacher is None else config.kept_k)
+    compares = teacher is not None and config.monitored and config.score_spec.needs_student
     mine = jnp.zeros((*shape, student.config.width if compares else 0), student.dtype)
-    return Segment(jnp.zeros(shape, jnp.int32), no, no, no, no, hidden, mine, opinion)
+    return Segment(jnp.zeros(shape, jnp.int32), no, no, no, no, hidden, mine, scores)

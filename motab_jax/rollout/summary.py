@@ -6,9 +6,9 @@ Computed where the trajectories lie, so that nothing else of them is fetched. Bo
 import jax
 import jax.numpy as jnp
 
-from motab_jax.data.sources import STUDENT, TEACHER
-from motab_jax.rollout.monitor import NEVER
-from motab_jax.rollout.trajectory import LENGTH, Trajectory
+from motab_jax.data.sources import Source
+from motab_jax.rollout.monitor import NO_BOUNDARY
+from motab_jax.rollout.trajectory import FinishReason, Trajectory
 
 
 def statistics(trajectory: Trajectory) -> dict[str, jax.Array]:
@@ -18,7 +18,7 @@ def statistics(trajectory: Trajectory) -> dict[str, jax.Array]:
     """
     used, kept, steps = trajectory.used, trajectory.kept, trajectory.steps
     real = jnp.arange(steps.start.shape[1])[None] < steps.count[:, None]
-    student, lengths = real & (steps.source == STUDENT), jnp.sum(kept, axis=1)
+    student, lengths = real & (steps.source == Source.STUDENT), jnp.sum(kept, axis=1)
     counters = trajectory.counters
     decoded = counters.student_columns + counters.teacher_columns
     emitted = jnp.maximum(jnp.sum(used), 1)
@@ -27,16 +27,16 @@ def statistics(trajectory: Trajectory) -> dict[str, jax.Array]:
         "dead_columns": 1.0 - _ratio(counters.live_columns, jnp.where(decoded > 0, counters.tape_columns, 0)),
         "teacher_scored_per_token": counters.teacher_scored / emitted,
         "teacher_reread_per_token": counters.teacher_reread / emitted,
-        "tokens_student": jnp.sum(used & (trajectory.sources == STUDENT)),
-        "tokens_teacher": jnp.sum(used & (trajectory.sources == TEACHER)),
+        "tokens_student": jnp.sum(used & (trajectory.sources == Source.STUDENT)),
+        "tokens_teacher": jnp.sum(used & (trajectory.sources == Source.TEACHER)),
         "tokens_discarded": jnp.sum(used & ~kept),
         "strayed": jnp.mean(jnp.any(student & steps.stray, axis=1).astype(jnp.float32)),
         "rewinds": jnp.mean(trajectory.num_rewinds.astype(jnp.float32)),
         "value": _mean(steps.value, student),
-        "boundary": _mean(steps.boundary, student & (jnp.abs(steps.boundary) < NEVER)),
+        "boundary": _mean(steps.boundary, student & (jnp.abs(steps.boundary) < NO_BOUNDARY)),
         "length_mean": jnp.mean(lengths.astype(jnp.float32)),
         "length_max": jnp.max(lengths),
-        "truncated": jnp.mean((trajectory.finish == LENGTH).astype(jnp.float32)),
+        "truncated": jnp.mean((trajectory.finish == FinishReason.LENGTH).astype(jnp.float32)),
     }
 
 

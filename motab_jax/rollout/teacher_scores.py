@@ -17,7 +17,7 @@ SCORE_ELEMENTS = 1 << 23
 
 
 @flax.struct.dataclass
-class Opinion:
+class TokenScores:
     """Of tokens [...]; K likeliest kept, None where none are."""
 
     logprob: jax.Array  # f32[...]; log p_T(token | its context)
@@ -26,7 +26,7 @@ class Opinion:
     topk: TopK | None  # ids i32[...,K] and logprobs f32[...,K]
 
 
-class Asked(NamedTuple):
+class ScoreSpec(NamedTuple):
     """What the teacher is asked about a token."""
 
     entropy_top_k: int = 0  # 0: the entropy of the whole vocabulary
@@ -40,13 +40,13 @@ class Asked(NamedTuple):
         return self.signal in NEEDS_STUDENT
 
 
-def no_opinion(shape: tuple[int, ...], targets_k: int) -> Opinion:
+def empty_scores(shape: tuple[int, ...], targets_k: int) -> TokenScores:
     """Zeros of this shape."""
     zeros = jnp.zeros(shape, jnp.float32)
     if targets_k == 0:
-        return Opinion(zeros, zeros, zeros, None)
+        return TokenScores(zeros, zeros, zeros, None)
     each = (*shape, targets_k)
-    return Opinion(zeros, zeros, zeros, TopK(jnp.zeros(each, jnp.int32), jnp.zeros(each, jnp.float32)))
+    return TokenScores(zeros, zeros, zeros, TopK(jnp.zeros(each, jnp.int32), jnp.zeros(each, jnp.float32)))
 
 
 def entropy_of(logits: jax.Array, top_k: int = 0) -> jax.Array:
@@ -59,8 +59,10 @@ def entropy_of(logits: jax.Array, top_k: int = 0) -> jax.Array:
     return jnp.log(total) - jnp.sum(weights * (logits - top), axis=-1) / total
 
 
-def opinion_of(logits: jax.Array, tokens: jax.Array, asked: Asked, student: jax.Array | None = None) -> Opinion:
-    """The opinion of tokens i32[...] held by the distribution of logits f32[...,V]; student: its logits, if at hand."""
+def score_tokens(
+    logits: jax.Array, tokens: jax.Array, asked: ScoreSpec, student: jax.Array | None = None
+) -> TokenScores:
+    """The scores of tokens i32[...] held by the distribution of logits f32[...,V]; student: its logits, if at hand."""
     # A token that the teacher's tokenizer lacks cannot occur: both models sample below the tokenizer's vocabulary.
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     topk = top_k_of(logits, asked.targets_k) if asked.targets_k else None
@@ -69,13 +71,13 @@ def opinion_of(logits: jax.Array, tokens: jax.Array, asked: Asked, student: jax.
     if asked.entropy_top_k and asked.signal == "teacher_entropy":
         whole = entropy_of(logits)
     signal = signal_of(asked.signal, logits, student, logprob, whole, tokens, top_k=asked.signal_top_k)
-    return Opinion(logprob, entropy, signal, topk)
+    return TokenScores(logprob, entropy, signal, topk)
 
 
-def score(
-    teacher: Model, hidden, tokens, asked: Asked, *, vocab_size: int, student: Model | None = None, states=None
-) -> Opinion:
-    """The teacher's opinion of tokens i32[B,C], which its final states hidden [B,C,D] predict.
+def score_hidden(
+    teacher: Model, hidden, tokens, asked: ScoreSpec, *, vocab_size: int, student: Model | None = None, states=None
+) -> TokenScores:
+    """The teacher's scores of tokens i32[B,C], which its final states hidden [B,C,D] predict.
 
     student, states [B,C,S]: the student and its own states there, where the signal needs them. Columns are taken a few
     at a time, so that logits [B,C,V] are never held whole.
@@ -85,7 +87,7 @@ def score(
         state, token, mine = args
         logits = unembed(teacher.params, teacher.config, state, vocab_size)
         theirs = None if student is None else unembed(student.params, student.config, mine, vocab_size)
-        return opinion_of(logits, token, asked, theirs)
+        return score_tokens(logits, token, asked, theirs)
 
     rows, columns = tokens.shape
     if rows * columns * vocab_size <= SCORE_ELEMENTS:

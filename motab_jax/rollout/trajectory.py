@@ -4,6 +4,8 @@ It is a log that only grows. A backtracked token stays in it, marked with the re
 target, the spliced target and the record are all read from one place.
 """
 
+import enum
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,24 @@ import jax.numpy as jnp
 from motab_jax.models.topk import TopK
 from motab_jax.rollout.counters import Counters, no_counts
 from motab_jax.rollout.rows import pick, store, store_window, to_front, view
-from motab_jax.rollout.teacher_scores import Opinion
+from motab_jax.rollout.teacher_scores import TokenScores
 from motab_jax.runtime.mesh import replicate_in_group, shard_over_tensor
 
-RUNNING, STOP, LENGTH, ENDED = range(4)
-FINISH_WORDS = ("running", "stop", "length", "monitor")  # the last: the monitor ended it (intervention stop)
 KEPT = -1
+
+
+class FinishReason(enum.IntEnum):
+    """Why a completion ended."""
+
+    RUNNING = 0
+    STOP = 1
+    LENGTH = 2
+    MONITOR = 3  # a breach ended it (backtrack.intervention=stop)
+
+    @property
+    def word(self) -> str:
+        """The word that a record has for it."""
+        return self.name.lower()
 
 
 @flax.struct.dataclass
@@ -25,7 +39,7 @@ class StepTable:
 
     start: jax.Array  # i32[B,M]; first token
     end: jax.Array  # i32[B,M]; one past the last token (a stop token is never inside)
-    source: jax.Array  # i32[B,M]; STUDENT or TEACHER
+    source: jax.Array  # i32[B,M]; Source.STUDENT or Source.TEACHER
     value: jax.Array  # f32[B,M]; V_k in (0,1], or another signal's mean
     entropy: jax.Array  # f32[B,M]; H_k in nats
     boundary: jax.Array  # f32[B,M]; eps_k
@@ -45,7 +59,7 @@ class Trajectory:
     prompt_tokens: jax.Array  # i32[B,P]; left-padded
     prompt_positions: jax.Array  # i32[B,P]; -1: padding
     tokens: jax.Array  # i32[B,E]
-    sources: jax.Array  # i32[B,E]; STUDENT or TEACHER
+    sources: jax.Array  # i32[B,E]; Source.STUDENT or Source.TEACHER
     teacher_logprob: jax.Array  # f32[B,E]; log p_T(token | its context at the time), temperature 1
     teacher_hidden: jax.Array  # [B,E,D]; the teacher's final hidden state that predicts the token (D = 0: not kept)
     teacher_topk: TopK | None  # [B,E,K]; the K likeliest tokens in its place
@@ -56,7 +70,7 @@ class Trajectory:
     rewind_at: jax.Array  # i32[B,R]; log length when the rewind happened
     breach_step: jax.Array  # i32[B,R]; the breaching step's entry in the step table
     root_step: jax.Array  # i32[B,R]; the root step's entry in the step table
-    finish: jax.Array  # i32[B]; STOP, LENGTH or ENDED
+    finish: jax.Array  # i32[B]; a FinishReason
     counters: Counters
 
     @property
@@ -115,7 +129,7 @@ def empty_trajectory(
     )
 
 
-def extend(log: Trajectory, tokens, opinion: Opinion, hidden, accepted: jax.Array, source, row=None) -> Trajectory:
+def extend(log: Trajectory, tokens, scores: TokenScores, hidden, accepted: jax.Array, source, row=None) -> Trajectory:
     """Append the accepted columns (bool[B,C]) of the slots' rows to their logs.
 
     Whole blocks of C are written at each row's own length and what lies beyond the accepted ones is overwritten later,
@@ -126,11 +140,11 @@ def extend(log: Trajectory, tokens, opinion: Opinion, hidden, accepted: jax.Arra
     def put(table, block):
         return store_window(table, row, length, to_front(accepted, block))
 
-    seen, topk = log.teacher_hidden.shape[-1] > 0 and hidden.shape[-1] > 0, opinion.topk
+    seen, topk = log.teacher_hidden.shape[-1] > 0 and hidden.shape[-1] > 0, scores.topk
     return log.replace(
         tokens=put(log.tokens, tokens),
         sources=store_window(log.sources, row, length, jnp.full_like(tokens, source)),
-        teacher_logprob=put(log.teacher_logprob, opinion.logprob),
+        teacher_logprob=put(log.teacher_logprob, scores.logprob),
         teacher_hidden=put(log.teacher_hidden, replicate_in_group(hidden)) if seen else log.teacher_hidden,
         teacher_topk=log.teacher_topk if topk is None else jax.tree.map(put, log.teacher_topk, topk),
         length=store(log.length, row, length + jnp.sum(accepted, axis=1, dtype=jnp.int32)),

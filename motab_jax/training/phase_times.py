@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from motab_jax.models.transformer import Model
 from motab_jax.rollout import Prompts, RolloutConfig
 from motab_jax.rollout.counters import Counters
-from motab_jax.rollout.monitor import NEVER
+from motab_jax.rollout.monitor import NO_BOUNDARY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ def measure(program: Callable, student: Model, teacher: Model | None, prompts: P
     size = min(config.segment_tokens, config.max_new_tokens // 2)
 
     def timed(segments: int, *, muted: bool, strict: bool = False) -> float:
-        bar = NEVER if config.alarm_is_high != strict else -NEVER
+        bar = NO_BOUNDARY if config.alarm_is_high != strict else -NO_BOUNDARY
         numbers = dataclasses.replace(config, muted=jnp.array(muted), eps0=jnp.float32(bar), theta=jnp.float32(0.0))
         short = prompts.replace(limits=jnp.full_like(prompts.limits, segments * size))
         return min(_seconds(program, student, teacher, short, numbers) for _ in range(3))

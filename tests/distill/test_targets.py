@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motab_jax.data.sources import STUDENT, TEACHER
+from motab_jax.data.sources import Source
 from motab_jax.distill import build_targets
 from motab_jax.distill.targets import FLAWED_KIND, NONE, STUDENT_KIND, TEACHER_KIND, TRANSITION_KIND
 from motab_jax.rollout.trajectory import KEPT, empty_trajectory
@@ -32,7 +32,7 @@ class Row:
             if kind == "stitched" and entry in self.rewind_at:
                 out += [(t, TRANSITION_KIND, -1) for t in transition]
             if dropped == KEPT:
-                out.append((token, TEACHER_KIND if source == TEACHER else STUDENT_KIND, entry))
+                out.append((token, TEACHER_KIND if source == Source.TEACHER else STUDENT_KIND, entry))
             elif kind == "stitched":
                 out.append((token, FLAWED_KIND, entry))
         return out
@@ -47,11 +47,11 @@ def random_row(rng: np.random.Generator, rewinds: int) -> Row:
             log.append((int(rng.integers(2, 80)), source, dropped))
 
     for number in range(rewinds):
-        write(STUDENT, KEPT, 0)
-        write(STUDENT, number, 1)
+        write(Source.STUDENT, KEPT, 0)
+        write(Source.STUDENT, number, 1)
         rewind_at.append(len(log))
-        write(TEACHER, KEPT, 1)
-    write(STUDENT, KEPT, 0 if log else 1)
+        write(Source.TEACHER, KEPT, 1)
+    write(Source.STUDENT, KEPT, 0 if log else 1)
     return Row(rng.integers(2, 80, rng.integers(1, PROMPT + 1)).tolist(), log, rewind_at)
 
 
@@ -119,7 +119,13 @@ def test_equals_a_plain_builder(target, transition, max_tokens):
 
 def test_by_hand():
     """Prompt 5 6; the student writes 10 11 12, 11 12 are dropped, the teacher writes 20 21."""
-    log = [(10, STUDENT, KEPT), (11, STUDENT, 0), (12, STUDENT, 0), (20, TEACHER, KEPT), (21, TEACHER, KEPT)]
+    log = [
+        (10, Source.STUDENT, KEPT),
+        (11, Source.STUDENT, 0),
+        (12, Source.STUDENT, 0),
+        (20, Source.TEACHER, KEPT),
+        (21, Source.TEACHER, KEPT),
+    ]
     trajectory = trajectory_of([Row([5, 6], log, [3])])
     stitched = build(trajectory, target="stitched", transition=jnp.array([90]))
     assert stitched.tokens[0, 2:10].tolist() == [5, 6, 10, 11, 12, 90, 20, 21]

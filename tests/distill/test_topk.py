@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from motab_jax.config import UserError
-from motab_jax.data.sources import STUDENT as BY_STUDENT
+from motab_jax.data.sources import Source
 from motab_jax.distill import Objective, TargetBatch, build_targets, head_of, init_state, make_update
 from motab_jax.distill.objective import check_targets, token_losses
 from motab_jax.distill.targets import KINDS, NONE, targets_kind
@@ -117,7 +117,7 @@ def test_targets_take_what_the_trajectory_carries():
     ids = jnp.arange(rows * entries * 2).reshape(rows, entries, 2)
     trajectory = base.replace(
         tokens=5 + jnp.arange(rows * entries).reshape(rows, entries),
-        sources=jnp.full((rows, entries), BY_STUDENT),
+        sources=jnp.full((rows, entries), Source.STUDENT),
         length=jnp.array([4, 2]),
         discarded_by=jnp.full((rows, entries), KEPT).at[0, 1].set(0),
         num_rewinds=jnp.array([1, 0]),

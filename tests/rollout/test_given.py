@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motab_jax.data.sources import TEACHER
+from motab_jax.data.sources import Source
 from motab_jax.rollout import rollout
 from motab_jax.rollout.off_policy import Completions, given, written_by_teacher
 from tests.rollout.pair import MAX_NEW, ROWS, outcome, random_prompts, settings, student, teacher
@@ -29,7 +29,7 @@ def test_the_text_is_entered_as_the_teachers():
     wrote, found = read_and_given()
     for row, length in enumerate(found.length):
         np.testing.assert_array_equal(found.tokens[row, :length], wrote.tokens[row, :length])
-        assert (found.sources[row, :length] == TEACHER).all()
+        assert (found.sources[row, :length] == Source.TEACHER).all()
     for name in ("length", "finish", "kept", "prompt_tokens", "prompt_positions"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wrote, name))
     assert len(set(found.finish)) == 2, "some end at a stop token and some at the limit"
@@ -84,7 +84,7 @@ def test_the_teacher_writes_as_it_would_in_the_students_place():
     np.testing.assert_array_equal(found.length, alone.length)
     np.testing.assert_array_equal(found.tokens[found.used], alone.tokens[alone.used])
     np.testing.assert_array_equal(found.finish, alone.finish)
-    assert (found.sources[found.used] == TEACHER).all() and found.num_rewinds.sum() == 0
+    assert (found.sources[found.used] == Source.TEACHER).all() and found.num_rewinds.sum() == 0
     counts = found.counters
     assert counts.student_turns == counts.student_columns == 0 < counts.teacher_turns
     assert counts.teacher_scored == found.length.sum()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motab_jax.data.sources import STUDENT, TEACHER
+from motab_jax.data.sources import Source
 from motab_jax.rollout import Prompts
 from tests.rollout.pair import (
     MAX_NEW,
@@ -45,7 +45,7 @@ def test_boundary_of_zero_is_plain_sampling():
         texts = [row_of(result, row) for result in (watched, unwatched, alone)]
         for name in ("tokens", "sources", "discarded_by", "start", "end", "finish"):
             assert texts[0]["exact"][name] == texts[1]["exact"][name] == texts[2]["exact"][name], name
-        assert set(texts[0]["exact"]["sources"]) == {STUDENT}
+        assert set(texts[0]["exact"]["sources"]) == {Source.STUDENT}
         for name in ("value", "entropy", "teacher_logprob"):
             np.testing.assert_array_equal(texts[0]["close"][name], texts[1]["close"][name])
 
@@ -62,7 +62,7 @@ def test_boundary_above_one_is_the_teachers_generation():
         first = strayed.steps.end[row, 0]
         assert strayed.rewind_at[row, 0] == first
         assert (strayed.discarded_by[row, :first] == 0).all()
-        assert (strayed.sources[row][strayed.kept[row]] == TEACHER).all()
+        assert (strayed.sources[row][strayed.kept[row]] == Source.TEACHER).all()
         assert strayed.finish[row] == own.finish[row]
 
 
@@ -76,7 +76,7 @@ def test_teacher_as_student_strays_only_where_its_own_likelihood_is_below_the_bo
     assert strict.num_rewinds.sum() > 0
     for row in range(ROWS):
         count = strict.steps.count[row]
-        mine = strict.steps.source[row, :count] == STUDENT
+        mine = strict.steps.source[row, :count] == Source.STUDENT
         below = strict.steps.value[row, :count] < strict.steps.boundary[row, :count]
         assert (strict.steps.stray[row, :count] == (below & mine)).all()
         assert strict.num_rewinds[row] == below[mine].any()

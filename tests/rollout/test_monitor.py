@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motab_jax.data.sources import STUDENT, TEACHER
+from motab_jax.data.sources import Source
 from motab_jax.models.transformer import unembed
-from motab_jax.rollout.monitor import Columns, boundary, find_root, observe, open_step
-from motab_jax.rollout.teacher_scores import Asked, entropy_of, score
+from motab_jax.rollout.monitor import Columns, find_root, observe, open_step, safety_boundary
+from motab_jax.rollout.teacher_scores import ScoreSpec, entropy_of, score_hidden
 from motab_jax.rollout.trajectory import KEPT, empty_steps
 from tests.rollout.pair import VOCAB, teacher
 
@@ -33,7 +33,7 @@ def judge(text: str, logprobs, entropies, *, eps0=0.5, theta=1.0, alive=None, ma
         part = jax.tree.map(lambda x, begin=begin, end=end: x[:, begin:end], columns)
         open_, steps, accepted, breach = observe(
             open_, steps, part, place, jnp.array([may_stray]),
-            eps0=jnp.float32(eps0), theta=jnp.float32(theta), **{"source": STUDENT, **whose},
+            eps0=jnp.float32(eps0), theta=jnp.float32(theta), **{"source": Source.STUDENT, **whose},
         )  # fmt: skip
         place = place + jnp.sum(accepted, axis=1)
         taken += accepted[0].tolist()
@@ -54,7 +54,7 @@ def table(steps) -> list[tuple]:
 def test_values_are_geometric_means_and_entropies_are_those_of_the_first_token(cut):
     logprobs, entropies = np.log([0.5, 0.125, 0.25, 0.9, 0.1]), [1.0, 9.0, 2.0, 9.0, 9.0]
     open_, steps, taken, breach = judge("x.x..", logprobs, entropies, eps0=0.1, cut=cut)
-    assert table(steps) == [(0, 2, STUDENT, False), (2, 4, STUDENT, False), (4, 5, STUDENT, False)]
+    assert table(steps) == [(0, 2, Source.STUDENT, False), (2, 4, Source.STUDENT, False), (4, 5, Source.STUDENT, False)]
     np.testing.assert_allclose(steps.value[0, :3], [0.25, math.sqrt(0.225), 0.1], rtol=1e-6)
     np.testing.assert_array_equal(steps.entropy[0, :3], [1.0, 2.0, 9.0])
     np.testing.assert_allclose(steps.boundary[0, :3], 0.1 * np.exp([-1.0, -2.0, -9.0]), rtol=1e-6)
@@ -64,14 +64,14 @@ def test_values_are_geometric_means_and_entropies_are_those_of_the_first_token(c
 
 def test_an_unfinished_step_stays_open():
     open_, steps, _, _ = judge("x.xx", [LOG_HALF] * 4, [3.0, 1.0, 2.0, 5.0])
-    assert table(steps) == [(0, 2, STUDENT, False)]
+    assert table(steps) == [(0, 2, Source.STUDENT, False)]
     assert int(open_.tokens[0]) == 2 and float(open_.entropy[0]) == 2.0
     assert float(open_.total[0]) == pytest.approx(2 * LOG_HALF)
 
 
 def test_boundary_and_entropy_by_hand():
-    assert float(boundary(jnp.float32(math.log(4)), 0.2, 0.5)) == pytest.approx(0.1)
-    assert float(boundary(jnp.float32(7.0), 0.2, 0.0)) == pytest.approx(0.2)
+    assert float(safety_boundary(jnp.float32(math.log(4)), 0.2, 0.5)) == pytest.approx(0.1)
+    assert float(safety_boundary(jnp.float32(7.0), 0.2, 0.0)) == pytest.approx(0.2)
     logits = jnp.log(jnp.array([0.5, 0.25, 0.25]))
     assert float(entropy_of(logits)) == pytest.approx(1.5 * math.log(2))
     assert float(entropy_of(jnp.zeros(8))) == pytest.approx(math.log(8))
@@ -91,31 +91,31 @@ def test_a_step_strays_below_the_boundary_and_not_at_it():
 def test_what_follows_a_breach_is_not_accepted():
     _, steps, taken, breach = judge("x.x.x.", np.log([0.9, 0.9, 0.1, 0.1, 0.9, 0.9]), [0.0] * 6)
     assert breach and taken == [True] * 4 + [False] * 2
-    assert table(steps) == [(0, 2, STUDENT, False), (2, 4, STUDENT, True)]
+    assert table(steps) == [(0, 2, Source.STUDENT, False), (2, 4, Source.STUDENT, True)]
 
 
 def test_without_a_rewind_left_strays_are_noted_and_nothing_is_lost():
     _, steps, taken, breach = judge(".x.", np.log([0.1, 0.9, 0.9]), [0.0] * 3, may_stray=False)
     assert not breach and all(taken)
-    assert table(steps) == [(0, 1, STUDENT, True), (1, 3, STUDENT, False)]
+    assert table(steps) == [(0, 1, Source.STUDENT, True), (1, 3, Source.STUDENT, False)]
 
 
 def test_a_stop_token_is_accepted_and_never_counted():
     _, steps, taken, breach = judge("xx$", [LOG_HALF, LOG_HALF, -50.0], [1.0, 0.0, 99.0])
     assert taken == [True] * 3 and not breach
-    assert table(steps) == [(0, 2, STUDENT, False)]
+    assert table(steps) == [(0, 2, Source.STUDENT, False)]
     assert float(steps.value[0, 0]) == pytest.approx(0.5)
 
 
 def test_a_stop_token_behind_a_straying_step_is_lost_with_it():
     _, steps, taken, breach = judge("xx$", [-9.0, -9.0, 0.0], [0.0] * 3)
     assert breach and taken == [True, True, False]
-    assert table(steps) == [(0, 2, STUDENT, True)]
+    assert table(steps) == [(0, 2, Source.STUDENT, True)]
 
 
 def test_a_stop_token_alone_is_no_step():
     _, steps, taken, breach = judge("x.$", [LOG_HALF, LOG_HALF, -50.0], [0.0] * 3, eps0=0.4)
-    assert taken == [True] * 3 and not breach and table(steps) == [(0, 2, STUDENT, False)]
+    assert taken == [True] * 3 and not breach and table(steps) == [(0, 2, Source.STUDENT, False)]
     _, steps, taken, breach = judge("$", [-50.0], [0.0])
     assert taken == [True] and not breach and table(steps) == []
 
@@ -126,8 +126,8 @@ def test_dead_columns_do_not_count():
 
 
 def test_steps_that_are_not_judged_have_a_boundary_and_never_stray():
-    _, steps, taken, breach = judge("x..", [-5.0] * 3, [1.0] * 3, source=TEACHER, judged=False)
-    assert table(steps) == [(0, 2, TEACHER, False), (2, 3, TEACHER, False)] and all(taken) and not breach
+    _, steps, taken, breach = judge("x..", [-5.0] * 3, [1.0] * 3, source=Source.TEACHER, judged=False)
+    assert table(steps) == [(0, 2, Source.TEACHER, False), (2, 3, Source.TEACHER, False)] and all(taken) and not breach
     np.testing.assert_allclose(steps.boundary[0, :2], 0.5 * math.exp(-1.0), rtol=1e-6)
 
 
@@ -169,8 +169,8 @@ def test_scores_equal_numpy(top_k):
     model = teacher()
     hidden = jax.random.normal(jax.random.key(5), (3, 4, model.config.width))
     tokens = jax.random.randint(jax.random.key(6), (3, 4), 0, VOCAB)
-    opinion = score(model, hidden, tokens, Asked(entropy_top_k=top_k), vocab_size=VOCAB)
-    logprob, entropy = opinion.logprob, opinion.entropy
+    scores = score_hidden(model, hidden, tokens, ScoreSpec(entropy_top_k=top_k), vocab_size=VOCAB)
+    logprob, entropy = scores.logprob, scores.entropy
     logits = np.asarray(unembed(model.params, model.config, hidden), np.float64)[..., :VOCAB]
     whole = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     np.testing.assert_allclose(logprob, np.take_along_axis(whole, np.asarray(tokens)[..., None], -1)[..., 0], atol=1e-5)

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motab_jax.data.sources import STUDENT, TEACHER
+from motab_jax.data.sources import Source
 from motab_jax.data.steps import advance, compile_window
-from motab_jax.rollout.monitor import PAPER, Columns, find_root, observe, open_step
+from motab_jax.rollout.monitor import PAPER_RULES, Columns, find_root, observe, open_step
 from motab_jax.rollout.step_signals import signal_of
 from motab_jax.rollout.trajectory import empty_steps
 
-MEAN = PAPER._replace(exponential=False)
+MEAN = PAPER_RULES._replace(exponential=False)
 HIGH = MEAN._replace(alarm_is_high=True)
 
 
@@ -31,7 +31,7 @@ def judge(signals, *, rules, eps0, cut=None, lost=0, before=(), judged=True, **c
         part = jax.tree.map(lambda x, begin=begin, end=end: x[:, begin:end], columns)
         open_, steps, accepted, breach = observe(
             open_, steps, part, place, jnp.array([True]), eps0=jnp.float32(eps0), theta=jnp.float32(0.0),
-            source=STUDENT, judged=judged, rules=rules, lost=jnp.array([lost]),
+            source=Source.STUDENT, judged=judged, rules=rules, discarded=jnp.array([lost]),
         )  # fmt: skip
         place, taken = place + jnp.sum(accepted, axis=1), taken + int(accepted.sum())
         if breach[0]:
@@ -51,10 +51,10 @@ def test_a_token_that_is_taken_for_certain_counts_in_the_length_alone():
     columns = Columns(jnp.log(jnp.array([[0.1, 0.25]])), jnp.zeros((1, 2)), yes, no, jnp.array([[False, True]]))
     values = {}
     for certain in (False, True):
-        rules = PAPER._replace(first_token_certain=certain)
+        rules = PAPER_RULES._replace(first_token_certain=certain)
         _, steps, *_ = observe(
             open_step(1), empty_steps(1, 4), columns, jnp.array([0]), jnp.array([True]), eps0=jnp.float32(0.0),
-            theta=jnp.float32(0.0), source=STUDENT, rules=rules,
+            theta=jnp.float32(0.0), source=Source.STUDENT, rules=rules,
         )  # fmt: skip
         values[certain] = float(steps.value[0, 0])
     assert values[False] == pytest.approx(0.025**0.5) and values[True] == pytest.approx(0.5)
@@ -70,7 +70,7 @@ def test_a_running_mean_is_of_the_steps_before(cut):
 
 
 def test_a_running_mean_leaves_the_teachers_steps_out():
-    before = [(1.0, False, STUDENT), (100.0, False, TEACHER)]
+    before = [(1.0, False, Source.STUDENT), (100.0, False, Source.TEACHER)]
     steps, _, breach = judge([3.5], rules=HIGH._replace(running_mean=True), eps0=3.0, before=before)
     assert breach and float(steps.boundary[0, 2]) == pytest.approx(3.0)
 
@@ -83,7 +83,7 @@ def test_patience_counts_strays_in_a_row(cut):
 
 
 def test_patience_does_not_reach_back_beyond_a_hand_back():
-    before = [(0.1, True, STUDENT)]
+    before = [(0.1, True, Source.STUDENT)]
     assert judge([0.1], rules=MEAN._replace(patience=2), eps0=0.5, before=before)[2]
     assert not judge([0.1], rules=MEAN._replace(patience=2), eps0=0.5, before=before, first=jnp.array([1]))[2]
 
@@ -93,8 +93,8 @@ def test_patience_does_not_reach_back_beyond_a_hand_back():
 ])  # fmt: skip
 def test_a_text_loses_no_more_than_it_may(most, lost, whole, breach):
     """The log has 4 tokens when the last step strays: `lost` of them are lost already, the step is 1 long."""
-    rules = MEAN._replace(most_lost=most, whole=whole)
-    before = [(0.9, False, STUDENT)] * 3
+    rules = MEAN._replace(discard_limit=most, may_discard_all=whole)
+    before = [(0.9, False, Source.STUDENT)] * 3
     found = judge([0.1], rules=rules, eps0=0.5, lost=lost, before=before)
     assert found[2] == breach and bool(found[0].stray[0, 3])
 

@@ -12,7 +12,7 @@ from motab_jax.models.serving import serve_params
 from motab_jax.models.transformer import Model
 from motab_jax.rollout import Prompts
 from motab_jax.rollout.state import tape_columns
-from motab_jax.rollout.trajectory import LENGTH, RUNNING
+from motab_jax.rollout.trajectory import FinishReason
 from tests.rollout.pair import (
     MAX_NEW,
     ROWS,
@@ -95,8 +95,8 @@ def test_a_limit_of_its_own_cuts_a_row_and_zero_leaves_it_out():
         size = min(int(limits[row]), int(whole.length[row]))
         for result in results:
             assert result.tokens[row, : result.length[row]].tolist() == whole.tokens[row, :size].tolist()
-            end = LENGTH if size < whole.length[row] else whole.finish[row]
-            assert result.finish[row] == (RUNNING if limits[row] == 0 else end)
+            end = FinishReason.LENGTH if size < whole.length[row] else whole.finish[row]
+            assert result.finish[row] == (FinishReason.RUNNING if limits[row] == 0 else end)
 
 
 def test_counters_add_up():

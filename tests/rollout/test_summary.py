@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from motab_jax.data.sources import WORDS
-from motab_jax.rollout.monitor import NEVER
+from motab_jax.data.sources import Source
+from motab_jax.rollout.monitor import NO_BOUNDARY
 from motab_jax.rollout.summary import samples, statistics
-from motab_jax.rollout.trajectory import FINISH_WORDS, KEPT
+from motab_jax.rollout.trajectory import KEPT, FinishReason
 from tests.rollout.pair import ROWS, outcome
 
 describe = jax.jit(statistics)
@@ -24,7 +24,7 @@ def reference(host) -> dict:
     kept = used & (host.discarded_by == KEPT)
     steps = host.steps
     real = np.arange(steps.start.shape[1]) < steps.count[:, None]
-    student, lengths = real & (steps.source == WORDS.index("student")), kept.sum(axis=1)
+    student, lengths = real & (steps.source == Source.STUDENT), kept.sum(axis=1)
     counts = {name: float(value) for name, value in vars(host.counters).items()}
     decoded = counts["student_columns"] + counts["teacher_columns"]
     return {
@@ -32,16 +32,16 @@ def reference(host) -> dict:
         "dead_columns": 1.0 - counts["live_columns"] / counts["tape_columns"],
         "teacher_scored_per_token": counts["teacher_scored"] / used.sum(),
         "teacher_reread_per_token": counts["teacher_reread"] / used.sum(),
-        "tokens_student": (used & (host.sources == WORDS.index("student"))).sum(),
-        "tokens_teacher": (used & (host.sources == WORDS.index("teacher"))).sum(),
+        "tokens_student": (used & (host.sources == Source.STUDENT)).sum(),
+        "tokens_teacher": (used & (host.sources == Source.TEACHER)).sum(),
         "tokens_discarded": (used & ~kept).sum(),
         "strayed": (student & steps.stray).any(axis=1).mean(),
         "rewinds": host.num_rewinds.mean(),
         "value": steps.value[student].mean(),
-        "boundary": steps.boundary[student & (np.abs(steps.boundary) < NEVER)].mean(),
+        "boundary": steps.boundary[student & (np.abs(steps.boundary) < NO_BOUNDARY)].mean(),
         "length_mean": lengths.mean(),
         "length_max": lengths.max(),
-        "truncated": (host.finish == FINISH_WORDS.index("length")).mean(),
+        "truncated": (host.finish == FinishReason.LENGTH).mean(),
     }
 
 

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motab_jax.data.sources import STUDENT, TEACHER
+from motab_jax.data.sources import Source
 from motab_jax.models.transformer import forward
-from motab_jax.rollout.trajectory import KEPT, LENGTH
-from motab_jax.rollout.trajectory import STOP as STOPPED
+from motab_jax.rollout.trajectory import KEPT, FinishReason
 from tests.rollout.pair import DELIMITER, MAX_NEW, PIECES, ROWS, STOP, VOCAB, WIDTH, outcome, random_prompts, teacher
 
 SETTINGS = {
@@ -101,7 +100,7 @@ def entropy(logprobs: np.ndarray, top_k: int) -> float:
 def root(values, boundaries, sources, breach: int, target: str) -> int:
     """Equations 8 and 9 in a loop."""
     best, fall = breach, np.inf
-    handed_back = [k for k in range(breach) if sources[k] == TEACHER]
+    handed_back = [k for k in range(breach) if sources[k] == Source.TEACHER]
     first = handed_back[-1] + 1 if handed_back else 1
     for k in range(first, breach + 1):
         if values[k - 1] >= boundaries[k - 1] and values[k] - values[k - 1] < fall:
@@ -121,7 +120,7 @@ def test_the_step_table_is_what_fresh_passes_say(name):
         np.testing.assert_allclose(result.teacher_logprob[row, :length], each, atol=1e-4)
         values = [np.exp(each[start:end].mean()) for start, end, _ in steps]
         entropies = np.array([entropy(logprobs[start], top_k) for start, _, _ in steps])
-        student = np.array([source == STUDENT for _, _, source in steps])
+        student = np.array([source == Source.STUDENT for _, _, source in steps])
         boundaries = EPS0 * np.exp(-THETA * entropies)
         for field, expected in (("value", values), ("entropy", entropies), ("boundary", boundaries)):
             np.testing.assert_allclose(getattr(result.steps, field)[row, :count], expected, atol=1e-4, err_msg=field)
@@ -145,7 +144,7 @@ def test_rewinds_follow_from_the_step_table(name):
             discarded[table.start[row, found] : table.end[row, breach]] = number
             dropped[found : breach + 1] = number
             if breach + 1 < count:
-                assert table.source[row, breach + 1] == TEACHER
+                assert table.source[row, breach + 1] == Source.TEACHER
         assert result.discarded_by[row, : result.length[row]].tolist() == discarded.tolist()
         assert table.discarded_by[row, :count].tolist() == dropped.tolist()
 
@@ -160,9 +159,9 @@ def test_ends_of_trajectories(name):
         for stop in stops:
             spans = zip(result.steps.start[row], ends, strict=False)
             assert not any(start <= stop < end for start, end in spans), "a stop token inside a step"
-        if result.finish[row] == STOPPED:
+        if result.finish[row] == FinishReason.STOP:
             assert stops == [kept[-1]]
         else:
-            assert result.finish[row] == LENGTH and not stops and len(kept) == MAX_NEW
+            assert result.finish[row] == FinishReason.LENGTH and not stops and len(kept) == MAX_NEW
             assert ends[-1] == result.length[row], "the last step ends at the length limit and is judged"
-    assert {STOPPED, LENGTH} <= set(result.finish.tolist())
+    assert {FinishReason.STOP, FinishReason.LENGTH} <= set(result.finish.tolist())
