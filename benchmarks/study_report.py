@@ -6,8 +6,8 @@ from study_figures import Interval
 
 _PROTOCOL = """# The study
 
-Every method on the two shipped tasks, from students of three strengths. Written by `python benchmarks/study.py`, the
-figures beside it in [study.json](study.json); what they led to is in [decisions.md](decisions.md).
+Every method on the two shipped tasks, from students of three strengths. `python benchmarks/study.py` writes this page and
+its figures, [study.json](study.json); [decisions.md](decisions.md#the-study) says what was concluded.
 
 {headline}
 
@@ -17,26 +17,26 @@ figures beside it in [study.json](study.json); what they led to is in [decisions
   {times:.0f} times), the same for all settings. AdamW, learning rate 1e-3, as in `configs/quickstart.yaml`.
 - Accuracy: greedy answers on {held_out} held-out problems of the seed's own. Intervals are Student's t at 95% over
   {seeds} seeds; the difference is paired by seed.
-- The MOTAB setting that is compared was chosen by runs of {tuning} other seeds, with other prompts and other held-out
+- The MOTAB setting that is compared was chosen by runs on {tuning} other seeds, with other prompts and other held-out
   problems, over both tasks. The best rival is the best of the reported runs, which favours it; the rivals' own keys
   were left as their methods set them, which favours MOTAB.
 - Students: the shipped student's architecture, trained on golden chains and saved at {students}.
-  "Middle" ones are compared on every setting, "weak" and "strong" ones on some.
-- A run has one processor core to itself; seconds are of rollout, update and relayout.
+  "Middle" students are trained with every setting, "weak" and "strong" ones with some.
+- A run has one processor core to itself; its seconds are those of rollout, update and relayout.
 """
 
 _EXPOSURE = """
 ## Exposure bias
 
-How often the student's next step is wrong, by its number, when no step before it was; and over all numbers, with no
-error before and after one. Sampled at temperature 1 from the trained middle students.
+How often the student's next step is wrong, by its number, if no earlier step was wrong; and over all step numbers, before
+the first error and after it. Sampled at temperature 1 from the trained middle students.
 """
 
 _REVERSED = """
 ## Reversed exposure bias
 
-The teacher after three lines of which the last so many are wrong: its entropy where the next step starts, in nats, and
-how often its own continuation, sampled at temperature 1, still comes to the right answer.
+The teacher after three lines of which the given number of last ones are wrong: its entropy where the next step starts, in
+nats, and how often its own continuation, sampled at temperature 1, still reaches the correct answer.
 """
 
 
@@ -64,7 +64,7 @@ def report(figures: dict[str, Any]) -> str:
         ),
         "\n## Both tasks\n",
         accuracy_table(figures["methods"]),
-        "\n## MOTAB's settings\n\nOn the tuning seeds; the first row is what is compared with the rivals.\n",
+        "\n## MOTAB's settings\n\nOn the tuning seeds; the first row is the setting that is compared with the rivals.\n",
         _tuning(figures["tuning"]),
     ]  # fmt: skip
     for task, found in figures["tasks"].items():
@@ -121,7 +121,7 @@ def _cells(strengths: dict[str, Any]) -> str:
 def _pictures(task: str) -> str:
     words = {
         "updates": "accuracy against updates", "seconds": "against seconds of training",
-        "teacher_tokens": "against teacher tokens, read and written", "rewinds": "rewinds a trajectory",
+        "teacher_tokens": "against teacher tokens, scored and generated", "rewinds": "rewinds per trajectory",
     }  # fmt: skip
     return "\n".join(["", *(f"![{task}: {text}](study-{name}-{task}.svg)" for name, text in words.items())])
 
@@ -135,7 +135,7 @@ def _exposure(tasks: dict[str, Any]) -> str:
         ]
         steps = next(iter(found.values()))["step"]
         parts += [
-            f"| {task}, % | {' | '.join(f'step {n}' for n in steps)} | all, none before | all, after one |",
+            f"| {task}, % | {' | '.join(f'step {n}' for n in steps)} | all, before the first error | all, after it |",
             f"|---|{'---|' * (len(steps) + 2)}",
             *rows,
             f"\n![{task}: errors by step](study-exposure-{task}.svg)\n",
@@ -153,6 +153,6 @@ def _reversed(tasks: dict[str, Any]) -> str:
         for task, views in tasks.items()
         for view in views
     ]
-    head = ["| task | flawed steps | entropy | right answers |", "|---|---|---|---|"]
-    pictures = "\n![the teacher's entropy](study-entropy.svg)\n![its right answers](study-recovery.svg)"
+    head = ["| task | flawed steps | entropy | correct answers |", "|---|---|---|---|"]
+    pictures = "\n![the teacher's entropy](study-entropy.svg)\n![its correct answers](study-recovery.svg)"
     return "\n".join([*head, *rows, pictures])
