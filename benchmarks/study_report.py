@@ -6,8 +6,8 @@ from study_figures import Interval
 
 _PROTOCOL = """# The study
 
-Every method on the two shipped tasks, from students of three strengths. `python benchmarks/study.py` writes this page and
-its figures, [study.json](study.json); [decisions.md](decisions.md#the-study) says what was concluded.
+Every method on the two shipped tasks, from students of three strengths. `python benchmarks/study.py` writes this page
+and its figures, [study.json](study.json); [decisions.md](decisions.md#the-study) says what was concluded.
 
 {headline}
 
@@ -28,15 +28,15 @@ its figures, [study.json](study.json); [decisions.md](decisions.md#the-study) sa
 _EXPOSURE = """
 ## Exposure bias
 
-How often the student's next step is wrong, by its number, if no earlier step was wrong; and over all step numbers, before
-the first error and after it. Sampled at temperature 1 from the trained middle students.
+How often the student's next step is wrong, by its number, if no earlier step was wrong; and over all step numbers,
+before the first error and after it. Sampled at temperature 1 from the trained middle students.
 """
 
 _REVERSED = """
 ## Reversed exposure bias
 
-The teacher after three lines of which the given number of last ones are wrong: its entropy where the next step starts, in
-nats, and how often its own continuation, sampled at temperature 1, still reaches the correct answer.
+The teacher after three lines of which the given number of last ones are wrong: its entropy where the next step starts,
+in nats, and how often its own continuation, sampled at temperature 1, still reaches the correct answer.
 """
 
 
@@ -64,7 +64,7 @@ def report(figures: dict[str, Any]) -> str:
         ),
         "\n## Both tasks\n",
         accuracy_table(figures["methods"]),
-        "\n## MOTAB's settings\n\nOn the tuning seeds; the first row is the setting that is compared with the rivals.\n",
+        "\n## MOTAB's settings\n\nOn the tuning seeds; the first row is compared with the rivals.\n",
         _tuning(figures["tuning"]),
     ]  # fmt: skip
     for task, found in figures["tasks"].items():
