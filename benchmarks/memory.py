@@ -26,7 +26,7 @@ import bench
 
 from motab_jax.config import UserError
 from motab_jax.distill import Objective, TargetBatch, TokenLoss
-from motab_jax.distill.objective import chunk_tokens, score_batch, token_losses
+from motab_jax.distill.objective import objective_loss_sums, token_losses, tokens_per_chunk
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import Model, unembed
 from motab_jax.planning import hlo
@@ -74,9 +74,9 @@ def naive(objective: Objective, head, hidden, teacher: Model, batch: TargetBatch
 
 def chunked(objective: Objective, platform: str, head, hidden, teacher: Model, batch: TargetBatch, weight):
     """As the update does it."""
-    chunk, student = chunk_tokens(objective.vocab_size, platform), shape_of(objective.vocab_size, STUDENT)
+    chunk, student = tokens_per_chunk(objective.vocab_size, platform), shape_of(objective.vocab_size, STUDENT)
     zeros = jnp.zeros((1, *head["embed"].shape), jnp.float32)
-    return score_batch(student, objective, chunk, head, hidden, teacher, batch, weight, zeros)
+    return objective_loss_sums(student, objective, chunk, head, hidden, teacher, batch, weight, zeros)
 
 
 def temporaries(platform: str, device, tokens: int, vocab: int, dtype) -> tuple[int, int]:

@@ -19,7 +19,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bench
 
 from motab_jax.data.steps import StepAutomaton
-from motab_jax.distill import Objective, TokenLoss, build_targets, head_of, init_state, make_optimizer, make_schedule
+from motab_jax.distill import (
+    Objective,
+    TokenLoss,
+    build_targets,
+    init_state,
+    make_optimizer,
+    make_schedule,
+    select_teacher_head,
+)
 from motab_jax.distill import make_update as make
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.serving import serve_specs
@@ -122,7 +130,7 @@ def compile_update(mesh, rows: int = SLOTS):
 
     log = jax.eval_shape(rollout, model(STUDENT, mesh), model(TEACHER, mesh), prompts(mesh, rows), KEY, numbers(mesh))
     log = jax.tree.map(lambda x: x.update(sharding=batch_sharding(mesh) if x.ndim > 1 else replicated(mesh)), log)
-    return jax.jit(step, donate_argnums=0).lower(state, head_of(teacher, objective), log).compile()
+    return jax.jit(step, donate_argnums=0).lower(state, select_teacher_head(teacher, objective), log).compile()
 
 
 def roofline(shape: ModelConfig, chip: hlo.Chip, ways: int) -> tuple[float, str]:

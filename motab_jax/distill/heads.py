@@ -16,7 +16,7 @@ from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import Params, unembed
 
 
-class Scored(NamedTuple):
+class LossSums(NamedTuple):
     """Sums over the tokens of each of G groups; the gradients are None where nobody asked for them."""
 
     loss: jax.Array  # f32[G]; weighted
@@ -25,13 +25,13 @@ class Scored(NamedTuple):
     d_head: jax.Array | None  # f32[G,...], each group's share of the head's gradient
 
 
-def head_of(params: Params) -> Params:
+def head_params(params: Params) -> Params:
     """The parameter that `unembed` reads, under its name: a head [D,V], or else the tied embedding [V,D]."""
     name = "head" if "head" in params else "embed"
     return {name: params[name]}
 
 
-def score(
+def chunked_loss_sums(
     head: Params,
     config: ModelConfig,
     hidden: jax.Array,
@@ -41,18 +41,18 @@ def score(
     *,
     size: int,
     d_head: jax.Array | None = None,
-) -> Scored:
+) -> LossSums:
     """Sum of weight * loss over all tokens; the state one column before a token predicts it.
 
-    head is what `head_of` gives; hidden [G,n,D], weight f32[G,n] and the batch's arrays [G,n,...] lie in G groups that
-    never mix, so that each can stay on a device of its own. losses_of(logits f32[G,size,V], batch [G,size]) is each
-    token's unweighted loss; it gets `size` tokens of each group at a time. Where d_head f32[G,...] is given, the
+    head is what `head_params` gives; hidden [G,n,D], weight f32[G,n] and the batch's arrays [G,n,...] lie in G groups
+    that never mix, so that each can stay on a device of its own. losses_of(logits f32[G,size,V], batch [G,size]) is
+    each token's unweighted loss; it gets `size` tokens of each group at a time. Where d_head f32[G,...] is given, the
     gradient is computed as well, the head's on top of it.
     """
     groups = weight.shape[0]
     order, place, count = _trained_first((weight > 0) & (batch.positions > 0), size)
 
-    def chunk(number, total: Scored) -> Scored:
+    def chunk(number, total: LossSums) -> LossSums:
         index, state = _chunk(order, number * size, size, hidden)
         part, share = take(batch, index), take(weight, index)
         logits = unembed(head, config, state)
@@ -61,10 +61,10 @@ def score(
         else:
             each, pullback = jax.vjp(lambda logits: losses_of(logits, part), logits)
             grads = _add(total, *_pull(head, state, *pullback(share)), number * size)
-        return Scored(total.loss + jnp.sum(each * share, axis=1), total.per_kind + _by_kind(each, part.kinds), *grads)
+        return LossSums(total.loss + jnp.sum(each * share, axis=1), total.per_kind + _by_kind(each, part.kinds), *grads)
 
     in_order = None if d_head is None else jnp.zeros((*order.shape, hidden.shape[-1]), hidden.dtype)
-    total = Scored(jnp.zeros((groups,)), jnp.zeros((groups, len(KINDS))), in_order, d_head)
+    total = LossSums(jnp.zeros((groups,)), jnp.zeros((groups, len(KINDS))), in_order, d_head)
     total = jax.lax.fori_loop(0, -(-jnp.max(count) // size), chunk, total)
     if d_head is None:
         return total
@@ -72,7 +72,7 @@ def score(
     return total._replace(d_hidden=take(total.d_hidden, behind))
 
 
-def each_token(
+def chunked_token_values(
     head: Params,
     config: ModelConfig,
     hidden: jax.Array,
@@ -84,7 +84,7 @@ def each_token(
 ) -> jax.Array:
     """function(logits f32[G,size,V], batch [G,size]) of every wanted token (bool[G,n]), f32[G,n]; 0 elsewhere.
 
-    Arguments as of `score`; nothing is differentiated.
+    Arguments as of `chunked_loss_sums`; nothing is differentiated.
     """
     order, place, count = _trained_first(wanted & (batch.positions > 0), size)
 
@@ -146,7 +146,7 @@ def _pull(head: Params, state: jax.Array, slope: jax.Array) -> tuple[jax.Array, 
     return d_state, jnp.einsum(f"gt{axes[0]},gt{axes[1]}->g{axes}", *pair, preferred_element_type=jnp.float32)
 
 
-def _add(total: Scored, d_state: jax.Array, d_head: jax.Array, start) -> tuple[jax.Array, jax.Array]:
+def _add(total: LossSums, d_state: jax.Array, d_head: jax.Array, start) -> tuple[jax.Array, jax.Array]:
     """The totals with one chunk's states put in at `start`, and its head's gradient added."""
     d_state = d_state.astype(total.d_hidden.dtype)
     d_hidden = jax.lax.dynamic_update_slice_in_dim(total.d_hidden, d_state, start, axis=1)

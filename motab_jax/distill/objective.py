@@ -20,9 +20,9 @@ from motab_jax.distill.divergence import (
     reverse_kl,
     with_tail,
 )
-from motab_jax.distill.heads import Scored, each_token, head_of, score
-from motab_jax.distill.sampled import log_ratio, policy_gradient, reinforce, reward_to_go
-from motab_jax.distill.targets import KINDS, TargetBatch, targets_kind
+from motab_jax.distill.heads import LossSums, chunked_loss_sums, chunked_token_values, head_params
+from motab_jax.distill.sampled import policy_gradient, reinforce, reward_to_go, sampled_reward
+from motab_jax.distill.targets import KINDS, TargetBatch, targets_name
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.topk import TopK
 from motab_jax.models.transformer import Model, Params, encode, unembed
@@ -84,7 +84,7 @@ class Objective:
         return any(loss.needs_logprob for loss in self.losses().values())
 
     @property
-    def looks_ahead(self) -> tuple[int, ...]:
+    def rewarded_kinds(self) -> tuple[int, ...]:
         """Kind codes whose loss rewards a token by those behind it."""
         return tuple(kind for kind, loss in self.losses().items() if loss.name == "minillm")
 
@@ -121,18 +121,22 @@ def token_losses(student_logits, teacher, labels, kinds, objective: Objective, *
     return total
 
 
-def _loss(loss: TokenLoss, student_logits, teacher, labels, heat: float, *, teacher_logprob=None, reward_to_go=None):
+def _loss(
+    loss: TokenLoss, student_logits, teacher, labels, temperature: float, *, teacher_logprob=None, reward_to_go=None
+):
     if loss.name == "cross_entropy":
         return cross_entropy(student_logits, labels)
     if loss.name == "policy_gradient":
-        return policy_gradient(student_logits / heat, labels, _logprob(teacher, labels, heat, teacher_logprob))
-    distance = _divergence(loss, student_logits, teacher, heat)
+        return policy_gradient(
+            student_logits / temperature, labels, _logprob(teacher, labels, temperature, teacher_logprob)
+        )
+    distance = _divergence(loss, student_logits, teacher, temperature)
     if loss.name == "minillm":
-        return distance + reinforce(student_logits / heat, labels, reward_to_go)
+        return distance + reinforce(student_logits / temperature, labels, reward_to_go)
     return distance
 
 
-def _divergence(loss: TokenLoss, student_logits, teacher, heat: float) -> jax.Array:
+def _divergence(loss: TokenLoss, student_logits, teacher, temperature: float) -> jax.Array:
     divergence = {
         "forward_kl": forward_kl,
         "reverse_kl": reverse_kl,
@@ -145,15 +149,15 @@ def _divergence(loss: TokenLoss, student_logits, teacher, heat: float) -> jax.Ar
         total = jax.nn.logsumexp(student_logits, axis=-1, keepdims=True)
         mine = jnp.take_along_axis(student_logits, teacher.ids, axis=-1) - total
         return divergence(with_tail(mine), with_tail(teacher.logprobs))
-    return divergence(student_logits / heat, teacher / heat)
+    return divergence(student_logits / temperature, teacher / temperature)
 
 
-def _logprob(teacher, labels, heat: float, kept) -> jax.Array:
+def _logprob(teacher, labels, temperature: float, kept) -> jax.Array:
     """The teacher's log-probability f32[...] of the labels: from its logits, or else what was kept of it."""
-    return kept if teacher is None or isinstance(teacher, TopK) else -cross_entropy(teacher / heat, labels)
+    return kept if teacher is None or isinstance(teacher, TopK) else -cross_entropy(teacher / temperature, labels)
 
 
-def weights_of(kinds: jax.Array, objective: Objective) -> jax.Array:
+def token_weights(kinds: jax.Array, objective: Objective) -> jax.Array:
     """Weight f32[B,N] of each token such that the batch's loss is sum(weight * token loss).
 
     normalize 'token' divides by the batch's trained tokens, 'sequence' by each row's and then by the rows.
@@ -180,22 +184,22 @@ def batch_loss(
 ):
     """The weighted loss f32[] and, per kind, sums of unweighted losses f32[5]; the loss is differentiable in params.
 
-    weight f32[B,N] from `weights_of` (of the whole batch, so that micro-batches add up). Column n is predicted by the
-    student's state at column n-1. The rows are cut into `groups` whose tokens stay apart: one for each device.
+    weight f32[B,N] from `token_weights` (of the whole batch, so that micro-batches add up). Column n is predicted by
+    the student's state at column n-1. The rows are cut into `groups` whose tokens stay apart: one for each device.
     platform: what it is compiled for; None: the default backend.
     """
     hidden, _ = encode(params, config, batch.tokens, batch.positions)
-    hidden, batch, weight = grouped((hidden, batch, weight), groups)
-    chunk = chunk_tokens(objective.vocab_size, platform or jax.default_backend())
-    return _batch_loss(config, objective, chunk, head_of(params), hidden, teacher, batch, weight)
+    hidden, batch, weight = flatten_groups((hidden, batch, weight), groups)
+    chunk = tokens_per_chunk(objective.vocab_size, platform or jax.default_backend())
+    return _batch_loss(config, objective, chunk, head_params(params), hidden, teacher, batch, weight)
 
 
-def grouped(tree, groups: int):
+def flatten_groups(tree, groups: int):
     """Arrays [B,N,...] as [groups, B/groups * N, ...]."""
     return jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[2:]), tree)
 
 
-def score_batch(
+def objective_loss_sums(
     config: ModelConfig,
     objective: Objective,
     chunk: int,
@@ -205,12 +209,12 @@ def score_batch(
     batch: TargetBatch,
     weight: jax.Array,
     d_head: jax.Array | None = None,
-) -> Scored:
-    """`score` by an objective, `chunk` tokens at a time.
+) -> LossSums:
+    """`chunked_loss_sums` by an objective, `chunk` tokens at a time.
 
     teacher: at least its head; None where no loss compares with the teacher, or with other targets than hidden states.
     """
-    kind, size = targets_kind(batch), objective.vocab_size
+    kind, size = targets_name(batch), objective.vocab_size
     check_targets(objective, kind)
     if kind != "hidden" and objective.needs_logprob and batch.teacher_logprob is None:
         raise ValueError("the losses need the teacher's log-probabilities: build_targets(..., logprobs=True)")
@@ -226,17 +230,17 @@ def score_batch(
 
     def reward_of(logits: jax.Array, part: TargetBatch) -> jax.Array:
         theirs = _logprob(target_of(part), part.tokens, objective.temperature, part.teacher_logprob)
-        return log_ratio(logits[..., :size] / objective.temperature, part.tokens, theirs)
+        return sampled_reward(logits[..., :size] / objective.temperature, part.tokens, theirs)
 
     chunk = min(weight.shape[1], chunk)
-    if objective.looks_ahead:
-        counted = jnp.isin(batch.kinds, jnp.array(objective.looks_ahead)) & (batch.positions > 0)
-        reward = each_token(head, config, hidden, batch, counted, reward_of, size=chunk)
+    if objective.rewarded_kinds:
+        counted = jnp.isin(batch.kinds, jnp.array(objective.rewarded_kinds)) & (batch.positions > 0)
+        reward = chunked_token_values(head, config, hidden, batch, counted, reward_of, size=chunk)
         batch = batch.replace(reward_to_go=reward_to_go(reward, counted, batch.positions))
-    return score(head, config, hidden, batch, weight, losses_of, size=chunk, d_head=d_head)
+    return chunked_loss_sums(head, config, hidden, batch, weight, losses_of, size=chunk, d_head=d_head)
 
 
-def chunk_tokens(vocab_size: int, platform: str) -> int:
+def tokens_per_chunk(vocab_size: int, platform: str) -> int:
     """Tokens of a chunk, for vocab_size logits a token on each device; whole tiles of 128 where so many fit."""
     times = 1 if platform == "cpu" else ACCELERATED
     size = max(1, min(times * CHUNK_TOKENS, times * CHUNK_ELEMENTS // vocab_size))
@@ -245,14 +249,14 @@ def chunk_tokens(vocab_size: int, platform: str) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _batch_loss(config, objective, chunk: int, head: Params, hidden, teacher, batch, weight):
-    scored = score_batch(config, objective, chunk, head, hidden, teacher, batch, weight)
+    scored = objective_loss_sums(config, objective, chunk, head, hidden, teacher, batch, weight)
     return jnp.sum(scored.loss), jnp.sum(scored.per_kind, axis=0)
 
 
 def _with_gradient(config, objective, chunk, head: Params, hidden, teacher, batch, weight):
     [(name, weights)] = head.items()
     zeros = jnp.zeros((hidden.shape[0], *weights.shape), jnp.float32)
-    scored = score_batch(config, objective, chunk, head, hidden, teacher, batch, weight, zeros)
+    scored = objective_loss_sums(config, objective, chunk, head, hidden, teacher, batch, weight, zeros)
     gradients = {name: jnp.sum(scored.d_head, axis=0).astype(weights.dtype)}, scored.d_hidden
     return (jnp.sum(scored.loss), jnp.sum(scored.per_kind, axis=0)), gradients
 

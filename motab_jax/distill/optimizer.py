@@ -39,6 +39,6 @@ def decay_mask(params) -> dict:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def widen(tree):
+def to_float32(tree):
     """The tree in float32."""
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)

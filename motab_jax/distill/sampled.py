@@ -20,10 +20,10 @@ def policy_gradient(student_logits: jax.Array, labels: jax.Array, teacher_logpro
     The advantage is the negative of it, as in Thinking Machines' "On-Policy Distillation" (2025): a token is its own
     reward, and none of those behind it counts.
     """
-    return reinforce(student_logits, labels, log_ratio(student_logits, labels, teacher_logprob))
+    return reinforce(student_logits, labels, sampled_reward(student_logits, labels, teacher_logprob))
 
 
-def log_ratio(student_logits: jax.Array, labels: jax.Array, teacher_logprob: jax.Array) -> jax.Array:
+def sampled_reward(student_logits: jax.Array, labels: jax.Array, teacher_logprob: jax.Array) -> jax.Array:
     """log p_T(label) - log p_S(label), f32[...], without gradient: what a sampled token is rewarded with."""
     return jax.lax.stop_gradient(teacher_logprob + cross_entropy(student_logits, labels))
 

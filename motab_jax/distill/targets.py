@@ -28,7 +28,7 @@ class TargetBatch:
     reward_to_go: jax.Array | None = None  # f32[B,N]; what the loss `minillm` puts in: see sampled.py
 
 
-def targets_kind(batch: TargetBatch) -> str:
+def targets_name(batch: TargetBatch) -> str:
     """What a batch carries of the teacher's distributions: topk, hidden, or nothing but the sampled tokens."""
     if batch.teacher_topk is not None:
         return "topk"

@@ -9,8 +9,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from motab_jax.distill import heads
-from motab_jax.distill.objective import Objective, chunk_tokens, grouped, score_batch, weights_of
-from motab_jax.distill.optimizer import widen
+from motab_jax.distill.objective import Objective, flatten_groups, objective_loss_sums, token_weights, tokens_per_chunk
+from motab_jax.distill.optimizer import to_float32
 from motab_jax.distill.packing import gather, pack
 from motab_jax.distill.targets import KINDS, TargetBatch
 from motab_jax.models.architecture import ModelConfig
@@ -47,16 +47,16 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     """A fresh state; the optimizer's moments are float32."""
     # One array a counter: a buffer cannot be donated twice.
     step, skipped, in_a_row = (jnp.array(0, jnp.int32) for _ in range(3))
-    return TrainState(step, params, optimizer.init(widen(params)), skipped, in_a_row)
+    return TrainState(step, params, optimizer.init(to_float32(params)), skipped, in_a_row)
 
 
-def head_of(teacher: Model | None, objective: Objective) -> Model | None:
+def select_teacher_head(teacher: Model | None, objective: Objective) -> Model | None:
     """The part of the teacher that the loss needs: its output head, or nothing at all."""
     if not any(loss.needs_teacher or loss.needs_logprob for loss in objective.losses().values()):
         return None
     if teacher is None:
         raise ValueError("the loss compares with a teacher, and there is none")
-    return Model(heads.head_of(teacher.params), teacher.config)
+    return Model(heads.head_params(teacher.params), teacher.config)
 
 
 def make_update(
@@ -106,18 +106,18 @@ def make_gradient(
     platform, ways = jax.default_backend(), 1
     if mesh is not None:
         platform, ways = platform_of(mesh), mesh.shape["tensor"]
-    chunk = chunk_tokens(-(-objective.vocab_size // ways), platform)
-    score_all = functools.partial(score_batch, config, objective, chunk)
+    chunk = tokens_per_chunk(-(-objective.vocab_size // ways), platform)
+    score_all = functools.partial(objective_loss_sums, config, objective, chunk)
 
     def gradient(params: Params, teacher: Model | None, batch: TargetBatch):
         params = jax.tree.map(lambda x: x.astype(dtype or x.dtype), params)
         rows, width = batch.tokens.shape
-        bins, wide = micro_shape(rows // groups // accumulate, width, platform)
+        bins, wide = micro_batch_shape(rows // groups // accumulate, width, platform)
         max_text_columns = width if platform == "cpu" else None  # measured on CPUs only
-        weight = weights_of(batch.kinds, objective)
+        weight = token_weights(batch.kinds, objective)
         trained = jnp.any(weight > 0, axis=1)
         packing = pack(*(x.reshape(groups, -1, *x.shape[1:]) for x in (batch.positions, trained)), bins, wide=wide)
-        batch, weight = grouped((batch, weight), groups)
+        batch, weight = flatten_groups((batch, weight), groups)
 
         def micro(number, total: Totals) -> Totals:
             cells = jax.lax.dynamic_slice_in_dim(packing.cells, number * bins, bins, axis=1)
@@ -141,7 +141,7 @@ def make_gradient(
     return gradient
 
 
-def micro_shape(rows: int, width: int, platform: str) -> tuple[int, int]:
+def micro_batch_shape(rows: int, width: int, platform: str) -> tuple[int, int]:
     """Bins of a micro-batch of at most `rows` rows on each device, and the width of one in rows."""
     wide = 2 if width <= WIDE_BELOW and rows >= 2 else 1
     columns = MICRO_TOKENS.get(platform, MICRO_TOKENS_ELSEWHERE)
@@ -190,14 +190,14 @@ def _add_micro(
         return hidden if mesh is None else jax.lax.with_sharding_constraint(hidden, batch_sharding(mesh))
 
     hidden, pullback = jax.vjp(body, params)
-    head = _replicate(heads.head_of(params), config, mesh)
+    head = _replicate(heads.head_params(params), config, mesh)
     [name] = head
     # One group's share goes on top of the total at once; several stay with their devices until all chunks are done.
     before = total.grads[name][None] if groups == 1 else jnp.zeros((groups, *head[name].shape), jnp.float32)
-    scored = score_all(head, *grouped((hidden,), groups), teacher, batch, weight, before)
+    scored = score_all(head, *flatten_groups((hidden,), groups), teacher, batch, weight, before)
     d_head = scored.d_head[0] if groups == 1 else total.grads[name] + jnp.sum(scored.d_head, axis=0)
     [grads] = pullback(scored.d_hidden.reshape(hidden.shape))
-    grads = jax.tree.map(jnp.add, {**total.grads, name: d_head}, widen(grads))
+    grads = jax.tree.map(jnp.add, {**total.grads, name: d_head}, to_float32(grads))
     return Totals(grads, total.loss + jnp.sum(scored.loss), total.per_kind + jnp.sum(scored.per_kind, axis=0))
 
 
@@ -220,7 +220,7 @@ def _replicate(head: Params, config: ModelConfig, mesh: Mesh | None) -> Params:
 
 def _apply(optimizer, state: TrainState, grads, finite):
     """The next parameters and optimizer state, or the old ones where the gradient isn't finite."""
-    wide = widen(state.params)
+    wide = to_float32(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, wide)
     params = jax.tree.map(lambda w, u, old: (w + u).astype(old.dtype), wide, updates, state.params)
 

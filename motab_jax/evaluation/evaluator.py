@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from motab_jax.config import UserError
 from motab_jax.config.prompts import EvalSection
 from motab_jax.distill import Objective, TokenLoss, build_targets
-from motab_jax.distill.objective import batch_loss, weights_of
+from motab_jax.distill.objective import batch_loss, token_weights
 from motab_jax.evaluation.metrics import Graded, summarise
 from motab_jax.grading.grade import grade
 from motab_jax.models.transformer import Model
@@ -127,7 +127,7 @@ def _divergence(student: Model, teacher: Model, trajectory, real, *, vocab_size:
     objective = Objective(student=TokenLoss("reverse_kl"), vocab_size=vocab_size)
     batch = build_targets(trajectory, target="spliced", transition=jnp.zeros((0,), jnp.int32))
     batch = dataclasses.replace(batch, kinds=jnp.where(real[:, None], batch.kinds, 0))
-    weight = weights_of(batch.kinds, objective)
+    weight = token_weights(batch.kinds, objective)
     _, sums = batch_loss(student.params, student.config, teacher, batch, weight, objective)
     return jnp.sum(sums), jnp.sum(batch.kinds > 0)
 

@@ -16,11 +16,11 @@ from motab_jax.distill import (
     TrainState,
     build_targets,
     check_targets,
-    head_of,
     init_state,
     make_optimizer,
     make_schedule,
     make_update,
+    select_teacher_head,
 )
 from motab_jax.rollout import Trajectory, rollout
 from motab_jax.rollout.monitor import next_boundary
@@ -85,7 +85,7 @@ def make_programs(session: Session) -> Programs:
 
     state = _lay_out(session, jax.eval_shape(begin, session.student.params))
     places = jax.tree.map(lambda x: x.sharding, state)
-    head = head_of(session.teacher, objective)
+    head = select_teacher_head(session.teacher, objective)
     on_policy, off_policy = _writers(session, read=head is not None)
     train_step = _train_step(session, optimizer, objective)
     return Programs(

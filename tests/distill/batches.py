@@ -109,16 +109,18 @@ def naive_loss(params, batch: TargetBatch, objective: Objective):
     theirs = (batch.teacher_hidden[:, 1:] @ teacher().params["head"])[..., :VOCAB]
     labels, kinds = batch.tokens[:, 1:], batch.kinds[:, 1:]
     total, trained = jnp.zeros(labels.shape), jnp.zeros(labels.shape, bool)
-    rewarded = sum((kinds == code for code in objective.looks_ahead), start=jnp.zeros(labels.shape, bool))
+    rewarded = sum((kinds == code for code in objective.rewarded_kinds), start=jnp.zeros(labels.shape, bool))
     for code, kind in enumerate(KINDS):
         loss = getattr(objective, kind, None)
         if loss is None or loss.name == "masked" or loss.weight == 0:
             continue
-        heat = 1.0 if loss.name == "cross_entropy" else objective.temperature
+        temperature = 1.0 if loss.name == "cross_entropy" else objective.temperature
         later = jnp.zeros(labels.shape)
         if loss.name == "minillm":
-            later = jax.vmap(later_rewards)(ours / heat, theirs / heat, labels, rewarded)
-        each = jax.vmap(jax.vmap(functools.partial(per_token, loss)))(ours / heat, theirs / heat, labels, later)
+            later = jax.vmap(later_rewards)(ours / temperature, theirs / temperature, labels, rewarded)
+        each = jax.vmap(jax.vmap(functools.partial(per_token, loss)))(
+            ours / temperature, theirs / temperature, labels, later
+        )
         total = total + jnp.where(kinds == code, loss.weight * each, 0.0)
         trained = trained | (kinds == code)
     if objective.normalize == "token":

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motab_jax.distill import head_of
-from motab_jax.distill.heads import head_of as head_params
-from motab_jax.distill.objective import batch_loss, chunk_tokens, grouped, score_batch, weights_of
+from motab_jax.distill import select_teacher_head
+from motab_jax.distill.heads import head_params
+from motab_jax.distill.objective import batch_loss, flatten_groups, objective_loss_sums, token_weights, tokens_per_chunk
 from motab_jax.models.transformer import encode
 from tests.distill.batches import (
     COLUMNS,
@@ -27,18 +27,18 @@ OBJECTIVE = uniform("jsd")
 
 
 def parts(groups: int = 1, dtype=jnp.float32):
-    """Head, hidden states, batch and weights as `score_batch` takes them."""
+    """Head, hidden states, batch and weights as `objective_loss_sums` takes them."""
     batch, params = random_batch(), params_of()
     hidden, _ = encode(params, STUDENT, batch.tokens, batch.positions)
     head = {name: x.astype(dtype) for name, x in head_params(params).items()}
-    return head, *grouped((hidden.astype(dtype), batch, weights_of(batch.kinds, OBJECTIVE)), groups)
+    return head, *flatten_groups((hidden.astype(dtype), batch, token_weights(batch.kinds, OBJECTIVE)), groups)
 
 
 def scored(head, hidden, batch, weight, chunk: int = 256):
     """With gradients."""
     zeros = jnp.zeros((hidden.shape[0], *head["embed"].shape), jnp.float32)
-    judge = head_of(teacher(), OBJECTIVE)
-    whole = functools.partial(score_batch, STUDENT, OBJECTIVE, chunk)
+    judge = select_teacher_head(teacher(), OBJECTIVE)
+    whole = functools.partial(objective_loss_sums, STUDENT, OBJECTIVE, chunk)
     return jit(lambda *x: whole(head, x[0], judge, *x[1:], zeros))(hidden, batch, weight)
 
 
@@ -60,8 +60,8 @@ def test_groups_add_up(groups):
     assert_trees_close(several.d_hidden.reshape(one.d_hidden.shape), one.d_hidden, atol=1e-7)
 
     def loss(params, groups):
-        weight = weights_of(random_batch().kinds, OBJECTIVE)
-        judge = head_of(teacher(), OBJECTIVE)
+        weight = token_weights(random_batch().kinds, OBJECTIVE)
+        judge = select_teacher_head(teacher(), OBJECTIVE)
         return batch_loss(params, STUDENT, judge, random_batch(), weight, OBJECTIVE, groups=groups)[0]
 
     grads = [jit(jax.grad(lambda p, n=n: loss(p, n)))(params_of()) for n in (1, groups)]
@@ -80,8 +80,8 @@ def test_bfloat16_heads_are_summed_in_float32():
 
 
 def test_without_a_gradient_there_is_no_work_for_one():
-    batch, judge = random_batch(), head_of(teacher(), OBJECTIVE)
-    weight = weights_of(batch.kinds, OBJECTIVE)
+    batch, judge = random_batch(), select_teacher_head(teacher(), OBJECTIVE)
+    weight = token_weights(batch.kinds, OBJECTIVE)
 
     def loss(params):
         return batch_loss(params, STUDENT, judge, batch, weight, OBJECTIVE)[0]
@@ -98,10 +98,10 @@ def test_without_a_gradient_there_is_no_work_for_one():
 
 
 def test_chunks_fit_the_cache_and_whole_tiles():
-    assert chunk_tokens(1000, "cpu") == 256
-    assert chunk_tokens(50_304, "cpu") == 128
-    assert chunk_tokens(151_936, "cpu") == 55
-    assert chunk_tokens(151_936, "tpu") == 128
-    assert chunk_tokens(151_936 // 8, "tpu") == 1024
-    assert chunk_tokens(10**9, "cpu") == 1
+    assert tokens_per_chunk(1000, "cpu") == 256
+    assert tokens_per_chunk(50_304, "cpu") == 128
+    assert tokens_per_chunk(151_936, "cpu") == 55
+    assert tokens_per_chunk(151_936, "tpu") == 128
+    assert tokens_per_chunk(151_936 // 8, "tpu") == 1024
+    assert tokens_per_chunk(10**9, "cpu") == 1
     assert ROWS * COLUMNS < 256, "the tests' batches are one chunk, unless they ask for less"

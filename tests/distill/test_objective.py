@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motab_jax.distill import Objective, TargetBatch, TokenLoss, head_of
+from motab_jax.distill import Objective, TargetBatch, TokenLoss, select_teacher_head
 from motab_jax.distill import objective as module
-from motab_jax.distill.objective import batch_loss, weights_of
+from motab_jax.distill.objective import batch_loss, token_weights
 from motab_jax.distill.targets import KINDS, NONE
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import Model, forward, init
@@ -40,8 +40,8 @@ OBJECTIVES = {name: uniform(name) for name in ("cross_entropy", "forward_kl", "r
 
 def chunked(params, batch, objective):
     """The loss as the update computes it."""
-    head = head_of(teacher(), objective)
-    return batch_loss(params, STUDENT, head, batch, weights_of(batch.kinds, objective), objective)
+    head = select_teacher_head(teacher(), objective)
+    return batch_loss(params, STUDENT, head, batch, token_weights(batch.kinds, objective), objective)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -64,11 +64,11 @@ def test_token_weights():
     losses = {"student": TokenLoss(weight=2.0), "teacher": TokenLoss(), "flawed": TokenLoss(weight=0.5)}
     objective = Objective(**losses, transition=TokenLoss("masked", weight=9.0))
     by_token = [[0, 2 / 4, 2 / 4, 1 / 4], [0.5 / 4, 0, 0, 0], [0, 0, 0, 0]]
-    np.testing.assert_allclose(weights_of(kinds, objective), by_token)
+    np.testing.assert_allclose(token_weights(kinds, objective), by_token)
     by_row = [[0, 2 / 6, 2 / 6, 1 / 6], [0.5 / 2, 0, 0, 0], [0, 0, 0, 0]]
     sequence = Objective(**losses, transition=TokenLoss("masked"), normalize="sequence")
-    np.testing.assert_allclose(weights_of(kinds, sequence), by_row)
-    assert weights_of(jnp.zeros((2, 3), jnp.int32), objective).tolist() == [[0.0] * 3] * 2
+    np.testing.assert_allclose(token_weights(kinds, sequence), by_row)
+    assert token_weights(jnp.zeros((2, 3), jnp.int32), objective).tolist() == [[0.0] * 3] * 2
 
 
 def test_masked_kinds_get_no_gradient():
@@ -86,11 +86,11 @@ def test_masked_kinds_get_no_gradient():
 
 
 def test_the_teachers_head_goes_along_only_where_a_divergence_needs_it():
-    assert head_of(teacher(), uniform("cross_entropy")) is None
+    assert select_teacher_head(teacher(), uniform("cross_entropy")) is None
     for name in ("jsd", "policy_gradient"):
-        assert head_of(teacher(), Objective(student=LOSSES[name])).params.keys() == {"head"}
+        assert select_teacher_head(teacher(), Objective(student=LOSSES[name])).params.keys() == {"head"}
     tied = Model(params_of(), STUDENT)
-    assert head_of(tied, uniform("forward_kl")).params.keys() == {"embed"}
+    assert select_teacher_head(tied, uniform("forward_kl")).params.keys() == {"embed"}
 
 
 def test_logits_beyond_the_vocabulary_never_count():
@@ -111,7 +111,7 @@ def test_full_logits_are_never_held(monkeypatch):
 
     def chunked(params, judge, batch):
         judge = Model(judge, config)
-        return batch_loss(params, config, judge, batch, weights_of(batch.kinds, objective), objective)[0]
+        return batch_loss(params, config, judge, batch, token_weights(batch.kinds, objective), objective)[0]
 
     def naive(params, judge, batch):
         ours = jax.nn.log_softmax(forward(params, config, batch.tokens, batch.positions))

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from motab_jax.distill import make_optimizer, make_schedule
-from motab_jax.distill.optimizer import decay_mask, widen
+from motab_jax.distill.optimizer import decay_mask, to_float32
 from tests.distill.batches import STUDENT, TEACHER, params_of, teacher
 
 PEAK, FLOOR = 1e-3, 1e-4
@@ -86,4 +86,4 @@ def test_a_clip_of_zero_is_none():
 
 
 def test_widen():
-    assert {x.dtype for x in jax.tree.leaves(widen(params_of(dtype=jnp.bfloat16)))} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves(to_float32(params_of(dtype=jnp.bfloat16)))} == {jnp.dtype("float32")}

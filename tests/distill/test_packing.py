@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from motab_jax.distill import TargetBatch, head_of, init_state, make_update
+from motab_jax.distill import TargetBatch, init_state, make_update, select_teacher_head
 from motab_jax.distill import update as module
-from motab_jax.distill.packing import NOWHERE, first_fit, pack
+from motab_jax.distill.packing import EMPTY, first_fit_decreasing, pack
 from motab_jax.distill.targets import KINDS, NONE
 from motab_jax.models.transformer import encode, is_spec, weight_specs
 from motab_jax.runtime.mesh import batch_sharding, layout_shardings, make_mesh, replicated
@@ -44,7 +44,7 @@ def plain_first_fit(lengths, width: int):
 @pytest.mark.parametrize("seed", range(4))
 def test_first_fit_decreasing(seed):
     lengths = np.random.default_rng(seed).integers(1, 21, 40).tolist()
-    start, used = jax.jit(first_fit, static_argnums=1)(jnp.array(lengths), 20)
+    start, used = jax.jit(first_fit_decreasing, static_argnums=1)(jnp.array(lengths), 20)
     expected, bins = plain_first_fit(lengths, 20)
     assert start.tolist() == expected and int(used) == bins
 
@@ -76,23 +76,23 @@ def test_every_text_once_and_whole(groups):
     for group, used in enumerate(packing.used.tolist()):
         cells = np.asarray(packing.cells[group])
         expected = np.flatnonzero((positions[group] >= 0) & wanted[group][:, None])
-        assert sorted(cells[cells != NOWHERE].tolist()) == expected.tolist()
-        assert (cells[used:] == NOWHERE).all() and (cells[:used] != NOWHERE).any(axis=1).all()
+        assert sorted(cells[cells != EMPTY].tolist()) == expected.tolist()
+        assert (cells[used:] == EMPTY).all() and (cells[:used] != EMPTY).any(axis=1).all()
         assert used < len(wanted[group]), "several texts share a bin"
         for row in np.flatnonzero(wanted[group]):
             mine = np.argwhere(cells // COLUMNS == row)
             assert len(set(mine[:, 0])) == 1 and (np.diff(mine[:, 1]) == 1).all()
             assert (np.diff(positions[group].reshape(-1)[cells[tuple(mine.T)]]) == 1).all()
-    share = 1 - (packing.cells != NOWHERE).sum() / (packing.used.sum() * COLUMNS)
+    share = 1 - (packing.cells != EMPTY).sum() / (packing.used.sum() * COLUMNS)
     assert float(packing.padding) == pytest.approx(float(share))
 
 
 def test_micro_batches_keep_to_their_limit():
-    assert module.micro_shape(64, 144, "cpu") == (2, 2)
-    assert module.micro_shape(64, 144, "tpu") == (28, 2)
-    assert module.micro_shape(8, 144, "tpu") == (4, 2)
-    assert module.micro_shape(1, 144, "tpu") == (1, 1)
-    assert module.micro_shape(16, 4096, "tpu") == (2, 1)
+    assert module.micro_batch_shape(64, 144, "cpu") == (2, 2)
+    assert module.micro_batch_shape(64, 144, "tpu") == (28, 2)
+    assert module.micro_batch_shape(8, 144, "tpu") == (4, 2)
+    assert module.micro_batch_shape(1, 144, "tpu") == (1, 1)
+    assert module.micro_batch_shape(16, 4096, "tpu") == (2, 1)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -103,7 +103,7 @@ def test_little_is_padding(seed):
     lengths = rng.integers(12, 21, rows) + np.clip(rng.geometric(1 / 40, rows), 2, 96)
     column = np.arange(columns) - (prompt - 20)
     positions = np.where((column >= 0) & (column < lengths[:, None]), column, -1)
-    bins, wide = module.micro_shape(rows, columns, "cpu")
+    bins, wide = module.micro_batch_shape(rows, columns, "cpu")
     packing = pack(jnp.asarray(positions)[None], jnp.ones((1, rows), bool), bins, wide=wide)
     computed = bins * wide * columns * -(-int(packing.used[0]) // bins)
     share = 1 - lengths.sum() / computed
@@ -115,7 +115,7 @@ def gradient(batch: TargetBatch, objective, *, mesh=None, params=None, **options
     optimizer = optax.sgd(1.0)
     params = params_of() if params is None else params
     step = jit(make_update(STUDENT, optimizer, objective, mesh=mesh, **options))
-    judge = head_of(teacher(), objective)
+    judge = select_teacher_head(teacher(), objective)
     if mesh is not None:
         judge = jax.device_put(judge, replicated(mesh))
     state, metrics = step(init_state(params, optimizer), judge, batch)

@@ -7,7 +7,7 @@ import pytest
 
 from motab_jax.config import UserError
 from motab_jax.distill import Objective, build_targets, policy_gradient, reverse_kl
-from motab_jax.distill.objective import check_targets, score_batch, token_losses
+from motab_jax.distill.objective import check_targets, objective_loss_sums, token_losses
 from motab_jax.distill.sampled import reward_to_go
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.topk import top_k_of
@@ -56,7 +56,7 @@ def test_minillm_by_hand(kept):
     np.testing.assert_allclose(slopes, REVERSE_SLOPE - later * (np.eye(4) - Q), atol=1e-5)
 
 
-def test_heat_divides_both_models_logits():
+def test_the_temperature_divides_both_models_logits():
     hot = uniform("policy_gradient", temperature=2.0)
     found = jax.vmap(lambda label: token_losses(OURS, THEIRS, label, jnp.int32(1), hot))(EVERY)
     p, q = (np.sqrt(x) / np.sqrt(x).sum() for x in (P, Q))
@@ -118,7 +118,7 @@ def test_kept_logprobs_and_hidden_states_give_the_same_loss():
         assert (batch.teacher_logprob is None) == (kind == "hidden")
         batch = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), batch)
         hidden = jax.random.normal(jax.random.key(1), (*batch.tokens.shape, WIDTH))
-        scored = jit(lambda *x: score_batch(student, objective, 16, head, x[0], teacher, *x[1:]))
+        scored = jit(lambda *x: objective_loss_sums(student, objective, 16, head, x[0], teacher, *x[1:]))
         return scored(hidden, batch, (batch.kinds > 0).astype(jnp.float32)).per_kind[0]
 
     both = Objective(LOSSES["policy_gradient"], masked, LOSSES["minillm"], masked, vocab_size=SIZE)
@@ -144,4 +144,4 @@ def test_a_batch_without_the_logprobs_is_refused():
     trajectory, teacher, head = small_batch()
     batch = build_targets(trajectory, target="spliced", transition=jnp.zeros((0,), jnp.int32))
     with pytest.raises(ValueError, match="logprobs=True"):
-        score_batch(teacher.config, uniform("policy_gradient"), 16, head, None, teacher, batch, None)
+        objective_loss_sums(teacher.config, uniform("policy_gradient"), 16, head, None, teacher, batch, None)

@@ -10,9 +10,9 @@ import pytest
 
 from motab_jax.config import UserError
 from motab_jax.data.sources import Source
-from motab_jax.distill import Objective, TargetBatch, build_targets, head_of, init_state, make_update
+from motab_jax.distill import Objective, TargetBatch, build_targets, init_state, make_update, select_teacher_head
 from motab_jax.distill.objective import check_targets, token_losses
-from motab_jax.distill.targets import KINDS, NONE, targets_kind
+from motab_jax.distill.targets import KINDS, NONE, targets_name
 from motab_jax.models.topk import TopK, top_k_of
 from motab_jax.models.transformer import unembed
 from motab_jax.rollout.trajectory import KEPT, empty_trajectory
@@ -98,7 +98,7 @@ def test_the_update_with_all_tokens_equals_that_with_hidden_states():
     optimizer = optax.sgd(1.0)
     step = jit(make_update(STUDENT, optimizer, objective))
     states, metrics = zip(
-        step(init_state(params_of(), optimizer), head_of(teacher(), objective), random_batch()),
+        step(init_state(params_of(), optimizer), select_teacher_head(teacher(), objective), random_batch()),
         step(init_state(params_of(), optimizer), None, with_topk(VOCAB)),
         strict=True,
     )
@@ -124,7 +124,7 @@ def test_targets_take_what_the_trajectory_carries():
         teacher_topk=TopK(ids, -1.0 - ids),
     )
     batch = build_targets(trajectory, target="spliced", transition=jnp.zeros((0,), jnp.int32))
-    assert batch.teacher_hidden is None and targets_kind(batch) == "topk"
+    assert batch.teacher_hidden is None and targets_name(batch) == "topk"
     first, second = (ids[row, entry].tolist() for row, entry in ((0, [0, 2, 3]), (1, [0, 1])))
     assert batch.teacher_topk.ids[0, prompt:].tolist() == [*first, [0, 0]]
     assert batch.teacher_topk.ids[1, prompt:].tolist() == [*second, [0, 0], [0, 0]]
@@ -134,7 +134,7 @@ def test_targets_take_what_the_trajectory_carries():
     sampled = build_targets(
         trajectory.replace(teacher_topk=None), target="spliced", transition=jnp.zeros((0,), jnp.int32)
     )
-    assert targets_kind(sampled) == "sampled" and sampled.kinds.tolist() == batch.kinds.tolist()
+    assert targets_name(sampled) == "sampled" and sampled.kinds.tolist() == batch.kinds.tolist()
 
 
 def test_targets_that_cannot_carry_the_losses_are_refused():

@@ -8,7 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from motab_jax.distill import Objective, TokenLoss, head_of, init_state, make_optimizer, make_schedule, make_update
+from motab_jax.distill import (
+    Objective,
+    TokenLoss,
+    init_state,
+    make_optimizer,
+    make_schedule,
+    make_update,
+    select_teacher_head,
+)
 from motab_jax.distill.targets import KINDS
 from motab_jax.distill.update import make_gradient
 from motab_jax.models.transformer import is_spec, weight_specs
@@ -58,7 +66,7 @@ def spoilt_batch():
 
 def head():
     """The teacher's part of the loss."""
-    return head_of(teacher(), OBJECTIVE)
+    return select_teacher_head(teacher(), OBJECTIVE)
 
 
 def run(step, batches, state=None):

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from motab_jax.distill import Objective, TokenLoss
 from motab_jax.distill.objective import token_losses
-from motab_jax.distill.sampled import log_ratio, reward_to_go
+from motab_jax.distill.sampled import reward_to_go, sampled_reward
 
 pytestmark = pytest.mark.parity
 
@@ -23,7 +23,7 @@ STUDENT, TEACHER = (2.5 * RNG.normal(size=(ROWS, TIME, VOCAB)).astype(np.float32
 TEACHER[:, ::2] /= 5  # every other token is nearly open, so that the gate lets some pass and not all
 LABELS = RNG.integers(0, VOCAB, (ROWS, TIME))
 ALIVE = np.arange(TIME) < np.array([[14], [9], [1]])
-GATE, HEAT = 3.5, 1.7
+GATE, TEMPERATURE = 3.5, 1.7
 
 
 def divergence(log_q, log_p, beta: float):
@@ -80,7 +80,7 @@ def minillm(log_q, log_p):
 def oracle(loss: TokenLoss):
     """Values [B,T] and gradients in the student's logits, in float64."""
     student, teacher = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True), torch.tensor(TEACHER).double()
-    log_q, log_p = log_softmax(student / HEAT, -1), log_softmax(teacher / HEAT, -1)
+    log_q, log_p = log_softmax(student / TEMPERATURE, -1), log_softmax(teacher / TEMPERATURE, -1)
     found = {
         "cross_entropy": lambda: cross_entropy(student.mT, torch.tensor(LABELS), reduction="none"),
         "forward_kl": lambda: divergence(log_q, log_p, 0.0),
@@ -101,7 +101,7 @@ def rewards(student, teacher):
     """Rewards-to-go f32[B,T]."""
     theirs = jnp.take_along_axis(jax.nn.log_softmax(teacher), LABELS[..., None], axis=-1)[..., 0]
     positions = jnp.where(ALIVE, jnp.arange(TIME)[None], -1)
-    return reward_to_go(log_ratio(student, jnp.asarray(LABELS), theirs), jnp.asarray(ALIVE), positions)
+    return reward_to_go(sampled_reward(student, jnp.asarray(LABELS), theirs), jnp.asarray(ALIVE), positions)
 
 
 CASES = [
@@ -118,8 +118,8 @@ CASES = [
 
 @pytest.mark.parametrize("loss", CASES, ids=lambda loss: f"{loss.name}-{loss.reverse_weight}")
 def test_values_and_gradients_against_float64(loss):
-    objective = Objective(student=loss, temperature=HEAT)
-    later = rewards(STUDENT / HEAT, TEACHER / HEAT) if loss.name == "minillm" else None
+    objective = Objective(student=loss, temperature=TEMPERATURE)
+    later = rewards(STUDENT / TEMPERATURE, TEACHER / TEMPERATURE) if loss.name == "minillm" else None
 
     def ours(student):
         kinds = jnp.asarray(ALIVE, jnp.int32)
@@ -139,10 +139,10 @@ def test_divergences_against_trl(beta):
     labels = torch.tensor(np.where(ALIVE, LABELS, -100))
     student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
     value = trainer.generalized_jsd_loss(
-        student, torch.tensor(TEACHER).double(), labels, beta=beta, temperature=HEAT, reduction="batchmean"
+        student, torch.tensor(TEACHER).double(), labels, beta=beta, temperature=TEMPERATURE, reduction="batchmean"
     )
     value.backward()
-    ours, grads = mean_loss(loss, HEAT)
+    ours, grads = mean_loss(loss, TEMPERATURE)
     assert ours == pytest.approx(float(value.detach()), abs=1e-5)
     np.testing.assert_allclose(grads, student.grad.numpy(), atol=1e-5)
 
@@ -155,9 +155,9 @@ def test_policy_gradient_against_trl():
     np.testing.assert_allclose(mean_loss(TokenLoss("policy_gradient"), 1.0)[1], student.grad.numpy(), atol=1e-5)
 
 
-def mean_loss(loss: TokenLoss, heat: float):
+def mean_loss(loss: TokenLoss, temperature: float):
     """The mean over the living tokens and its gradient in the student's logits."""
-    objective = Objective(student=loss, temperature=heat)
+    objective = Objective(student=loss, temperature=temperature)
     teacher, labels, kinds = jnp.asarray(TEACHER), jnp.asarray(LABELS), jnp.asarray(ALIVE, jnp.int32)
 
     def mean(student):
