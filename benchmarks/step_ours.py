@@ -78,8 +78,12 @@ class Ours:
             temperature=1.0, top_p=1.0, monitored=monitored, read_after=not monitored,
             teacher_rows=teacher_rows(config, self.mesh),
         )  # fmt: skip
-        teacher = teacher_serving(self.mesh, self.teacher.config, config)(self.teacher.params)
-        serve = serving(self.mesh, self.student.config, config, dtype=config.rollout.serve_dtype)
+        teacher = teacher_serving(self.mesh, self.teacher.config, scan_layers=config.rollout.scan_layers)(
+            self.teacher.params
+        )
+        serve = serving(
+            self.mesh, self.student.config, scan_layers=config.rollout.scan_layers, dtype=config.rollout.serve_dtype
+        )
         session = Session(
             config=config, mesh=self.mesh, student=self.student, teacher=teacher, tokenizer=None, source="", stop=-1,
             vocab_size=vocabulary, rollout=numbers, serving=serve,

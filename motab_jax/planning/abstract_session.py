@@ -49,7 +49,7 @@ def open_shapes(config: Config, mesh: Any) -> Session:
         stop=STOPS[0],
         vocab_size=size,
         rollout=jax.tree.map(lambda x: _whole(mesh, jnp.shape(x), jnp.result_type(x)), numbers),
-        serving=serving(mesh, student, config, dtype=config.rollout.serve_dtype),
+        serving=serving(mesh, student, scan_layers=config.rollout.scan_layers, dtype=config.rollout.serve_dtype),
     )
 
 

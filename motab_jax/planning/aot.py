@@ -52,7 +52,15 @@ def compile_programs(config: Config, mesh: Any) -> Whole:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         begun = []
         if session.teacher is not None:
-            by_weight, beside = teacher_serving(mesh, session.teacher.config, config), _size(session.student)
+            by_weight, beside = (
+                teacher_serving(
+                    mesh,
+                    session.teacher.config,
+                    scan_layers=config.rollout.scan_layers,
+                    int8=config.teacher.quantize == "int8",
+                ),
+                _size(session.student),
+            )
             relay, teacher = _teacher_relayout(pool, by_weight, session.teacher.params, beside)
             session = dataclasses.replace(session, teacher=teacher)
             begun.append(relay)

@@ -76,7 +76,9 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
             _check_model(config, role, model, str(path), size)
             check_heads(mesh.shape["tensor"], *model.config.heads, f"the {role}'s ({path})")
     if master is not None:
-        master = teacher_serving(mesh, master.config, config)(master.params)
+        master = teacher_serving(
+            mesh, master.config, scan_layers=config.rollout.scan_layers, int8=config.teacher.quantize == "int8"
+        )(master.params)
     barrier("the models are loaded", LOADING)
     update = layout(mesh, student.config, "update")
     student = Model(jax.jit(lambda params: params, out_shardings=update)(student.params), student.config)
@@ -90,7 +92,7 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
         stop=stop,
         vocab_size=size,
         rollout=rollout_config(config, token_bytes(tokenizer)[:size], stops, mesh),
-        serving=serving(mesh, student.config, config, dtype=config.rollout.serve_dtype),
+        serving=serving(mesh, student.config, scan_layers=config.rollout.scan_layers, dtype=config.rollout.serve_dtype),
     )
 
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from motab_jax.config import Config
 from motab_jax.data.steps import StepAutomaton
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf.weight_names import load_shardings
@@ -37,7 +36,7 @@ def compiled(mesh):
         params = jax.tree.map(
             lambda x, p: array(x.shape, jnp.bfloat16, p), weight_specs(shape), places, is_leaf=is_spec
         )
-        return serving(mesh, shape, Config()).lower(params).out_info
+        return serving(mesh, shape).lower(params).out_info
 
     rows, real = batch_sharding(mesh), array((), jnp.float32)
     each = array((ROWS,), jnp.int32, rows)
