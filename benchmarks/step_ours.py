@@ -21,7 +21,7 @@ from motab_jax.data.steps import compile_delimiter
 from motab_jax.models import Model, load_pretrained
 from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
-from motab_jax.rollout.row_groups import in_groups
+from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.runtime.mesh import make_global_batch, make_mesh
 from motab_jax.session.placement import layout, serving, teacher_serving
 from motab_jax.session.rollout_config import teacher_rows
@@ -59,7 +59,7 @@ class Ours:
             self.ways[name], self.taken[name] = self._way(new_tokens, step_tokens, monitored=name == "motab"), 0
         # A function of its own, so that jit compiles it for generation without a teacher.
         by_row = (False, True, False)
-        self.alone = jax.jit(in_groups(lambda student, *others: rollout(student, None, *others), self.mesh, by_row))
+        self.alone = jax.jit(run_per_group(lambda student, *others: rollout(student, None, *others), self.mesh, by_row))
         self.matrix, self.words = jnp.ones((MATRIX, MATRIX)), jnp.ones((WORDS,))
         self.multiply, self.add = jax.jit(jnp.matmul), jax.jit(jnp.sum)
         return {"flops": 2 * MATRIX**3, "bytes": 4 * WORDS}
@@ -74,8 +74,8 @@ class Ours:
         config = load_config(None, words)
         numbers = RolloutConfig(
             automaton=compile_delimiter("\n", pieces), stop_ids=jnp.array([-1]), eps0=jnp.float32(0.0),
-            theta=jnp.float32(0.0), muted=jnp.array(False), vocab_size=vocabulary, max_new_tokens=new_tokens,
-            temperature=1.0, top_p=1.0, monitored=monitored, read_after=not monitored,
+            theta=jnp.float32(0.0), skip_teacher=jnp.array(False), vocab_size=vocabulary, max_new_tokens=new_tokens,
+            temperature=1.0, top_p=1.0, monitored=monitored, score_after=not monitored,
             teacher_rows=teacher_rows(config, self.mesh),
         )  # fmt: skip
         teacher = teacher_serving(self.mesh, self.teacher.config, scan_layers=config.rollout.scan_layers)(

@@ -34,7 +34,7 @@ from motab_jax.models.serving import serve_specs
 from motab_jax.models.transformer import Model, is_spec, weight_specs
 from motab_jax.planning import hlo
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
-from motab_jax.rollout.row_groups import in_groups
+from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.rollout.score_finished import score_trajectories
 from motab_jax.runtime.mesh import batch_sharding, layout_shardings, make_mesh, replicated
 
@@ -86,12 +86,12 @@ def compile_rollout(mesh, rows: int = SLOTS):
     """The rollout with the monitor on."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = model(STUDENT, mesh), model(TEACHER, mesh), prompts(mesh, rows), key, numbers(mesh)
-    return jax.jit(in_groups(rollout, mesh, (False, False, True, False))).lower(*arguments).compile()
+    return jax.jit(run_per_group(rollout, mesh, (False, False, True, False))).lower(*arguments).compile()
 
 
 def compile_scoring(mesh, rows: int = SLOTS):
     """The teacher's pass over finished rows, as without a monitor."""
-    config = dataclasses.replace(numbers(mesh), monitored=False, read_after=True)
+    config = dataclasses.replace(numbers(mesh), monitored=False, score_after=True)
     log = jax.eval_shape(rollout, model(STUDENT, mesh), model(TEACHER, mesh), prompts(mesh, rows), KEY, config)
     log = jax.tree.map(lambda x: x.update(sharding=batch_sharding(mesh) if x.ndim > 1 else replicated(mesh)), log)
 
@@ -99,7 +99,7 @@ def compile_scoring(mesh, rows: int = SLOTS):
         return score_trajectories(teacher, log.replace(counters=counters), config)
 
     arguments = model(TEACHER, mesh), log.replace(counters=None), log.counters, config
-    return jax.jit(in_groups(score, mesh, (False, True, False))).lower(*arguments).compile()
+    return jax.jit(run_per_group(score, mesh, (False, True, False))).lower(*arguments).compile()
 
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))

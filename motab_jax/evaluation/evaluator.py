@@ -16,7 +16,7 @@ from motab_jax.grading.grade import grade
 from motab_jax.models.transformer import Model
 from motab_jax.rollout import RolloutConfig, rollout
 from motab_jax.rollout.record import Row
-from motab_jax.rollout.row_groups import in_groups
+from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.rollout.trajectory import KEPT
 from motab_jax.runtime.hosts import fetch
 from motab_jax.runtime.mesh import check_batch
@@ -104,7 +104,7 @@ def make_evaluator(session: Session, section: EvalSection, prompts: EncodedPromp
     config = dataclasses.replace(
         session.rollout,
         monitored=False,
-        read_after=True,
+        score_after=True,
         targets="hidden",
         targets_dtype=None,
         temperature=section.temperature,
@@ -113,7 +113,7 @@ def make_evaluator(session: Session, section: EvalSection, prompts: EncodedPromp
         max_new_tokens=section.max_new_tokens or session.config.rollout.max_new_tokens,
     )
 
-    in_each = in_groups(rollout, session.mesh, (False, False, True, False))
+    in_each = run_per_group(rollout, session.mesh, (False, False, True, False))
 
     def generate(*arguments):  # a function of its own: jit counts the compilations of each function
         return in_each(*arguments)

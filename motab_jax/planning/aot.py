@@ -86,7 +86,7 @@ def _caches(session: Session, student: Model, columns: int) -> dict[Dims, int]:
     shape, numbers = session.mesh.shape, session.rollout
     slots = numbers.slots or session.config.rollout.batch_size
     found = {}
-    for model in (student, None if numbers.teacher_is_out else session.teacher):
+    for model in (student, None if numbers.teacher_scores_after else session.teacher):
         if model is not None:
             heads = max(model.config.num_kv_heads // shape["tensor"], 1)
             rows = slots // (shape["data"] * shape["fsdp"])

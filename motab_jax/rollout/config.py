@@ -34,7 +34,7 @@ class RolloutConfig:
     stop_ids: jax.Array  # i32[X]
     eps0: jax.Array  # f32[]
     theta: jax.Array  # f32[]
-    muted: jax.Array | None = (
+    skip_teacher: jax.Array | None = (
         None  # bool[]; the teacher reads nothing: only to time the rest (motab_jax/training/phase_times.py)
     )
     vocab_size: int = _static()  # the tokenizer's; logits beyond never count
@@ -60,15 +60,15 @@ class RolloutConfig:
     max_discarded: int | None = _static(None)  # tokens that a row may lose to rewinds; None: see most_discarded
     teacher_batch: int = _static(0)  # waiting rows that call the teacher; 0: as many as there are slots
     teacher_rows: int = _static(0)  # slots that the teacher writes in at a time; 0: all
-    read_after: bool = _static(False)  # without a monitor: the teacher reads finished rows, in one pass
+    score_after: bool = _static(False)  # without a monitor: the teacher reads finished rows, in one pass
     targets: str = _static("hidden")  # what is kept of the teacher's distributions: hidden, topk or sampled
     targets_k: int = _static(64)  # likeliest tokens kept, for targets topk
     targets_dtype: str | None = _static(None)  # None: the teacher's
 
     @property
-    def teacher_is_out(self) -> bool:
+    def teacher_scores_after(self) -> bool:
         """Whether the teacher has no part in the loop and reads finished rows."""
-        return self.read_after and not self.monitored
+        return self.score_after and not self.monitored
 
     @property
     def rewinds(self) -> int:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 class Counters:
     """All f32[]. A column is one slot's part of a decoding step: B slots decode B columns at a time."""
 
-    student_turns: jax.Array  # segments that the student wrote
-    teacher_turns: jax.Array  # segments that the teacher wrote
-    reading_turns: jax.Array  # segments of known text read in one pass
+    student_iterations: jax.Array  # segments that the student wrote
+    teacher_iterations: jax.Array  # segments that the teacher wrote
+    prefill_iterations: jax.Array  # segments of known text read in one pass
     packings: jax.Array  # times the tape was packed
     student_columns: jax.Array  # columns decoded by the student, idle slots included
     teacher_columns: jax.Array  # columns decoded by the teacher, idle slots included
@@ -22,7 +22,7 @@ class Counters:
     teacher_reread: jax.Array  # tokens the teacher read again to intervene
 
 
-def no_counts() -> Counters:
+def zero_counts() -> Counters:
     """Nothing has happened yet."""
     return Counters(*[jnp.float32(0.0)] * len(Counters.__dataclass_fields__))
 

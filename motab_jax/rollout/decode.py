@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from motab_jax.data.steps import StepAutomaton, advance
 from motab_jax.models.cache import KVCache
 from motab_jax.models.transformer import Model, encode, unembed
-from motab_jax.rollout.rows import pick
+from motab_jax.rollout.rows import take_per_row
 from motab_jax.rollout.sampling import sample
 from motab_jax.rollout.tape import DEAD, Tape, append
 from motab_jax.rollout.teacher_scores import ScoreSpec, TokenScores, score_tokens
@@ -23,7 +23,7 @@ ENDLESS = 1 << 30
 
 
 @flax.struct.dataclass
-class Reader:
+class ModelState:
     """One model's view of the tape; B slots, D width."""
 
     cache: KVCache
@@ -31,7 +31,7 @@ class Reader:
 
 
 @flax.struct.dataclass
-class Pen:
+class DecodeState:
     """Where each slot's writing stands; B slots."""
 
     active: jax.Array  # bool[B]; the writer goes on
@@ -41,7 +41,7 @@ class Pen:
 
 
 @flax.struct.dataclass
-class Known:
+class SegmentInputs:
     """What is settled before a segment is written; B slots, C columns."""
 
     tokens: jax.Array  # i32[B,C]; the row's text from its position on, as far as it is known
@@ -69,7 +69,7 @@ class Segment:
         return self.alive & ~self.forced
 
 
-class Writing(NamedTuple):
+class DecodeSpec(NamedTuple):
     """How tokens are drawn: static numbers, the delimiter's table and the stop ids."""
 
     automaton: StepAutomaton
@@ -82,7 +82,9 @@ class Writing(NamedTuple):
     score_spec: ScoreSpec
 
 
-def lay_out(tape: Tape, pen: Pen, known: Known, segment: Segment) -> tuple[Tape, Pen, Segment]:
+def append_known(
+    tape: Tape, pen: DecodeState, known: SegmentInputs, segment: Segment
+) -> tuple[Tape, DecodeState, Segment]:
     """Put the next C known tokens of the active slots on the tape, for both models to read."""
     places = pen.position[:, None] + jnp.arange(known.tokens.shape[1])[None]
     alive = pen.active[:, None] & (places < known.length[:, None])
@@ -95,8 +97,8 @@ def lay_out(tape: Tape, pen: Pen, known: Known, segment: Segment) -> tuple[Tape,
     )
 
 
-def write_segment(model: Model, reader: Reader, tape: Tape, pen: Pen, segment: Segment, known: Known, how: Writing, *,
-                  opine: bool):  # fmt: skip
+def decode_segment(model: Model, reader: ModelState, tape: Tape, pen: DecodeState, segment: Segment,
+    known: SegmentInputs, how: DecodeSpec, *, opine: bool):  # fmt: skip
     """Decode up to C tokens in the active slots, and stop early where none is left; other slots' columns are dead.
 
     opine: the writer is the teacher, whose states and opinions of its own tokens are kept. Without an active slot
@@ -127,7 +129,7 @@ def write_segment(model: Model, reader: Reader, tape: Tape, pen: Pen, segment: S
         elif segment.mine.shape[-1]:
             new["mine"] = reader.hidden
         segment = segment.replace(**{k: jax.tree.map(_put(place), getattr(segment, k), new[k]) for k in new})
-        reader = Reader(cache, jnp.where(pen.active[:, None], hidden[:, 0], reader.hidden))
+        reader = ModelState(cache, jnp.where(pen.active[:, None], hidden[:, 0], reader.hidden))
         return place + 1, reader, tape, after, segment
 
     return jax.lax.while_loop(unfinished, column, (jnp.int32(0), reader, tape, pen, segment))[1:]
@@ -141,7 +143,9 @@ def _put(place: jax.Array):
     return lambda table, new: jax.lax.dynamic_update_index_in_dim(table, new.astype(table.dtype), place, 1)
 
 
-def _advance(pen: Pen, token, forced, known: Known, how: Writing) -> tuple[Pen, jax.Array, jax.Array]:
+def _advance(
+    pen: DecodeState, token, forced, known: SegmentInputs, how: DecodeSpec
+) -> tuple[DecodeState, jax.Array, jax.Array]:
     """The pen after one token in each slot, whether it is a stop token, and whether a step ends with it."""
     stop = jnp.any(token[:, None] == how.stop_ids[None], axis=1)
     state, ended = advance(how.automaton, pen.automaton, token)
@@ -149,7 +153,7 @@ def _advance(pen: Pen, token, forced, known: Known, how: Writing) -> tuple[Pen, 
     position = pen.position + pen.active
     budget = pen.budget - (pen.active & ended)
     full = position >= known.limit
-    after = Pen(
+    after = DecodeState(
         active=pen.active & (forced | (~stop & ~full & (budget > 0))),
         position=position,
         automaton=jnp.where(pen.active & ~forced, state, pen.automaton),
@@ -158,7 +162,9 @@ def _advance(pen: Pen, token, forced, known: Known, how: Writing) -> tuple[Pen, 
     return after, stop & ~forced, ended | (full & ~forced)
 
 
-def read_segment(model: Model, reader: Reader, tape: Tape, segment: Segment, start) -> tuple[Reader, jax.Array]:
+def prefill_segment(
+    model: Model, reader: ModelState, tape: Tape, segment: Segment, start
+) -> tuple[ModelState, jax.Array]:
     """Read the C columns of the tape from `start` in one pass; the reader, and hidden [B,C,D] predicting each token."""
     positions = jax.lax.dynamic_slice_in_dim(tape.positions, start, segment.tokens.shape[1], axis=1)
     hidden, cache = encode(
@@ -166,5 +172,5 @@ def read_segment(model: Model, reader: Reader, tape: Tape, segment: Segment, sta
         cache=reader.cache, key_positions=tape.positions, cursor=start,
     )  # fmt: skip
     count = jnp.sum(segment.alive, axis=1)
-    last = jnp.where((count > 0)[:, None], pick(hidden, jnp.maximum(count - 1, 0)), reader.hidden)
-    return Reader(cache, last), jnp.concatenate([reader.hidden[:, None], hidden[:, :-1]], axis=1)
+    last = jnp.where((count > 0)[:, None], take_per_row(hidden, jnp.maximum(count - 1, 0)), reader.hidden)
+    return ModelState(cache, last), jnp.concatenate([reader.hidden[:, None], hidden[:, :-1]], axis=1)

@@ -18,16 +18,16 @@ from motab_jax.rollout.config import Prompts, RolloutConfig
 from motab_jax.rollout.counters import count
 from motab_jax.rollout.decode import (
     ENDLESS,
-    Known,
-    Pen,
-    Reader,
+    DecodeSpec,
+    DecodeState,
+    ModelState,
     Segment,
-    Writing,
-    lay_out,
-    read_segment,
-    write_segment,
+    SegmentInputs,
+    append_known,
+    decode_segment,
+    prefill_segment,
 )
-from motab_jax.rollout.rows import pick, store, store_window, to_front, view, when
+from motab_jax.rollout.rows import compact_left, gather_rows, run_if, scatter_rows, scatter_windows, take_per_row
 from motab_jax.rollout.sampling import uniforms
 from motab_jax.rollout.score_finished import score_trajectories
 from motab_jax.rollout.slots import (
@@ -36,17 +36,17 @@ from motab_jax.rollout.slots import (
     STUDENT_WRITES,
     TEACHER_WRITES,
     Slots,
-    choose_turn,
-    is_teaching,
+    choose_iteration,
     phases,
     refill,
-    settle,
+    teacher_is_called,
+    update_rows,
 )
-from motab_jax.rollout.state import RolloutState, begin, blank_segment, empty_log
+from motab_jax.rollout.state import RolloutState, begin, empty_log, empty_segment
 from motab_jax.rollout.tape import packing, rewind
 from motab_jax.rollout.teacher_scores import score_hidden
 from motab_jax.rollout.trajectory import FinishReason, Trajectory
-from motab_jax.rollout.write_subset import write_few
+from motab_jax.rollout.write_subset import decode_subset
 
 PACK_ABOVE = 512  # columns; a shorter tape is packed only when it is full
 
@@ -56,19 +56,19 @@ def rollout(
 ) -> Trajectory:
     """Trajectories of N prompts. Without a teacher the student generates alone and nothing is scored.
 
-    Pure and jit-able; `key` is a typed PRNG key, folded with each row's id. With config.read_after (and no monitor) the
-    teacher is not in the loop and reads the finished rows; the step table then holds no values.
+    Pure and jit-able; `key` is a typed PRNG key, folded with each row's id. With config.score_after (and no monitor)
+    the teacher is not in the loop and reads the finished rows; the step table then holds no values.
     """
-    judge = None if config.teacher_is_out else teacher
+    judge = None if config.teacher_scores_after else teacher
     loop = _Loop(student, judge, prompts, jax.vmap(functools.partial(jax.random.fold_in, key))(prompts.row_ids), config)
     log = jax.lax.while_loop(
         loop.unfinished,
         loop.body,
         begin(student, judge, empty_log(teacher, prompts, config), prompts, config, loop.slots),
     ).log
-    if teacher is None or not config.teacher_is_out:
+    if teacher is None or not config.teacher_scores_after:
         return log
-    return when(loop.listens, lambda finished: score_trajectories(teacher, finished, config), log)
+    return run_if(loop.listens, lambda finished: score_trajectories(teacher, finished, config), log)
 
 
 class _Loop:
@@ -80,9 +80,9 @@ class _Loop:
         self.slots = min(config.slots or len(prompts.lengths), len(prompts.lengths))
         self.few = config.teacher_rows if config.teacher_rows < self.slots else 0
         self.queued = self.slots < len(prompts.lengths)
-        self.listens = jnp.array(True) if config.muted is None else ~config.muted
+        self.listens = jnp.array(True) if config.skip_teacher is None else ~config.skip_teacher
         self.intervenes = config.rewinds > 0 and teacher is not None
-        self.how = Writing(
+        self.how = DecodeSpec(
             config.automaton, config.stop_ids, config.vocab_size, config.segment_tokens, config.temperature,
             config.top_k, config.top_p, config.score_spec,
         )  # fmt: skip
@@ -99,7 +99,7 @@ class _Loop:
         """One turn: seat who waits, put columns on the tape, have them read, judge, go on."""
         state = self.make_room(self.call(state))
         row = self.row(state.slots)
-        turn, part = choose_turn(state.rows, state.slots, row, state.teaching, state.last, self.few)
+        turn, part = choose_iteration(state.rows, state.slots, row, state.teaching, state.last, self.few)
         begin = state.tape.cursor
         state, segment, pen = self.write(state, turn, part)
         state, segment = self.read(state, segment, turn, begin)
@@ -110,7 +110,7 @@ class _Loop:
         """Seat waiting rows, and call the teacher if enough rows wait for it."""
         if self.intervenes:
             threshold = self.config.teacher_batch or self.slots
-            state = state.replace(teaching=is_teaching(state.rows, state.teaching, threshold))
+            state = state.replace(teaching=teacher_is_called(state.rows, state.teaching, threshold))
         if not self.queued:
             return state
 
@@ -120,7 +120,7 @@ class _Loop:
             return rows, slots, rewind(tape, jnp.where(new, 0, ENDLESS))
 
         waiting = jnp.any(~state.rows.seated & (state.rows.phase != DONE))
-        rows, slots, tape = when(waiting, seat, (state.rows, state.slots, state.tape))
+        rows, slots, tape = run_if(waiting, seat, (state.rows, state.slots, state.tape))
         return state.replace(rows=rows, slots=slots, tape=tape)
 
     def make_room(self, state: RolloutState) -> RolloutState:
@@ -136,21 +136,21 @@ class _Loop:
         full = state.tape.cursor + self.config.segment_tokens > state.tape.tokens.shape[1]
         wasteful = state.tape.cursor > 2 * longest + PACK_ABOVE
         readers = [state.student] if state.teacher is None else [state.student, state.teacher]
-        tape, readers = when(full | wasteful, pack, (state.tape, readers))
+        tape, readers = run_if(full | wasteful, pack, (state.tape, readers))
         log = state.log.replace(counters=count(state.log.counters, packings=full | wasteful))
         return state.replace(
             tape=tape, student=readers[0], teacher=None if state.teacher is None else readers[1], log=log
         )
 
-    def write(self, state: RolloutState, turn, part) -> tuple[RolloutState, Segment, Pen]:
+    def write(self, state: RolloutState, turn, part) -> tuple[RolloutState, Segment, DecodeState]:
         """Put a segment on the tape: known text, or what the student or the teacher writes."""
         slots, known = state.slots, self._known(state)
-        tape, segment = state.tape, blank_segment(self.student, self.teacher, self.config, self.slots)
+        tape, segment = state.tape, empty_segment(self.student, self.teacher, self.config, self.slots)
         taught = turn == TEACHER_WRITES
-        pen = Pen(part, slots.position, slots.automaton, jnp.where(taught, slots.budget, ENDLESS))
-        tape, pen, segment = lay_out(tape, pen.replace(active=part & (turn == READ)), known, segment)
+        pen = DecodeState(part, slots.position, slots.automaton, jnp.where(taught, slots.budget, ENDLESS))
+        tape, pen, segment = append_known(tape, pen.replace(active=part & (turn == READ)), known, segment)
         pen = pen.replace(active=part & (turn == STUDENT_WRITES))
-        student, tape, pen, segment = write_segment(
+        student, tape, pen, segment = decode_segment(
             self.student, state.student, tape, pen, segment, known, self.how, opine=False
         )
         state = state.replace(student=student)
@@ -160,26 +160,30 @@ class _Loop:
             state = state.replace(teacher=teacher)
         return state.replace(tape=tape), segment, pen
 
-    def teach(self, carry, known: Known, taught):
+    def teach(self, carry, known: SegmentInputs, taught):
         """Have the teacher write a segment, (reader, tape, pen, segment), if it is its turn (taught bool[])."""
 
         def few(carry):
-            return write_few(self.teacher, *carry, known, self.how, rows=self.few)
+            return decode_subset(self.teacher, *carry, known, self.how, rows=self.few)
 
         return (
-            when(taught, few, carry) if self.few else write_segment(self.teacher, *carry, known, self.how, opine=True)
+            run_if(taught, few, carry)
+            if self.few
+            else decode_segment(self.teacher, *carry, known, self.how, opine=True)
         )
 
-    def _known(self, state: RolloutState) -> Known:
+    def _known(self, state: RolloutState) -> SegmentInputs:
         slots, row = state.slots, self.row(state.slots)
-        rows = view(state.rows, row)
+        rows = gather_rows(state.rows, row)
         place = slots.position[:, None] + jnp.arange(self.config.segment_tokens, dtype=jnp.int32)[None]
         draw = jax.vmap(uniforms, in_axes=(None, None, 1), out_axes=1)
-        return Known(
+        return SegmentInputs(
             tokens=jnp.take_along_axis(rows.text, jnp.minimum(place, rows.text.shape[1] - 1), axis=1),
             length=rows.known,
             limit=rows.limit,
-            uniforms=draw(view(self.row_keys, row), view(state.log.num_rewinds, row), place - rows.offset[:, None]),
+            uniforms=draw(
+                gather_rows(self.row_keys, row), gather_rows(state.log.num_rewinds, row), place - rows.offset[:, None]
+            ),
         )
 
     def read(self, state: RolloutState, segment: Segment, turn, begin) -> tuple[RolloutState, Segment]:
@@ -190,11 +194,11 @@ class _Loop:
         if self.config.hands_back:
             for_student |= turn == TEACHER_WRITES
 
-        def student_reads(reader: Reader) -> Reader:
-            return read_segment(self.student, reader, state.tape, segment, begin)[0]
+        def student_reads(reader: ModelState) -> ModelState:
+            return prefill_segment(self.student, reader, state.tape, segment, begin)[0]
 
         def teacher_reads(carry):
-            return read_segment(self.teacher, carry[0], state.tape, segment, begin)
+            return prefill_segment(self.teacher, carry[0], state.tape, segment, begin)
 
         def opine(_):
             return score_hidden(
@@ -202,11 +206,13 @@ class _Loop:
                 student=self.student if compares else None, states=segment.mine if compares else None,
             )  # fmt: skip
 
-        state = state.replace(student=when(for_student, student_reads, state.student))
+        state = state.replace(student=run_if(for_student, student_reads, state.student))
         if self.teacher is None:
             return state, segment
-        teacher, hidden = when(self.listens & (turn != TEACHER_WRITES), teacher_reads, (state.teacher, segment.hidden))
-        scores = when(self.listens & (turn == STUDENT_WRITES), opine, segment.scores)
+        teacher, hidden = run_if(
+            self.listens & (turn != TEACHER_WRITES), teacher_reads, (state.teacher, segment.hidden)
+        )
+        scores = run_if(self.listens & (turn == STUDENT_WRITES), opine, segment.scores)
         return state.replace(teacher=teacher), segment.replace(hidden=hidden, scores=scores)
 
     def tally(self, state: RolloutState, segment: Segment, turn, begin) -> RolloutState:
@@ -217,9 +223,9 @@ class _Loop:
         wrote = turn != READ
         counters = count(
             state.log.counters,
-            student_turns=turn == STUDENT_WRITES,
-            teacher_turns=turn == TEACHER_WRITES,
-            reading_turns=turn == READ,
+            student_iterations=turn == STUDENT_WRITES,
+            teacher_iterations=turn == TEACHER_WRITES,
+            prefill_iterations=turn == READ,
             student_columns=decoded * self.slots * (turn == STUDENT_WRITES),
             teacher_columns=decoded * (self.few or self.slots) * (turn == TEACHER_WRITES),
             busy_columns=jnp.sum(segment.alive) * wrote,
@@ -230,7 +236,7 @@ class _Loop:
         )
         return state.replace(log=state.log.replace(counters=counters))
 
-    def judge(self, state: RolloutState, segment: Segment, pen: Pen, turn, part) -> RolloutState:
+    def judge(self, state: RolloutState, segment: Segment, pen: DecodeState, turn, part) -> RolloutState:
         """Enter what was written in the log, judge the student's steps, and say who goes on."""
         config, row = self.config, self.row(state.slots)
         judged = config.monitored & (turn == STUDENT_WRITES)
@@ -239,43 +245,43 @@ class _Loop:
             segment.scores.signal, segment.scores.entropy, segment.written, segment.stop, segment.closes
         )
         open_, steps, accepted, breach = monitor.observe(
-            state.slots.open, state.log.steps, columns, view(state.log.length, row),
-            (config.stops | (view(state.log.num_rewinds, row) < config.rewinds)) & judged,
+            state.slots.open, state.log.steps, columns, gather_rows(state.log.length, row),
+            (config.stops | (gather_rows(state.log.num_rewinds, row) < config.rewinds)) & judged,
             eps0=config.eps0, theta=config.theta, source=source, judged=judged, row=row, rules=config.rules,
-            discarded=view(state.log.length - (state.rows.known - state.rows.offset), row),
+            discarded=gather_rows(state.log.length - (state.rows.known - state.rows.offset), row),
         )  # fmt: skip
         log = trajectory.extend(
             state.log.replace(steps=steps), segment.tokens, segment.scores, segment.hidden, accepted, source, row
         )
-        known = view(state.rows.known, row)
-        text = store_window(state.rows.text, row, known, to_front(accepted, segment.tokens))
+        known = gather_rows(state.rows.known, row)
+        text = scatter_windows(state.rows.text, row, known, compact_left(accepted, segment.tokens))
         known = known + jnp.sum(accepted, axis=1, dtype=jnp.int32)
         budget = jnp.where(turn == TEACHER_WRITES, pen.budget, state.slots.budget)
         state = state.replace(
             log=log,
-            rows=state.rows.replace(text=text, known=store(state.rows.known, row, known)),
+            rows=state.rows.replace(text=text, known=scatter_rows(state.rows.known, row, known)),
             slots=state.slots.replace(position=pen.position, automaton=pen.automaton, budget=budget, open=open_),
         )
         state = self.finish(state, segment, accepted, breach)
         if not self.intervenes:
             return state
-        state = when(jnp.any(breach), lambda s: self.backtrack(s, breach), state)
+        state = run_if(jnp.any(breach), lambda s: self.backtrack(s, breach), state)
         return self.hand_back(state, part & (turn == TEACHER_WRITES)) if config.hands_back else state
 
     def finish(self, state: RolloutState, segment: Segment, accepted, breach) -> RolloutState:
         """Rows whose writer came to a stop token or to the length limit are done, or whose breach ends them."""
         row = self.row(state.slots)
         stopped = jnp.any(accepted & segment.stop, axis=1)
-        full = view(state.rows.known, row) >= view(state.rows.limit, row)
+        full = gather_rows(state.rows.known, row) >= gather_rows(state.rows.limit, row)
         done = jnp.any(accepted, axis=1) & ~breach & (stopped | full)
         reason = jnp.where(
-            done, jnp.where(stopped, FinishReason.STOP, FinishReason.LENGTH), view(state.log.finish, row)
+            done, jnp.where(stopped, FinishReason.STOP, FinishReason.LENGTH), gather_rows(state.log.finish, row)
         )
         if self.config.stops:
             done, reason = done | breach, jnp.where(breach, FinishReason.MONITOR, reason)
         return state.replace(
-            rows=settle(state.rows, row, done, phase=DONE),
-            log=state.log.replace(finish=store(state.log.finish, row, reason)),
+            rows=update_rows(state.rows, row, done, phase=DONE),
+            log=state.log.replace(finish=scatter_rows(state.log.finish, row, reason)),
         )
 
     def backtrack(self, state: RolloutState, breach) -> RolloutState:
@@ -284,14 +290,14 @@ class _Loop:
         The last token that stands leaves the tape as well: reading it once more, the teacher knows what comes next.
         """
         row, slots = self.row(state.slots), state.slots
-        steps = view(state.log.steps, row)
+        steps = gather_rows(state.log.steps, row)
         root = monitor.find_root(steps, slots.open.first, self.config.target, self.config.rules)
-        first = pick(steps.start, root)
-        known = view(state.rows.known, row) - (view(state.log.length, row) - first)
+        first = take_per_row(steps.start, root)
+        known = gather_rows(state.rows.known, row) - (gather_rows(state.log.length, row) - first)
         return state.replace(
             tape=rewind(state.tape, jnp.where(breach, known - 1, ENDLESS)),
             log=trajectory.discard(state.log, breach, root, row),
-            rows=settle(state.rows, row, breach, known=known, phase=TEACHER_WRITES),
+            rows=update_rows(state.rows, row, breach, known=known, phase=TEACHER_WRITES),
             slots=slots.replace(
                 position=jnp.where(breach, known - 1, slots.position),
                 automaton=jnp.where(breach, 0, slots.automaton),
@@ -302,10 +308,10 @@ class _Loop:
     def hand_back(self, state: RolloutState, wrote) -> RolloutState:
         """Where the teacher's steps are used up, the student has the word again."""
         row, slots = self.row(state.slots), state.slots
-        waits = view(state.rows.phase, row) == TEACHER_WRITES
+        waits = gather_rows(state.rows.phase, row) == TEACHER_WRITES
         back = wrote & waits & (slots.budget <= 0)
-        first = jnp.where(back, view(state.log.steps.count, row), slots.open.first)
+        first = jnp.where(back, gather_rows(state.log.steps.count, row), slots.open.first)
         return state.replace(
-            rows=settle(state.rows, row, back, phase=STUDENT_WRITES),
+            rows=update_rows(state.rows, row, back, phase=STUDENT_WRITES),
             slots=slots.replace(automaton=jnp.where(back, 0, slots.automaton), open=slots.open.replace(first=first)),
         )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.data.sources import Source
-from motab_jax.rollout.rows import store, store_window, to_front, view
+from motab_jax.rollout.rows import compact_left, gather_rows, scatter_rows, scatter_windows
 from motab_jax.rollout.trajectory import KEPT, StepTable
 
 NO_BOUNDARY = 1e30  # as a boundary, with the sign of the alarm: nothing strays
@@ -126,7 +126,7 @@ def observe(
         open_ = open_.replace(total=jnp.where(close, 0.0, open_.total), tokens=jnp.where(close, 0, open_.tokens))
         return (open_, past, place + accepted, breach), (accepted, ended)
 
-    past = _read_history(view(steps, row), open_.first, rules)
+    past = _read_history(gather_rows(steps, row), open_.first, rules)
     start = (open_, past, log_length, jnp.zeros_like(may_stray))
     (open_, _, _, breach), (accepted, ended) = jax.lax.scan(walk, start, jax.tree.map(jnp.transpose, columns))
     return open_, _append_steps(steps, ClosedSteps(*(x.T for x in ended)), source, row), accepted.T, breach
@@ -188,16 +188,16 @@ def _end(open_: OpenStep, close, end, bar, judged, rules: MonitorRules) -> Close
 
 def _append_steps(steps: StepTable, ended: ClosedSteps, source, row) -> StepTable:
     """The step table with the ended steps appended to the slots' rows; it needs C spare entries."""
-    count = view(steps.count, row)
+    count = gather_rows(steps.count, row)
 
     def put(table, block):
-        return store_window(table, row, count, to_front(ended.close, block))
+        return scatter_windows(table, row, count, compact_left(ended.close, block))
 
     names = ("start", "end", "value", "entropy", "boundary", "stray")
     return steps.replace(
         **{name: put(getattr(steps, name), getattr(ended, name)) for name in names},
-        source=store_window(steps.source, row, count, jnp.full_like(ended.start, source)),
-        count=store(steps.count, row, count + jnp.sum(ended.close, axis=1, dtype=jnp.int32)),
+        source=scatter_windows(steps.source, row, count, jnp.full_like(ended.start, source)),
+        count=scatter_rows(steps.count, row, count + jnp.sum(ended.close, axis=1, dtype=jnp.int32)),
     )
 
 

@@ -28,12 +28,12 @@ class Completions:
     lengths: jax.Array  # i32[N]; at least 1, a stop token included
 
 
-def given(
-    teacher: Model | None, prompts: Prompts, text: Completions, config: RolloutConfig, *, read: bool
+def from_completions(
+    teacher: Model | None, prompts: Prompts, text: Completions, config: RolloutConfig, *, score: bool
 ) -> Trajectory:
     """Trajectories that hold this text, shaped as `rollout` with the same teacher and numbers would shape them.
 
-    read: the teacher reads the text, in one pass, for the targets that config names. Otherwise they stay empty.
+    score: the teacher scores the text, in one pass, for the targets that config names. Otherwise they stay empty.
     """
     log = empty_log(teacher, prompts, config)
     tokens = jnp.pad(text.tokens, ((0, 0), (0, log.tokens.shape[1] - text.tokens.shape[1])))
@@ -46,29 +46,31 @@ def given(
         length=text.lengths,
         finish=jnp.where(stopped, jnp.int32(FinishReason.STOP), jnp.int32(FinishReason.LENGTH)),
     )
-    return score_trajectories(teacher, log, config) if read and teacher is not None else log
+    return score_trajectories(teacher, log, config) if score and teacher is not None else log
 
 
-def written_by_teacher(
-    teacher: Model, prompts: Prompts, key: jax.Array, config: RolloutConfig, *, read: bool
+def generate_with_teacher(
+    teacher: Model, prompts: Prompts, key: jax.Array, config: RolloutConfig, *, score: bool
 ) -> Trajectory:
     """Trajectories that the teacher writes, from the prompt to the end, as config has the student sample.
 
-    read: as for `given`; a distribution that the loss compares with is taken from a pass of its own.
+    score: as for `from_completions`; a distribution that the loss compares with is taken from a pass of its own.
     """
     alone = dataclasses.replace(config, monitored=False, targets="sampled")
     log = rollout(teacher, None, prompts, key, alone)
-    found = given(teacher, prompts, Completions(log.tokens[:, : config.max_new_tokens], log.length), config, read=read)
+    found = from_completions(
+        teacher, prompts, Completions(log.tokens[:, : config.max_new_tokens], log.length), config, score=score
+    )
     wrote = _as_teachers(log.counters).replace(teacher_scored=jnp.sum(log.length).astype(jnp.float32))
     return found.replace(counters=jax.tree.map(jnp.add, wrote, found.counters))
 
 
 def _as_teachers(counters: Counters) -> Counters:
     """The counts of a rollout in which the teacher sat in the student's place."""
-    none = jnp.zeros_like(counters.student_turns)
+    none = jnp.zeros_like(counters.student_iterations)
     return counters.replace(
-        teacher_turns=counters.student_turns,
+        teacher_iterations=counters.student_iterations,
         teacher_columns=counters.student_columns,
-        student_turns=none,
+        student_iterations=none,
         student_columns=none,
     )

@@ -16,11 +16,12 @@ from motab_jax.rollout.counters import Counters
 from motab_jax.rollout.trajectory import Trajectory
 from motab_jax.runtime.mesh import BATCH_AXES, batch_shard_count
 
-TURNS = ("student_turns", "teacher_turns", "reading_turns", "packings")  # of the groups, which take theirs side by side
+# Counted as the mean over groups, which iterate at the same time; all other counters are sums over groups.
+MEANS = ("student_iterations", "teacher_iterations", "prefill_iterations", "packings")
 
 
-def in_groups(program: Callable, mesh: Mesh, by_row: tuple[bool, ...]) -> Callable:
-    """The program (rollout, given, ...), each group on its own rows.
+def run_per_group(program: Callable, mesh: Mesh, by_row: tuple[bool, ...]) -> Callable:
+    """The program (rollout, from_completions, ...), each group on its own rows.
 
     program(..., config) -> Trajectory takes the engine's numbers last. by_row: which of its other arguments lie over
     rows; the rest, weights and keys, are the same for all groups. slots and the thresholds of `config` are of all
@@ -52,4 +53,4 @@ def _share(config: RolloutConfig, groups: int) -> RolloutConfig:
 def _together(counters: Counters) -> Counters:
     summed = jax.lax.psum(counters, BATCH_AXES)
     means = jax.lax.pmean(counters, BATCH_AXES)
-    return summed.replace(**{name: getattr(means, name) for name in TURNS})
+    return summed.replace(**{name: getattr(means, name) for name in MEANS})

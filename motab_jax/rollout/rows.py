@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 
 
-def view(tables: Any, row: jax.Array | None) -> Any:
+def gather_rows(tables: Any, row: jax.Array | None) -> Any:
     """The slots' rows [B,...] of tables [N,...] (a pytree)."""
     if row is None:
         return tables
     return jax.tree.map(lambda table: jnp.take(table, row, axis=0, mode="clip"), tables)
 
 
-def store(table: jax.Array, row: jax.Array | None, values: jax.Array) -> jax.Array:
+def scatter_rows(table: jax.Array, row: jax.Array | None, values: jax.Array) -> jax.Array:
     """The table [N,...] with the slots' rows replaced by values [B,...]."""
     return values if row is None else table.at[row].set(values, mode="drop")
 
 
-def store_window(table: jax.Array, row: jax.Array | None, start: jax.Array, block: jax.Array) -> jax.Array:
+def scatter_windows(table: jax.Array, row: jax.Array | None, start: jax.Array, block: jax.Array) -> jax.Array:
     """The table [N,E,...] with block [B,C,...] written to entries start..start+C-1 (i32[B]) of the slots' rows."""
     block = block.astype(table.dtype)
     if row is None:
@@ -35,18 +35,18 @@ def store_window(table: jax.Array, row: jax.Array | None, start: jax.Array, bloc
     return jax.lax.scatter(table, places, block, numbers, mode=jax.lax.GatherScatterMode.FILL_OR_DROP)
 
 
-def to_front(mask: jax.Array, block: jax.Array) -> jax.Array:
+def compact_left(mask: jax.Array, block: jax.Array) -> jax.Array:
     """Each row's columns of block [B,C,...] where mask bool[B,C] holds, moved to the front in their order."""
     order = jnp.argsort(~mask, axis=1, stable=True)
     return jnp.take_along_axis(block, order.reshape(order.shape + (1,) * (block.ndim - 2)), axis=1)
 
 
-def pick(table: jax.Array, index: jax.Array) -> jax.Array:
+def take_per_row(table: jax.Array, index: jax.Array) -> jax.Array:
     """table[b, index[b]] of each row; table [B,X,...], index i32[B]."""
     return jax.vmap(lambda row, i: jax.lax.dynamic_index_in_dim(row, i, keepdims=False))(table, index)
 
 
-def when(condition: jax.Array, work, carry: Any) -> Any:
+def run_if(condition: jax.Array, work, carry: Any) -> Any:
     """work(carry) if the condition bool[] holds, else carry.
 
     A loop of one round or none: unlike a conditional it never makes XLA copy what it hands through.

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from motab_jax.rollout.decode import ENDLESS
 from motab_jax.rollout.monitor import OpenStep, open_step
-from motab_jax.rollout.rows import store, view
-from motab_jax.rollout.write_subset import longest_few
+from motab_jax.rollout.rows import gather_rows, scatter_rows
+from motab_jax.rollout.write_subset import longest_remaining
 
 STUDENT_WRITES, TEACHER_WRITES, DONE = range(3)
 READ = 3  # a turn in which known text is read
@@ -41,7 +41,7 @@ class Slots:
     open: OpenStep
 
 
-def seat_first(rows: int, slots: int) -> Slots:
+def assign_first(rows: int, slots: int) -> Slots:
     """The first rows in the slots, in their order, nothing of them read."""
     zero = jnp.zeros((slots,), jnp.int32)
     return Slots(jnp.minimum(jnp.arange(slots, dtype=jnp.int32), rows), zero, zero, zero, open_step(slots))
@@ -49,11 +49,11 @@ def seat_first(rows: int, slots: int) -> Slots:
 
 def phases(rows: Rows, slots: Slots, row) -> jax.Array:
     """i32[B]: the phase of each slot's row; DONE for an empty slot."""
-    found = view(rows.phase, row)
+    found = gather_rows(rows.phase, row)
     return found if row is None else jnp.where(slots.row < rows.phase.shape[0], found, DONE)
 
 
-def is_teaching(rows: Rows, teaching: jax.Array, threshold: int) -> jax.Array:
+def teacher_is_called(rows: Rows, teaching: jax.Array, threshold: int) -> jax.Array:
     """bool[]: the teacher is called when `threshold` rows wait or nobody else can go on, and stays till none waits."""
     waiting = jnp.sum(rows.phase == TEACHER_WRITES)
     alone = ~jnp.any(rows.phase == STUDENT_WRITES)
@@ -83,12 +83,12 @@ def refill(rows: Rows, slots: Slots, teaching: jax.Array, budget: int) -> tuple[
 def _sit(rows: Rows, slots: Slots, row, seat, budget: int) -> Slots:
     """The slots with their new rows, at the beginning of their texts."""
     zero = jnp.zeros_like(slots.position)
-    taught = view(rows.phase, row) == TEACHER_WRITES
+    taught = gather_rows(rows.phase, row) == TEACHER_WRITES
     found = Slots(row, zero, zero, jnp.where(taught, budget, ENDLESS), open_step(zero.shape[0]))
     return jax.tree.map(lambda new, old: jnp.where(seat, new, old), found, slots)
 
 
-def choose_turn(rows: Rows, slots: Slots, row, teaching, last, most: int = 0) -> tuple[jax.Array, jax.Array]:
+def choose_iteration(rows: Rows, slots: Slots, row, teaching, last, most: int = 0) -> tuple[jax.Array, jax.Array]:
     """The turn i32[] (READ, STUDENT_WRITES or TEACHER_WRITES) and who takes part, bool[B].
 
     Known text is read in one pass where at least half of those at work have some to read; the few others' enters as
@@ -98,20 +98,20 @@ def choose_turn(rows: Rows, slots: Slots, row, teaching, last, most: int = 0) ->
     phase = phases(rows, slots, row)
     students, taught = phase == STUDENT_WRITES, (phase == TEACHER_WRITES) & teaching
     at_work = students | taught
-    reading = at_work & (view(rows.known, row) - slots.position > 1)
+    reading = at_work & (gather_rows(rows.known, row) - slots.position > 1)
     read = jnp.any(reading) & (2 * jnp.sum(reading) >= jnp.sum(at_work))
     student = jnp.any(students) & (~jnp.any(taught) | (last != STUDENT_WRITES))
-    left = view(rows.limit - rows.known, row)
+    left = gather_rows(rows.limit - rows.known, row)
     turn = jnp.where(read, READ, jnp.where(student, STUDENT_WRITES, TEACHER_WRITES))
-    part = jnp.where(read, at_work, jnp.where(student, students, longest_few(taught, left, most)))
+    part = jnp.where(read, at_work, jnp.where(student, students, longest_remaining(taught, left, most)))
     return turn, part
 
 
-def settle(rows: Rows, row, change: jax.Array, **values) -> Rows:
+def update_rows(rows: Rows, row, change: jax.Array, **values) -> Rows:
     """The rows with the named fields set to values [B] in the slots `change` bool[B]."""
 
     def put(name: str) -> jax.Array:
         table = getattr(rows, name)
-        return store(table, row, jnp.where(change, values[name], view(table, row)))
+        return scatter_rows(table, row, jnp.where(change, values[name], gather_rows(table, row)))
 
     return rows.replace(**{name: put(name) for name in values})

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from motab_jax.models.transformer import Model
 from motab_jax.rollout.config import Prompts, RolloutConfig
-from motab_jax.rollout.decode import Reader, Segment
-from motab_jax.rollout.slots import DONE, READ, STUDENT_WRITES, Rows, Slots, seat_first
+from motab_jax.rollout.decode import ModelState, Segment
+from motab_jax.rollout.slots import DONE, READ, STUDENT_WRITES, Rows, Slots, assign_first
 from motab_jax.rollout.tape import Tape, start
 from motab_jax.rollout.teacher_scores import empty_scores
 from motab_jax.rollout.trajectory import Trajectory, empty_trajectory
@@ -18,8 +18,8 @@ class RolloutState:
     """The loop's carry."""
 
     tape: Tape
-    student: Reader
-    teacher: Reader | None
+    student: ModelState
+    teacher: ModelState | None
     log: Trajectory
     rows: Rows
     slots: Slots
@@ -39,7 +39,7 @@ def begin(
         teacher=None if teacher is None else _reader(teacher, slots, columns),
         log=log,
         rows=_rows(prompts, config, slots),
-        slots=seat_first(rows, slots),
+        slots=assign_first(rows, slots),
         teaching=jnp.array(False),
         last=jnp.int32(READ),
     )
@@ -56,13 +56,13 @@ def cache_bytes(student: Model | None, teacher: Model | None, prompts: Prompts, 
     cells = 2 * slots * tape_columns(prompts, config)
     return sum(
         cells * m.config.num_layers * m.config.num_kv_heads * m.config.head_dim * m.dtype.itemsize
-        for m in (student, None if config.teacher_is_out else teacher)
+        for m in (student, None if config.teacher_scores_after else teacher)
         if m is not None
     )
 
 
-def _reader(model: Model, slots: int, columns: int) -> Reader:
-    return Reader(model.cache(slots, columns), jnp.zeros((slots, model.config.width), model.dtype))
+def _reader(model: Model, slots: int, columns: int) -> ModelState:
+    return ModelState(model.cache(slots, columns), jnp.zeros((slots, model.config.width), model.dtype))
 
 
 def empty_log(teacher: Model | None, prompts: Prompts, config: RolloutConfig) -> Trajectory:
@@ -94,7 +94,7 @@ def _rows(prompts: Prompts, config: RolloutConfig, slots: int) -> Rows:
     )
 
 
-def blank_segment(student: Model, teacher: Model | None, config: RolloutConfig, slots: int) -> Segment:
+def empty_segment(student: Model, teacher: Model | None, config: RolloutConfig, slots: int) -> Segment:
     """A segment with nothing in it."""
     shape = (slots, config.segment_tokens)
     no, width = jnp.zeros(shape, bool), 0 if teacher is None else teacher.config.width

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.models.topk import TopK
-from motab_jax.rollout.counters import Counters, no_counts
-from motab_jax.rollout.rows import pick, store, store_window, to_front, view
+from motab_jax.rollout.counters import Counters, zero_counts
+from motab_jax.rollout.rows import compact_left, gather_rows, scatter_rows, scatter_windows, take_per_row
 from motab_jax.rollout.teacher_scores import TokenScores
 from motab_jax.runtime.mesh import replicate_in_group, shard_over_tensor
 
@@ -125,7 +125,7 @@ def empty_trajectory(
         breach_step=table,
         root_step=table,
         finish=each,
-        counters=no_counts(),
+        counters=zero_counts(),
     )
 
 
@@ -135,42 +135,42 @@ def extend(log: Trajectory, tokens, scores: TokenScores, hidden, accepted: jax.A
     Whole blocks of C are written at each row's own length and what lies beyond the accepted ones is overwritten later,
     so the log needs C spare entries. source i32[]: whose tokens they are; hidden [B,C,D] is kept if the log has room.
     """
-    length = view(log.length, row)
+    length = gather_rows(log.length, row)
 
     def put(table, block):
-        return store_window(table, row, length, to_front(accepted, block))
+        return scatter_windows(table, row, length, compact_left(accepted, block))
 
     seen, topk = log.teacher_hidden.shape[-1] > 0 and hidden.shape[-1] > 0, scores.topk
     return log.replace(
         tokens=put(log.tokens, tokens),
-        sources=store_window(log.sources, row, length, jnp.full_like(tokens, source)),
+        sources=scatter_windows(log.sources, row, length, jnp.full_like(tokens, source)),
         teacher_logprob=put(log.teacher_logprob, scores.logprob),
         teacher_hidden=put(log.teacher_hidden, replicate_in_group(hidden)) if seen else log.teacher_hidden,
         teacher_topk=log.teacher_topk if topk is None else jax.tree.map(put, log.teacher_topk, topk),
-        length=store(log.length, row, length + jnp.sum(accepted, axis=1, dtype=jnp.int32)),
+        length=scatter_rows(log.length, row, length + jnp.sum(accepted, axis=1, dtype=jnp.int32)),
     )
 
 
 def discard(log: Trajectory, breach: jax.Array, root: jax.Array, row=None) -> Trajectory:
     """Drop everything from step entry root i32[B] on, in the slots breach bool[B], by the rewind that begins now."""
-    steps, length = view(log.steps, row), view(log.length, row)
-    rewinds, dropped = view((log.num_rewinds, log.discarded_by), row)
-    number, first = rewinds[:, None], pick(steps.start, root)
+    steps, length = gather_rows(log.steps, row), gather_rows(log.length, row)
+    rewinds, dropped = gather_rows((log.num_rewinds, log.discarded_by), row)
+    number, first = rewinds[:, None], take_per_row(steps.start, root)
     entries, table = jnp.arange(dropped.shape[1])[None], jnp.arange(steps.start.shape[1])[None]
     drop = breach[:, None] & (entries >= first[:, None]) & (entries < length[:, None])
     steps_drop = breach[:, None] & (table >= root[:, None]) & (table < steps.count[:, None])
     here = breach[:, None] & (jnp.arange(log.rewind_at.shape[1])[None] == number)
 
     def note(table, value):
-        return store(table, row, jnp.where(here, value[:, None], view(table, row)))
+        return scatter_rows(table, row, jnp.where(here, value[:, None], gather_rows(table, row)))
 
     return log.replace(
-        discarded_by=store(log.discarded_by, row, jnp.where(drop, number, dropped)),
+        discarded_by=scatter_rows(log.discarded_by, row, jnp.where(drop, number, dropped)),
         steps=log.steps.replace(
-            discarded_by=store(log.steps.discarded_by, row, jnp.where(steps_drop, number, steps.discarded_by))
+            discarded_by=scatter_rows(log.steps.discarded_by, row, jnp.where(steps_drop, number, steps.discarded_by))
         ),
         rewind_at=note(log.rewind_at, length),
         breach_step=note(log.breach_step, steps.count - 1),
         root_step=note(log.root_step, root),
-        num_rewinds=store(log.num_rewinds, row, rewinds + breach),
+        num_rewinds=scatter_rows(log.num_rewinds, row, rewinds + breach),
     )

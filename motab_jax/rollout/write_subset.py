@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.models.transformer import Model
-from motab_jax.rollout.decode import Known, Pen, Reader, Segment, Writing, write_segment
+from motab_jax.rollout.decode import DecodeSpec, DecodeState, ModelState, Segment, SegmentInputs, decode_segment
 from motab_jax.rollout.tape import DEAD, Tape, append
 
 
-def longest_few(chosen: jax.Array, left: jax.Array, most: int) -> jax.Array:
+def longest_remaining(chosen: jax.Array, left: jax.Array, most: int) -> jax.Array:
     """bool[B]: of the chosen slots the `most` with most left to write (i32[B]), so that none is long alone; 0: all."""
     if not most:
         return chosen
@@ -23,8 +23,8 @@ def longest_few(chosen: jax.Array, left: jax.Array, most: int) -> jax.Array:
     return chosen & (jnp.argsort(order) < most)
 
 
-def write_few(model: Model, reader: Reader, tape: Tape, pen: Pen, segment: Segment, known: Known, how: Writing, *,
-              rows: int):  # fmt: skip
+def decode_subset(model: Model, reader: ModelState, tape: Tape, pen: DecodeState, segment: Segment,
+    known: SegmentInputs, how: DecodeSpec, *, rows: int):  # fmt: skip
     """`write_segment` by the teacher, for at most `rows` active slots. Returns (reader, tape, pen, segment).
 
     All C columns from the cursor on are overwritten: the tape needs room for them.
@@ -43,9 +43,9 @@ def write_few(model: Model, reader: Reader, tape: Tape, pen: Pen, segment: Segme
 
         return jax.tree.map(one, tree, few)
 
-    seat = Reader(reader.cache.take_rows(index), take(reader.hidden))
+    seat = ModelState(reader.cache.take_rows(index), take(reader.hidden))
     sheet = Tape(take(tape.tokens), take(tape.positions), begin)
-    seat, sheet, ink, text = write_segment(
+    seat, sheet, ink, text = decode_segment(
         model, seat, sheet, take(pen), take(segment), take(known), how, opine=True
     )  # fmt: skip
     tokens, positions = (jax.lax.dynamic_slice_in_dim(x, begin, size, axis=1) for x in (sheet.tokens, sheet.positions))
@@ -53,4 +53,4 @@ def write_few(model: Model, reader: Reader, tape: Tape, pen: Pen, segment: Segme
     blank = jnp.zeros(shape, jnp.int32), jnp.full(shape, DEAD, jnp.int32)
     tape = append(tape, *put(blank, (tokens, positions))).replace(cursor=sheet.cursor)
     cache = reader.cache.put_columns(seat.cache, place, begin, size)
-    return Reader(cache, put(reader.hidden, seat.hidden)), tape, put(pen, ink), put(segment, text)
+    return ModelState(cache, put(reader.hidden, seat.hidden)), tape, put(pen, ink), put(segment, text)

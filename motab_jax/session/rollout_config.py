@@ -55,6 +55,6 @@ def rollout_config(config: Config, pieces: list[bytes], stops: Sequence[int], me
         targets_k=rollout.targets_k,
         targets_dtype=rollout.targets_dtype,
         # Unwatched, the student writes alone; the teacher reads what was written, for the loss, in one pass.
-        read_after=not monitor.enabled,
-        muted=jnp.array(False),
+        score_after=not monitor.enabled,
+        skip_teacher=jnp.array(False),
     )

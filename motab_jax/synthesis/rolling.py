@@ -11,8 +11,8 @@ from rich.console import Console
 from motab_jax.config import Config, UserError
 from motab_jax.data.records import Prompt
 from motab_jax.rollout import Prompts, Trajectory, rollout
-from motab_jax.rollout.off_policy import written_by_teacher
-from motab_jax.rollout.row_groups import in_groups
+from motab_jax.rollout.off_policy import generate_with_teacher
+from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.runtime.cli import STOPPED, Signals
 from motab_jax.runtime.clocks import now
 from motab_jax.runtime.compilation import enable_compilation_cache
@@ -102,12 +102,12 @@ def _batches(session: Session, encoded: EncodedPrompts, done: int) -> Iterator[t
 def _writer(session: Session) -> Callable[[Prompts, jax.Array], Trajectory]:
     """Who writes: the student under the teacher's eye, or the teacher alone where no step is on-policy (`seqkd`)."""
     # Records want the teacher's values and none of its distributions.
-    numbers = dataclasses.replace(session.rollout, targets="sampled", read_after=False)
+    numbers = dataclasses.replace(session.rollout, targets="sampled", score_after=False)
     if session.config.rollout.on_policy == 0:
-        write = functools.partial(written_by_teacher, read=False)
-        alone = jax.jit(in_groups(write, session.mesh, (False, True, False)))
+        write = functools.partial(generate_with_teacher, score=False)
+        alone = jax.jit(run_per_group(write, session.mesh, (False, True, False)))
         return lambda batch, key: alone(session.teacher, batch, key, numbers)
-    program = jax.jit(in_groups(rollout, session.mesh, (False, False, True, False)))
+    program = jax.jit(run_per_group(rollout, session.mesh, (False, False, True, False)))
     student = session.serve(session.student.params)
     return lambda batch, key: program(student, session.teacher, batch, key, numbers)
 

@@ -24,8 +24,8 @@ from motab_jax.distill import (
 )
 from motab_jax.rollout import Trajectory, rollout
 from motab_jax.rollout.monitor import next_boundary
-from motab_jax.rollout.off_policy import given, written_by_teacher
-from motab_jax.rollout.row_groups import in_groups
+from motab_jax.rollout.off_policy import from_completions, generate_with_teacher
+from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.rollout.summary import samples, statistics
 from motab_jax.runtime.mesh import batch_shard_count, batch_sharding, platform_of, replicated
 from motab_jax.session.placement import layout
@@ -86,7 +86,7 @@ def make_programs(session: Session) -> Programs:
     state = _lay_out(session, jax.eval_shape(begin, session.student.params))
     places = jax.tree.map(lambda x: x.sharding, state)
     head = select_teacher_head(session.teacher, objective)
-    on_policy, off_policy = _writers(session, read=head is not None)
+    on_policy, off_policy = _writers(session, score=head is not None)
     train_step = _train_step(session, optimizer, objective)
     return Programs(
         rollout=on_policy,
@@ -136,24 +136,24 @@ def _boundary(session: Session) -> Callable | None:
     return jax.jit(functools.partial(next_boundary, rate=section.rate, pace=section.pace, alarm_is_high=high))
 
 
-def _writers(session: Session, *, read: bool) -> tuple[Callable | None, Callable | None]:
+def _writers(session: Session, *, score: bool) -> tuple[Callable | None, Callable | None]:
     """The programs of on-policy and of other steps, each None where there is no such step.
 
-    The second is called with (teacher, prompts, the data's completions or None, key, numbers); read: whether the loss
-    compares with the teacher's distributions, for which it must read text that is not its own.
+    The second is called with (teacher, prompts, the data's completions or None, key, numbers); score: whether the loss
+    compares with the teacher's distributions, for which it must score completions not its own.
     """
     places = _places(session)
-    on_policy = in_groups(rollout, session.mesh, (False, False, True, False))
+    on_policy = run_per_group(rollout, session.mesh, (False, False, True, False))
 
     def generate(*arguments):  # a function of its own: jit counts the compilations of each function
         return on_policy(*arguments)
 
-    def read_or_write(teacher, prompts, text, key, numbers):
+    def score_or_generate(teacher, prompts, text, key, numbers):
         if text is None:
-            return written_by_teacher(teacher, prompts, key, numbers, read=read)
-        return given(teacher, prompts, text, numbers, read=read)
+            return generate_with_teacher(teacher, prompts, key, numbers, score=score)
+        return from_completions(teacher, prompts, text, numbers, score=score)
 
-    off_policy = in_groups(read_or_write, session.mesh, (False, True, True, False))
+    off_policy = run_per_group(score_or_generate, session.mesh, (False, True, True, False))
     share = session.config.rollout.on_policy
     on, off = jax.jit(generate, out_shardings=places), jax.jit(off_policy, out_shardings=places)
     return on if share > 0 else None, off if share < 1 else None

@@ -9,24 +9,24 @@ import pytest
 
 from motab_jax.data.sources import Source
 from motab_jax.rollout import rollout
-from motab_jax.rollout.off_policy import Completions, given, written_by_teacher
+from motab_jax.rollout.off_policy import Completions, from_completions, generate_with_teacher
 from tests.rollout.pair import MAX_NEW, ROWS, outcome, random_prompts, settings, student, teacher
 
-READ = {"monitored": False, "read_after": True}
+SCORED = {"monitored": False, "score_after": True}
 QUICKLY = {"xla_backend_optimization_level": 0}  # as tests/rollout/pair.py
 
 
 @functools.cache
-def read_and_given():
+def scored_and_given():
     """What the student wrote and the teacher read; and the same text once more, as if it had been given."""
-    wrote = outcome(**READ)
+    wrote = outcome(**SCORED)
     text = Completions(jnp.asarray(wrote.tokens[:, :MAX_NEW]), jnp.asarray(wrote.length))
-    program = jax.jit(functools.partial(given, read=True), compiler_options=QUICKLY)
-    return wrote, jax.device_get(program(teacher(), random_prompts(), text, settings(**READ)))
+    program = jax.jit(functools.partial(from_completions, score=True), compiler_options=QUICKLY)
+    return wrote, jax.device_get(program(teacher(), random_prompts(), text, settings(**SCORED)))
 
 
 def test_the_text_is_entered_as_the_teachers():
-    wrote, found = read_and_given()
+    wrote, found = scored_and_given()
     for row, length in enumerate(found.length):
         np.testing.assert_array_equal(found.tokens[row, :length], wrote.tokens[row, :length])
         assert (found.sources[row, :length] == Source.TEACHER).all()
@@ -38,7 +38,7 @@ def test_the_text_is_entered_as_the_teachers():
 
 
 def test_the_teachers_states_are_those_of_the_same_text_after_a_rollout():
-    wrote, found = read_and_given()
+    wrote, found = scored_and_given()
     used = wrote.used
     assert np.abs(found.teacher_hidden[used]).max() > 0.1
     np.testing.assert_allclose(found.teacher_hidden[used], wrote.teacher_hidden[used], atol=1e-5)
@@ -51,8 +51,8 @@ def test_the_teachers_states_are_those_of_the_same_text_after_a_rollout():
         {"targets": "sampled"},
         {"targets": "topk", "targets_dtype": "bfloat16"},
         {"intervention": "steps", "max_interventions": 3},
-        READ,
-        READ | {"targets": "topk"},
+        SCORED,
+        SCORED | {"targets": "topk"},
     ],
     ids=str,
 )
@@ -63,13 +63,13 @@ def test_shapes_are_those_of_a_rollout(changes, judge):
     if judge is None and numbers.monitored:
         return
     text = Completions(jnp.ones((ROWS, MAX_NEW), jnp.int32), jnp.ones((ROWS,), jnp.int32))
-    read = judge is not None and numbers.targets != "sampled"
+    score = judge is not None and numbers.targets != "sampled"
     kinds = [
         jax.eval_shape(lambda: rollout(student(), judge, prompts, key, numbers)),
-        jax.eval_shape(lambda: given(judge, prompts, text, numbers, read=read)),
+        jax.eval_shape(lambda: from_completions(judge, prompts, text, numbers, score=score)),
     ]
     if judge is not None:
-        kinds.append(jax.eval_shape(lambda: written_by_teacher(judge, prompts, key, numbers, read=read)))
+        kinds.append(jax.eval_shape(lambda: generate_with_teacher(judge, prompts, key, numbers, score=score)))
     for other in kinds[1:]:
         assert jax.tree.structure(other) == jax.tree.structure(kinds[0])
         # str tells of weak types too, for which a program would be compiled anew.
@@ -78,7 +78,7 @@ def test_shapes_are_those_of_a_rollout(changes, judge):
 
 def test_the_teacher_writes_as_it_would_in_the_students_place():
     numbers, key = settings(targets="sampled"), jax.random.key(0)
-    program = jax.jit(functools.partial(written_by_teacher, read=False), compiler_options=QUICKLY)
+    program = jax.jit(functools.partial(generate_with_teacher, score=False), compiler_options=QUICKLY)
     found = jax.device_get(program(teacher(), random_prompts(), key, numbers))
     alone = outcome(pair=(teacher(), None), monitored=False)
     np.testing.assert_array_equal(found.length, alone.length)
@@ -86,5 +86,5 @@ def test_the_teacher_writes_as_it_would_in_the_students_place():
     np.testing.assert_array_equal(found.finish, alone.finish)
     assert (found.sources[found.used] == Source.TEACHER).all() and found.num_rewinds.sum() == 0
     counts = found.counters
-    assert counts.student_turns == counts.student_columns == 0 < counts.teacher_turns
+    assert counts.student_iterations == counts.student_columns == 0 < counts.teacher_iterations
     assert counts.teacher_scored == found.length.sum()

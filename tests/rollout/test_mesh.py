@@ -7,7 +7,7 @@ import pytest
 from motab_jax.models.transformer import Model
 from motab_jax.planning import hlo
 from motab_jax.rollout import rollout
-from motab_jax.rollout.row_groups import in_groups
+from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from motab_jax.session.placement import layout
 from tests.rollout.pair import MAX_NEW, ROWS, WIDTH, assert_same_row, model, outcome, random_prompts, row_of, settings
@@ -32,7 +32,7 @@ def arguments(mesh, **changes):
 
 
 def compiled(mesh, given):
-    program = jax.jit(in_groups(rollout, mesh, (False, False, True, False)))
+    program = jax.jit(run_per_group(rollout, mesh, (False, False, True, False)))
     return program.lower(*given).compile(compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -50,7 +50,7 @@ def test_eight_devices_equal_one(sizes, devices, alone):
         assert_same_row(row_of(sharded, row), row_of(alone, row))
     one, other = sharded.counters, alone.counters
     assert one.busy_columns == other.busy_columns, "all groups' columns are counted"
-    assert 0 < one.student_turns <= other.student_turns, "and the turns of one"
+    assert 0 < one.student_iterations <= other.student_iterations, "and the turns of one"
     check_caches(program, mesh)
     width, ways = alone.teacher_hidden.shape[-1], mesh.shape["tensor"]
     assert f"{alone.teacher_hidden.shape[1]},{width // ways}]" in program.as_text(), "states over tensor, too"
@@ -76,4 +76,6 @@ def test_a_group_has_its_share_of_the_slots(devices, alone):
     sharded = jax.device_get(compiled(mesh, given)(*given))
     for row in range(ROWS):
         assert_same_row(row_of(sharded, row), row_of(alone, row))
-    assert sharded.counters.reading_turns > alone.counters.reading_turns, "later rows took the seats of finished ones"
+    assert sharded.counters.prefill_iterations > alone.counters.prefill_iterations, (
+        "later rows took the seats of finished ones"
+    )

@@ -16,8 +16,8 @@ SETTINGS = {
     "watched": {},
     "watched-slots": {"slots": 3},
     "handed-back": {"intervention": "steps", "steps": 2, "max_interventions": 3},
-    "read-after": {"monitored": False, "read_after": True},
-    "read-after-slots": {"monitored": False, "read_after": True, "slots": 3},
+    "read-after": {"monitored": False, "score_after": True},
+    "read-after-slots": {"monitored": False, "score_after": True, "slots": 3},
 }
 
 
@@ -80,7 +80,7 @@ def test_a_few_tokens_are_the_likeliest_in_the_dtype_asked_for():
 
 
 def test_sampled_targets_keep_the_log_probability_alone():
-    result = outcome(targets="sampled", monitored=False, read_after=True)
+    result = outcome(targets="sampled", monitored=False, score_after=True)
     assert result.target_bytes == 0
     for row in range(ROWS):
         _, logprobs = second_pass(result, row)
@@ -89,7 +89,7 @@ def test_sampled_targets_keep_the_log_probability_alone():
 
 
 def test_reading_after_writes_the_same_texts():
-    after, during = (outcome(monitored=False, read_after=flag) for flag in (True, False))
+    after, during = (outcome(monitored=False, score_after=flag) for flag in (True, False))
     for row in range(ROWS):
         size = int(during.length[row])
         assert after.tokens[row, :size].tolist() == during.tokens[row, :size].tolist()

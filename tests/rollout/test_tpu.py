@@ -13,7 +13,7 @@ from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.models.transformer import Model, is_spec, weight_specs
 from motab_jax.planning import hlo
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
-from motab_jax.rollout.row_groups import in_groups
+from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from motab_jax.session.placement import serving
 
@@ -47,7 +47,7 @@ def compiled(mesh):
     prompts = Prompts(array((ROWS, PROMPT), jnp.int32, rows), each, each, each)
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = model(STUDENT), model(TEACHER), prompts, array(key.shape, key.dtype), config
-    return jax.jit(in_groups(rollout, mesh, (False, False, True, False))).lower(*arguments).compile()
+    return jax.jit(run_per_group(rollout, mesh, (False, False, True, False))).lower(*arguments).compile()
 
 
 @pytest.mark.parametrize(("topology", "ways"), [("v5p:2x2x1", 1), ("v5e:2x2", 4)])
