@@ -1,10 +1,10 @@
-"""Qwen3-32B into Qwen3-4B at 32,768 tokens, planned for slices that are not here: mesh, batch, memory, collectives.
+"""Plan Qwen3-32B into Qwen3-4B at 32,768 tokens for slices that are not attached: mesh, batch, memory, collectives.
 
     python benchmarks/scale.py [--json FILE] [--topologies v5p:4x4x4 v6e:8x8] [--no-weak]
 
-The recipe is configs/qwen3_32b_to_4b_32k.yaml, texts of 2,048 + 30,720 tokens. A mesh is found, then the largest batch;
-then, from 64 to 512 chips of v5p with 8 times the rows, what collectives move on a chip. Shapes only: no weights are
-read. Times are rooflines.
+The recipe is configs/qwen3_32b_to_4b_32k.yaml, sequences of 2,048 + 30,720 tokens. The script finds a mesh, then the
+largest batch; then it compares the bytes that collectives send per chip on 64 and 512 chips of v5p, with 8 times the
+rows. Arrays are abstract: no weights are loaded. Times are rooflines.
 """
 
 import json
@@ -48,7 +48,7 @@ def say(text: str) -> None:
 
 
 def plan_for(topology: str, folder: Path) -> Plan:
-    """A plan with a mesh that was found and, where it fits, the largest batch."""
+    """The plan with the best mesh and, if that fits, the largest batch."""
     say(topology)
     target = Target.of(topology, STRAYED)
     plan = find_mesh(recipe(folder, f"rollout.batch_size={ROWS[topology]}", *CHANGES.get(topology, ())), target, say)
@@ -56,7 +56,7 @@ def plan_for(topology: str, folder: Path) -> Plan:
 
 
 def moved(plan: Plan) -> int:
-    """Bytes that collectives give on a chip, over all programs of a step; loops counted once."""
+    """Bytes that collectives send per chip, over all programs of a training step; loops counted once."""
     return sum(sum(program.facts.moved.values()) for program in plan.whole.programs if program.facts is not None)
 
 
@@ -101,16 +101,16 @@ def main() -> None:
             say(" | ".join(row(plans[topology])))
             if topology == WEAK[0] and not arguments.no_weak:
                 scaled = weak(plans[topology], Path(name))
-            # Minutes each: what is known is kept.
+            # Each takes minutes: save what is done so far.
             bench.save(arguments.json, {**scaled, "plans": {name: plan.as_json() for name, plan in plans.items()}})
     columns = ["", "data x fsdp x tensor", "fits", "GiB a device", "temporaries / KV", "KV copies", "rows",
                "rows at most", "s a step, roofline", "min to compile"]  # fmt: skip
     bench.show(
-        "Qwen3-32B into Qwen3-4B, texts of 2,048 + 30,720 tokens", columns, [row(plan) for plan in plans.values()]
+        "Qwen3-32B into Qwen3-4B, sequences of 2,048 + 30,720 tokens", columns, [row(plan) for plan in plans.values()]
     )
     if scaled:
         grown = scaled["moved_512"] / scaled["moved_64"]
-        print(f"collectives on a chip, {WEAK[0]} to {WEAK[1]} with 8 times the rows: {grown:.3f} times the bytes")
+        print(f"bytes of collectives per chip, {WEAK[0]} to {WEAK[1]} with 8 times the rows: {grown:.3f} times")
 
 
 if __name__ == "__main__":
