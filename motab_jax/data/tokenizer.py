@@ -12,28 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from motab_jax.config import UserError
+from motab_jax.runtime.hub import TOKENIZER_FILES, find_folder, load_generation_config, read_json
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _NO_EFFECT = ("Fuse", "Strip")  # they join pieces, or trim the very first one: not a token's own bytes
 _SHOWN = 3  # differing tokens in an error message
 
 
-def load_tokenizer(path_or_id: str | Path) -> Any:
-    """The transformers tokenizer of a folder or a hub id. Raises UserError if there is none or it is damaged."""
+def load_tokenizer(path_or_hub_id: str | Path) -> Any:
+    """The transformers tokenizer of a folder or a hub id. UserError if there is none or it is damaged."""
     from transformers import AutoTokenizer
 
-    folder = Path(path_or_id)
-    if folder.is_dir():
-        _check_folder(folder)
-    elif folder.is_absolute() or str(path_or_id).startswith(".") or str(path_or_id).count("/") > 1:
-        raise UserError(f"{path_or_id}: no such model folder")
+    folder = find_folder(path_or_hub_id, TOKENIZER_FILES)
+    _check_folder(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path_or_id), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path_or_id}: no tokenizer could be loaded from this folder or hub id: {reason}") from None
+        raise UserError(f"{path_or_hub_id}: its tokenizer files cannot be loaded: {reason}") from None
     if not tokenizer.is_fast:
-        raise UserError(f"{path_or_id}: the tokenizer has no tokenizer.json form, which step detection needs")
+        raise UserError(f"{path_or_hub_id}: the tokenizer has no tokenizer.json form, which step detection needs")
+    tokenizer.name_or_path = str(path_or_hub_id)  # what messages about it name
     return tokenizer
 
 
@@ -60,19 +59,19 @@ def decode(tokenizer: Any, tokens: Sequence[int], *, special: bool = False) -> s
     return tokenizer.decode(list(tokens), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
 
 
-def stop_ids(tokenizer: Any, folder_or_id: str | Path) -> tuple[int, ...]:
+def stop_ids(tokenizer: Any, path_or_hub_id: str | Path) -> tuple[int, ...]:
     """Ids that end a completion: the tokenizer's end token first, then those of generation_config.json.
 
     Raises UserError for a damaged generation_config.json and when there is no stop id at all.
     """
     ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    listed = _generation_config(folder_or_id).get("eos_token_id")
+    listed = load_generation_config(path_or_hub_id).get("eos_token_id")
     listed = listed if isinstance(listed, list) else [listed]
     for value in listed:
         if isinstance(value, int) and value not in ids:
             ids.append(value)
     if not ids:
-        raise UserError(f"{folder_or_id}: neither the tokenizer nor generation_config.json names an end token")
+        raise UserError(f"{path_or_hub_id}: neither the tokenizer nor generation_config.json names an end token")
     return tuple(ids)
 
 
@@ -122,20 +121,10 @@ def _check_folder(folder: Path) -> None:
     if not any((folder / name).is_file() for name in (*names, "tokenizer.model", "vocab.json")):
         raise UserError(f"{folder}: no tokenizer files in this folder (expected tokenizer.json)")
     for name in names:
-        content = _read_json(folder / name) if (folder / name).is_file() else {}
+        content = read_json(folder / name) if (folder / name).is_file() else {}
         # The tokenizers library reports a wrong layout with an exception of no type of its own, so look first.
         if (folder / name).is_file() and name == "tokenizer.json" and not isinstance(content.get("model"), dict):
             raise UserError(f"{folder / name}: not a tokenizer description (it has no 'model')")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged or only partly downloaded: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return content
 
 
 def _apply_template(tokenizer: Any, prompt: str | list[dict], thinking: bool | None) -> list[int]:
@@ -153,21 +142,6 @@ def _apply_template(tokenizer: Any, prompt: str | list[dict], thinking: bool | N
         return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **options))
     except TemplateError as error:
         raise UserError(f"{tokenizer.name_or_path}: the chat template refuses a prompt: {error}") from None
-
-
-def _generation_config(folder_or_id: str | Path) -> dict[str, Any]:
-    from transformers.utils import cached_file
-
-    if Path(folder_or_id).is_dir():
-        found: str | Path | None = Path(folder_or_id) / "generation_config.json"
-    else:
-        found = cached_file(
-            str(folder_or_id),
-            "generation_config.json",
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    return _read_json(Path(found)) if found and Path(found).is_file() else {}
 
 
 def _flatten(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:

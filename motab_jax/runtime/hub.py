@@ -1,6 +1,7 @@
-"""A model's folder: found (on disk or on the hub), its JSON files read, and replaced as a whole when written.
+"""The one way to a model's files: its folder, on disk or on the hub, its JSON files, and a new folder written whole.
 
-Left out: the weights inside it (tensorfile.py).
+Tokenizers, weights, plans and exports all come through here, so a hub id works wherever a folder does.
+Left out: the weights inside the folder (models/hf/tensorfile.py).
 """
 
 import contextlib
@@ -15,15 +16,21 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 
 from motab_jax.config import UserError
 
-WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
 # HTTPError is that of the HTTP library, whose name differs between versions of huggingface_hub.
 _UNREACHABLE = (HTTPError, HFValidationError, OSError)
 
 
-def find_folder(path_or_hub_id: str | Path, wanted: Sequence[str] = WANTED) -> Path:
-    """The folder itself, or that of the hub's model, downloaded if it is not in the cache. UserError if neither.
+def find_folder(path_or_hub_id: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
+    """The folder itself, or the hub's snapshot of the model, downloaded where the local cache lacks it.
 
-    wanted: patterns of the files that are downloaded.
+    Args:
+        path_or_hub_id: a folder, or OWNER/NAME on the hub.
+        files: patterns of the file names to download.
+
+    Raises:
+        UserError: it is neither; or the hub cannot be reached, or refuses.
     """
     text = str(path_or_hub_id)
     folder = Path(text).expanduser()
@@ -35,7 +42,7 @@ def find_folder(path_or_hub_id: str | Path, wanted: Sequence[str] = WANTED) -> P
         raise UserError(f"{text}: there is no such model folder")
     try:
         # Subfolders of a model's page hold the same weights in other formats.
-        found = huggingface_hub.snapshot_download(text, allow_patterns=list(wanted), ignore_patterns=["*/*"])
+        found = huggingface_hub.snapshot_download(text, allow_patterns=list(files), ignore_patterns=["*/*"])
     except _UNREACHABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{text}: neither a folder here nor a model that the hub gives us ({reason})") from None
@@ -43,7 +50,7 @@ def find_folder(path_or_hub_id: str | Path, wanted: Sequence[str] = WANTED) -> P
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. UserError if the file is missing, unreadable, broken, or holds something else."""
+    """The JSON object in a file. UserError if the file is missing, unreadable, damaged, or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -62,26 +69,29 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def load_generation_config(folder: str | Path) -> dict[str, Any]:
-    """The folder's generation_config.json; {} if it has none."""
-    path = Path(folder) / "generation_config.json"
+def load_generation_config(path_or_hub_id: str | Path) -> dict[str, Any]:
+    """The model's generation_config.json; {} if it has none. UserError as from `find_folder` and `read_json`."""
+    path = find_folder(path_or_hub_id, ["generation_config.json"]) / "generation_config.json"
     return read_json(path) if path.exists() else {}
 
 
 @contextlib.contextmanager
 def replaced(folder: str | Path) -> Iterator[Path]:
-    """Gives an empty sibling folder to write in; it takes the name `folder` only when the block ends without error.
+    """Yields an empty sibling folder to write in, which is renamed to `folder` when the block ends without error.
 
-    So a process killed while writing leaves no half folder, only `.NAME.partial`, which the next one clears away.
-    A folder that is there is replaced if it holds a model and nothing else. UserError if it may not be, or on OSError.
+    A process killed while writing leaves `.NAME.partial` and nothing half-written; the next call removes it.
+    An existing folder is replaced if it holds a model and nothing else.
+
+    Raises:
+        UserError: the folder holds something else, or cannot be written.
     """
     target = Path(folder).expanduser().resolve()
-    partial, old = (target.with_name(f".{target.name}.{word}") for word in ("partial", "old"))
+    partial, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("partial", "old"))
     _check_replaceable(target)
     try:
-        for left in (partial, old):
-            if left.exists():
-                shutil.rmtree(left)
+        for leftover in (partial, old):
+            if leftover.exists():
+                shutil.rmtree(leftover)
         partial.mkdir(parents=True)
         yield partial
         if target.exists():
@@ -100,7 +110,7 @@ def _check_replaceable(target: Path) -> None:
     if not target.is_dir():
         raise UserError(f"{target}: a file is in the way; name a folder for the model")
     entries = list(target.iterdir())
-    foreign = sorted(entry.name for entry in entries if entry.is_dir() or not any(map(entry.match, WANTED)))
+    foreign = sorted(entry.name for entry in entries if entry.is_dir() or not any(map(entry.match, MODEL_FILES)))
     if entries and (foreign or not (target / "config.json").exists()):
         raise UserError(
             f"{target}: holds something else than a model ({', '.join(foreign[:3]) or 'no config.json'}); "

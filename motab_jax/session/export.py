@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
-from motab_jax.models.hf.pretrained import load_generation_config, save_pretrained
+from motab_jax.models.hf.pretrained import save_pretrained
+from motab_jax.models.transformer import Params
+from motab_jax.runtime.hub import load_generation_config
 from motab_jax.session.session import Session
 
 
-def export_student(session: Session, params, folder: Path) -> None:
-    """Write the student's parameters and its tokenizer."""
-    generation = load_generation_config(session.source) or {}
+def export_student(session: Session, params: Params, folder: Path) -> None:
+    """Write the student's parameters, its tokenizer, and what its source says of generation and special tokens."""
+    generation = load_generation_config(session.source)
     generation.setdefault("eos_token_id", [int(i) for i in session.rollout.stop_ids])
     save_pretrained(
         folder,

@@ -1,8 +1,14 @@
-"""A fake of `datasets.load_dataset`: hubs are out of reach in tests. Its records have the fields of the real sets."""
+"""Fakes of the hub, which is out of reach in tests: data sets with the fields of the real ones, and models."""
 
+import shutil
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 AIME24 = {
     "id": 60,
@@ -86,3 +92,19 @@ def install(monkeypatch, hub: dict[tuple[str, str | None, str], list[dict[str, A
         return FakeDataset(hub[name, configuration, split])
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=fake_load_dataset))
+
+
+def install_models(monkeypatch, models: Mapping[str, Path], cache: Path) -> None:
+    """Let `huggingface_hub.snapshot_download` find these models only; it copies the files asked for into `cache`."""
+
+    def fake_snapshot_download(name: str, *, allow_patterns: Sequence[str], ignore_patterns: Sequence[str] = ()) -> str:
+        if name not in models:
+            raise LocalEntryNotFoundError(f"the fake hub has no {name}")
+        snapshot = cache / name
+        snapshot.mkdir(parents=True, exist_ok=True)
+        for file in models[name].iterdir():
+            if any(map(file.match, allow_patterns)):
+                shutil.copy(file, snapshot)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake_snapshot_download)

@@ -16,6 +16,7 @@ from motab_jax.data.tokenizer import (
     token_bytes,
     vocab_size,
 )
+from tests.data import fake_hub
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
@@ -127,6 +128,19 @@ def test_different_tokenizers_are_refused_with_the_first_difference():
     other.add_tokens(["<extra>"])
     with pytest.raises(UserError, match=r"student has none, teacher '<extra>'"):
         check_same_tokenizer(byte_level(), other)
+
+
+def test_a_tokenizer_and_its_stop_ids_come_from_the_hub(tmp_path, monkeypatch):
+    arithmetic.write_tokenizer(tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": [3]}))
+    (tmp_path / "model" / "model.safetensors").write_text("not downloaded")
+    fake_hub.install_models(monkeypatch, {"someone/model": tmp_path / "model"}, tmp_path / "cache")
+    here, there = load_tokenizer(tmp_path / "model"), load_tokenizer("someone/model")
+    assert there.get_vocab() == here.get_vocab() and there.name_or_path == "someone/model"
+    assert stop_ids(there, "someone/model") == stop_ids(here, tmp_path / "model") == (here.eos_token_id, 3)
+    assert not (tmp_path / "cache" / "someone" / "model" / "model.safetensors").exists()
+    with pytest.raises(UserError, match="someone/else: neither a folder here nor a model"):
+        load_tokenizer("someone/else")
 
 
 def test_damaged_and_missing_folders(tmp_path):

@@ -1,6 +1,7 @@
 """What a run leaves behind: the exported student is the trained one, and other verbs and libraries read it."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,10 @@ from motab_jax.config import load_config
 from motab_jax.models.hf.pretrained import load_pretrained
 from motab_jax.models.transformer import forward
 from motab_jax.runtime.checkpoint import Checkpointer
+from motab_jax.session.export import export_student
 from motab_jax.session.session import open_session
 from motab_jax.training.programs import make_programs
+from tests.data import fake_hub
 from tests.verbs.helpers import POSITIONS, STEPS, read_lines, words
 
 
@@ -60,6 +63,20 @@ def test_transformers_reads_the_folder(finished, pair):
         ours.eos_token_id,
         [ours.eos_token_id],
     )
+
+
+def test_a_student_from_the_hub_keeps_its_generation_config(pair, tmp_path, monkeypatch):
+    """Sampling settings and token ids of the source reach the export, whether it is a folder or a hub id."""
+    source = shutil.copytree(pair / "student", tmp_path / "source")
+    stops = json.loads((source / "generation_config.json").read_text())
+    generation = {**stops, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "pad_token_id": 0}
+    (source / "generation_config.json").write_text(json.dumps(generation))
+    fake_hub.install_models(monkeypatch, {"someone/student": source}, tmp_path / "cache")
+    for name, path in (("folder", str(source)), ("hub", "someone/student")):
+        session = open_session(load_config(None, words(pair, tmp_path, f"student.path={path}")[1:]), teacher=False)
+        export_student(session, session.student.params, tmp_path / name)
+        assert json.loads((tmp_path / name / "generation_config.json").read_text()) == generation
+        assert json.loads((tmp_path / name / "config.json").read_text())["pad_token_id"] == 0
 
 
 def test_evaluating_the_export_gives_the_figures_of_the_summary(finished, pair, tmp_path, capsys):

@@ -25,8 +25,6 @@ from motab_jax.models.transformer import Params
 from motab_jax.runtime.distributed import barrier, is_main
 from motab_jax.runtime.hub import find_folder, load_generation_config, read_json, replaced, write_json
 
-__all__ = ["find_folder", "load_generation_config", "load_pretrained", "save_pretrained"]
-
 ShardingsOf = Callable[[ModelConfig], Any]
 MAX_SHARD_BYTES = 5_000_000_000
 LISTED = 20
@@ -171,10 +169,9 @@ def _configs(params: Params, config: ModelConfig, source: Any, generation: dict 
     """What config.json and generation_config.json say."""
     carried: dict[str, Any] = {}
     if source is not None:
-        found = find_folder(source)
-        raw = read_json(found / "config.json")
+        raw = read_json(find_folder(source, ["config.json"]) / "config.json")
         carried = {key: value for key, value in raw.items() if key not in NOT_CARRIED}
-        generation = load_generation_config(found) if generation is None else generation
+        generation = load_generation_config(source) if generation is None else generation
     generation = dict(generation or {})
     ids = {key: generation[key] for key in TOKEN_IDS if key in generation}
     return {**carried, **ids, **config.to_hf(), "dtype": params["embed"].dtype.name}, generation
