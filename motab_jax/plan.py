@@ -17,10 +17,10 @@ import jax
 from rich.console import Console
 
 from motab_jax.config import UserError
-from motab_jax.planning.hlo import CHIPS
-from motab_jax.planning.roofline import STRAYED
-from motab_jax.planning.search import Target, find_mesh, largest, planned
+from motab_jax.planning.roofline import TEACHER_SHARE
+from motab_jax.planning.search import Target, find_largest, find_mesh, make_plan
 from motab_jax.planning.tables import tables
+from motab_jax.planning.topologies import CHIPS
 from motab_jax.runtime.cli import check_writable, read_config, read_flag, run_verb, split_words
 
 OWN = ("topology", "mesh", "strayed", "largest")
@@ -38,10 +38,10 @@ def work(words: list[str]) -> int:
     config, console = read_config(config_path, overrides), Console(highlight=False)
     console.width = console.width if console.is_terminal else 140
     find = own.get("mesh") == "find"
-    plan = find_mesh(config, target, console.out) if find else planned(config, target)
+    plan = find_mesh(config, target, console.out) if find else make_plan(config, target)
     if plan.fits and read_flag({"largest": "true", **own}, "largest"):
-        plan = largest(plan, target, console.out)
-    for table in tables(plan, target):
+        plan = find_largest(plan, console.out)
+    for table in tables(plan):
         console.print(table)
     if file is not None:
         Path(file).write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")
@@ -72,7 +72,7 @@ def _target(own: dict[str, str]) -> Target:
 
 def _share(own: dict[str, str]) -> float:
     try:
-        share = float(own.get("strayed", STRAYED))
+        share = float(own.get("strayed", TEACHER_SHARE))
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:

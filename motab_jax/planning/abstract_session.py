@@ -1,7 +1,7 @@
 """A session of shapes: what a run would work with, on devices that need not exist, without a weight in memory.
 
-From a configuration and both models' config.json alone, so a plan needs no tokenizer: every row of the embedding counts
-as a token, and the transition text as none.
+It needs the configuration and both models' config.json. A plan reads no tokenizer: every row of the embedding counts as
+a token, and the transition text as none.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from motab_jax.config import Config
 from motab_jax.models.architecture import ModelConfig
@@ -23,79 +24,84 @@ from motab_jax.session.placement import layout, serving
 from motab_jax.session.rollout_config import rollout_config
 from motab_jax.session.session import Session, model_paths, needs_teacher
 
-STOPS = (0, 1)  # a pair's stop tokens; how many there are is all that matters
+STOP_IDS = (0, 1)  # stand for the pair's stop tokens: only their number matters
 
 
-def open_shapes(config: Config, mesh: Any) -> Session:
-    """The session of a run on this mesh; arrays are ShapeDtypeStructs with their shardings.
+def open_abstract_session(config: Config, mesh: Mesh) -> Session:
+    """The session of a run on this mesh; its arrays are ShapeDtypeStructs with their shardings.
 
-    The teacher is in the form in which it is loaded: its relayout is a program of its own.
-    UserError as from `open_session`, for what config.json and the mesh alone can get wrong.
+    The teacher has the layout in which it is loaded: its relayout is a program of its own.
+    Raises UserError as `open_session` does, for what config.json and the mesh alone can get wrong.
     """
-    student, teacher = model_shapes(config)
-    for role, shape in (("student", student), ("teacher", teacher)):
-        if shape is not None:
-            check_heads(mesh.shape["tensor"], *shape.heads, f"the {role}'s")
-    size = student.vocab_size if teacher is None else min(student.vocab_size, teacher.vocab_size)
+    student, teacher = model_configs(config)
+    for role, model in (("student", student), ("teacher", teacher)):
+        if model is not None:
+            check_heads(mesh.shape["tensor"], *model.heads, f"the {role}'s")
+    vocab_size = student.vocab_size if teacher is None else min(student.vocab_size, teacher.vocab_size)
     config = config.model_copy(update={"objective": config.objective.model_copy(update={"transition_text": ""})})
-    numbers = rollout_config(config, [b""] * size, STOPS, mesh)
+    numbers = rollout_config(config, [b""] * vocab_size, STOP_IDS, mesh)
     return Session(
         config=config,
         mesh=mesh,
-        student=_model(student, config.student.dtype, layout(mesh, student, "update")),
-        teacher=None if teacher is None else _model(teacher, config.teacher.dtype, load_shardings(mesh, teacher)),
+        student=_abstract_model(student, config.student.dtype, layout(mesh, student, "update")),
+        teacher=None
+        if teacher is None
+        else _abstract_model(teacher, config.teacher.dtype, load_shardings(mesh, teacher)),
         tokenizer=None,
         source="",
-        stop=STOPS[0],
-        vocab_size=size,
-        rollout=jax.tree.map(lambda x: _whole(mesh, jnp.shape(x), jnp.result_type(x)), numbers),
+        stop=STOP_IDS[0],
+        vocab_size=vocab_size,
+        rollout=jax.tree.map(lambda x: _replicated_array(mesh, jnp.shape(x), jnp.result_type(x)), numbers),
         serving=serving(mesh, student, scan_layers=config.rollout.scan_layers, dtype=config.rollout.serve_dtype),
     )
 
 
-def model_shapes(config: Config) -> tuple[ModelConfig, ModelConfig | None]:
-    """The architectures of student and teacher; None for a teacher that the run never asks."""
+def model_configs(config: Config) -> tuple[ModelConfig, ModelConfig | None]:
+    """The architectures of student and teacher; None for a teacher that the run does not use."""
     student_path, teacher_path = model_paths(config, teacher=needs_teacher(config))
-    teacher = _shape(teacher_path) if needs_teacher(config) and teacher_path else None
-    cut = config.student.init_from_teacher
-    if cut is None or teacher is None:
-        return _shape(student_path), teacher
-    return dataclasses.replace(teacher, num_layers=len(cut.get("layers", ()))), teacher
+    teacher = _read_model_config(teacher_path) if needs_teacher(config) and teacher_path else None
+    layers = config.student.init_from_teacher
+    if layers is None or teacher is None:
+        return _read_model_config(student_path), teacher
+    return dataclasses.replace(teacher, num_layers=len(layers.get("layers", ()))), teacher
 
 
-def _shape(path: str | Path) -> ModelConfig:
+def _read_model_config(path: str | Path) -> ModelConfig:
     file = find_folder(path, ["config.json"]) / "config.json"
     return ModelConfig.from_hf(read_json(file), str(file))
 
 
-def _model(shape: ModelConfig, dtype: str, places: Any) -> Model:
-    """A model without weights, in these places."""
+def _abstract_model(config: ModelConfig, dtype: str, shardings: Any) -> Model:
+    """A model whose weights are shapes with these shardings."""
 
-    def weight(spec, place) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype), sharding=place)
+    def weight(spec, sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype), sharding=sharding)
 
-    return Model(jax.tree.map(weight, weight_specs(shape), places, is_leaf=is_spec), shape)
+    return Model(jax.tree.map(weight, weight_specs(config), shardings, is_leaf=is_spec), config)
 
 
-def _whole(mesh: Any, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+def _replicated_array(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
 
 
-def shape_of_key(mesh: Any) -> jax.ShapeDtypeStruct:
-    """A PRNG key."""
+def abstract_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """The shape of a PRNG key."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return _whole(mesh, key.shape, key.dtype)
+    return _replicated_array(mesh, key.shape, key.dtype)
 
 
-def shape_of_prompts(config: Config, mesh: Any) -> Prompts:
-    """A step's prompts, as wide as data.max_prompt_tokens lets them be."""
-    rows = config.rollout.batch_size
+def abstract_prompts(config: Config, mesh: Mesh) -> Prompts:
+    """The shapes of a step's prompts, as wide as data.max_prompt_tokens allows."""
+    rows, columns = config.rollout.batch_size, config.data.max_prompt_tokens
     check_batch(mesh, rows, "rollout.batch_size")
-    each = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=batch_sharding(mesh))
-    table = jax.ShapeDtypeStruct((rows, config.data.max_prompt_tokens), jnp.int32, sharding=batch_sharding(mesh))
-    return Prompts(table, each, each, each)
+
+    def prompts() -> Prompts:
+        per_row = jnp.zeros((rows,), jnp.int32)
+        return Prompts(jnp.zeros((rows, columns), jnp.int32), per_row, per_row, per_row)
+
+    return jax.tree.map(lambda x: x.update(sharding=batch_sharding(mesh)), jax.eval_shape(prompts))
 
 
-def bytes_on_a_device(tree: Any) -> int:
-    """Bytes that a tree of such shapes takes on each device."""
+def bytes_per_device(tree: Any) -> int:
+    """Bytes that a tree of arrays, or of their shapes with shardings, takes on each device."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

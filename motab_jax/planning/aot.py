@@ -1,4 +1,8 @@
-"""A run's programs, compiled for a mesh of devices that need not exist, and what each of them needs there."""
+"""A run's programs, compiled for a mesh of devices that need not exist, and what each of them needs there.
+
+Ahead of time (aot): nothing is run. Left out: what a program's text says (hlo.py), and devices without libtpu's
+compiler, for which only arithmetic serves (roofline.py).
+"""
 
 import dataclasses
 import math
@@ -10,150 +14,174 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from motab_jax.config import Config
+from motab_jax.config import Config, UserError
 from motab_jax.models.transformer import Model, Params
 from motab_jax.planning import hlo
-from motab_jax.planning.abstract_session import bytes_on_a_device, open_shapes, shape_of_key, shape_of_prompts
+from motab_jax.planning.abstract_session import (
+    abstract_key,
+    abstract_prompts,
+    bytes_per_device,
+    open_abstract_session,
+)
 from motab_jax.rollout.state import tape_columns
 from motab_jax.session.placement import PerWeightRelayout, teacher_serving
 from motab_jax.session.session import Session
 from motab_jax.training.programs import make_programs
 
-Dims = tuple[int, ...]
-
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
-    """A program: what it needs on a device, in bytes, and what else lies there meanwhile."""
+class CompiledProgram:
+    """A program: what it needs on a device, in bytes, and what else is in memory while it runs."""
 
     name: str
-    facts: hlo.Facts | None  # None: the compiler found that it does not fit
-    beside: int  # bytes of the run's other arrays
-    needed: int  # bytes in all, `beside` included
-    seconds: float  # of compiling
+    facts: hlo.ProgramFacts | None  # None: the compiler found that it does not fit
+    other_live_bytes: int  # of the run's arrays that are no arguments of this program
+    needed_bytes: int  # in all, `other_live_bytes` included
+    compile_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
-class Whole:
+class CompiledRun:
     """All programs of a run, in the order of a step, and the bytes of the rollout's caches on a device."""
 
-    programs: list[Compiled]
-    caches: int
+    programs: list[CompiledProgram]
+    cache_bytes: int
 
 
-def compile_programs(config: Config, mesh: Any) -> Whole:
-    """Every program of an on-policy run.
+Pending = Callable[[], CompiledProgram]  # waits until the program is compiled
 
-    The rollout holds the reading of prompts, decoding, the teacher's scoring and its writing: they are one program.
+
+def compile_programs(config: Config, mesh: Mesh) -> CompiledRun:
+    """Compile every program of an on-policy run for the devices of a mesh.
+
+    The rollout is one program: prefill of the prompts, decoding, the teacher's scoring and its interventions.
+    Raises UserError as `open_abstract_session` does, and for a run in which the student never generates.
     """
-    session = open_shapes(config, mesh)
+    session = open_abstract_session(config, mesh)
     # A program keeps a core busy for minutes.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        begun = []
+        pending: list[Pending] = []
         if session.teacher is not None:
-            by_weight, beside = (
-                teacher_serving(
-                    mesh,
-                    session.teacher.config,
-                    scan_layers=config.rollout.scan_layers,
-                    int8=config.teacher.quantize == "int8",
-                ),
-                _size(session.student),
+            scan_layers, int8 = config.rollout.scan_layers, config.teacher.quantize == "int8"
+            relayout = teacher_serving(mesh, session.teacher.config, scan_layers=scan_layers, int8=int8)
+            compiled, teacher = _teacher_relayout(
+                pool, relayout, session.teacher.params, other_live_bytes=_model_bytes(session.student)
             )
-            relay, teacher = _teacher_relayout(pool, by_weight, session.teacher.params, beside)
             session = dataclasses.replace(session, teacher=teacher)
-            begun.append(relay)
+            pending.append(compiled)
         programs = make_programs(session)
-        params, state, head = programs.state.params, bytes_on_a_device(programs.state), programs.teacher_head
-        held = _size(session.teacher)
-        beside = state - bytes_on_a_device(params) + held
-        relay, student = _start(pool, "relayout", session.serving, (params,), beside)
-        prompts, key = shape_of_prompts(config, mesh), shape_of_key(mesh)
+        if programs.rollout is None:
+            raise UserError("only runs with on-policy steps are planned: rollout.on_policy is 0")
+        params, head = programs.state.params, programs.teacher_head
+        state_bytes, teacher_bytes = bytes_per_device(programs.state), _model_bytes(session.teacher)
+        other = state_bytes - bytes_per_device(params) + teacher_bytes
+        compiled, student = _compile(pool, "relayout", session.serving, (params,), other)
+        pending.append(compiled)
+        prompts, key = abstract_prompts(config, mesh), abstract_key(mesh)
         caches = _caches(session, student, tape_columns(prompts, session.rollout))
         arguments = (student, session.teacher, prompts, key, session.rollout)
-        write, trajectory = _start(pool, "rollout", programs.rollout, arguments, state, list(caches))
-        arguments = (programs.state, head, trajectory)
-        update, _ = _start(pool, "update", programs.update, arguments, held - _size(head))
-        return Whole(
-            [ended() for ended in (*begun, relay, write, update)],
-            sum(2 * math.prod(dims) * size for dims, size in caches.items()),
-        )
+        compiled, trajectory = _compile(pool, "rollout", programs.rollout, arguments, state_bytes, list(caches))
+        pending.append(compiled)
+        other = teacher_bytes - _model_bytes(head)
+        compiled, _ = _compile(pool, "update", programs.update, (programs.state, head, trajectory), other)
+        pending.append(compiled)
+        cache_bytes = sum(2 * math.prod(dims) * itemsize for dims, itemsize in caches.items())
+        return CompiledRun([wait() for wait in pending], cache_bytes)
 
 
-def _caches(session: Session, student: Model, columns: int) -> dict[Dims, int]:
+def _caches(session: Session, student: Model, columns: int) -> dict[hlo.Dims, int]:
     """Dimensions of each model's cache on a device, and the bytes of an element."""
-    shape, numbers = session.mesh.shape, session.rollout
-    slots = numbers.slots or session.config.rollout.batch_size
-    found = {}
-    for model in (student, None if numbers.teacher_scores_after else session.teacher):
-        if model is not None:
-            heads = max(model.config.num_kv_heads // shape["tensor"], 1)
-            rows = slots // (shape["data"] * shape["fsdp"])
-            found[model.config.num_layers, rows, heads, columns, model.config.head_dim] = model.dtype.itemsize
-    return found
+    mesh, config = session.mesh.shape, session.rollout
+    slots = config.slots or session.config.rollout.batch_size
+    rows = slots // (mesh["data"] * mesh["fsdp"])
+    models = (student, None if config.teacher_scores_after else session.teacher)
+    return {
+        (
+            model.config.num_layers, rows, max(model.config.num_kv_heads // mesh["tensor"], 1), columns,
+            model.config.head_dim,
+        ): model.dtype.itemsize
+        for model in models
+        if model is not None
+    }  # fmt: skip
 
 
-def _size(model: Model | None) -> int:
-    return 0 if model is None else bytes_on_a_device(model.params)
+def _model_bytes(model: Model | None) -> int:
+    """Bytes of its weights on each device."""
+    return 0 if model is None else bytes_per_device(model.params)
 
 
 def _teacher_relayout(
-    pool: Executor, relay: PerWeightRelayout, params: Params, beside: int
-) -> tuple[Callable[[], Compiled], Model]:
+    pool: Executor, relayout: PerWeightRelayout, params: Params, other_live_bytes: int
+) -> tuple[Pending, Model]:
     """The teacher's relayout, all of its programs together, and the shapes that they give."""
-    name, before = "teacher relayout", bytes_on_a_device(params)
-    begun, given = [], {}
-    for weight, program in relay.programs.items():
-        compiled, given[weight] = _start(pool, name, program, (params,), beside)
-        begun.append((compiled, weight))
-    after = bytes_on_a_device(given)
+    before, pending, results = bytes_per_device(params), {}, {}
+    for weight, program in relayout.programs.items():
+        pending[weight], results[weight] = _compile(pool, "teacher relayout", program, (params,), other_live_bytes)
+    after = bytes_per_device(results)
 
-    def ended() -> Compiled:
-        found = []
-        for compiled, weight in begun:
-            part = compiled()
-            # The other weights lie there as well, in one form and at worst in both.
-            others = after - bytes_on_a_device(given[weight])
-            others += 0 if part.facts is None else before - part.facts.arguments
-            found.append(dataclasses.replace(part, beside=part.beside + others, needed=part.needed + others))
-        return _together(found)
+    def wait() -> CompiledProgram:
+        compiled = []
+        for weight, wait_for_weight in pending.items():
+            program = wait_for_weight()
+            # The other weights are in memory as well, in one form and at worst in both.
+            others = after - bytes_per_device(results[weight])
+            others += 0 if program.facts is None else before - program.facts.arguments
+            compiled.append(
+                dataclasses.replace(
+                    program,
+                    other_live_bytes=program.other_live_bytes + others,
+                    needed_bytes=program.needed_bytes + others,
+                )
+            )
+        return _in_sequence(compiled)
 
-    return ended, relay.assembled(given)
+    return wait, relayout.assembled(results)
 
 
-def _together(parts: list[Compiled]) -> Compiled:
-    """Programs that run one after the other, as one: the memory of the fullest, the text of all."""
-    fullest, seconds = max(parts, key=lambda part: part.needed), sum(part.seconds for part in parts)
-    every = [part.facts for part in parts if part.facts is not None]
+def _in_sequence(programs: list[CompiledProgram]) -> CompiledProgram:
+    """Programs that run one after the other, as one: the memory of the fullest, the instructions of all."""
+    fullest = max(programs, key=lambda program: program.needed_bytes)
+    seconds = sum(program.compile_seconds for program in programs)
+    facts = [program.facts for program in programs if program.facts is not None]
     if fullest.facts is None:
-        return dataclasses.replace(fullest, seconds=seconds)
-    facts = fullest.facts._replace(
-        copies=sum(each.copies for each in every),
-        scatters=sum(each.scatters for each in every),
-        collectives=dict(sum((Counter(each.collectives) for each in every), Counter())),
-        moved=dict(sum((Counter(each.moved) for each in every), Counter())),
+        return dataclasses.replace(fullest, compile_seconds=seconds)
+    together = fullest.facts._replace(
+        copies=sum(one.copies for one in facts),
+        scatters=sum(one.scatters for one in facts),
+        collectives=dict(sum((Counter(one.collectives) for one in facts), Counter())),
+        collective_bytes=dict(sum((Counter(one.collective_bytes) for one in facts), Counter())),
     )
-    return dataclasses.replace(fullest, facts=facts, seconds=seconds)
+    return dataclasses.replace(fullest, facts=together, compile_seconds=seconds)
 
 
-def _start(
-    pool: Executor, name: str, program: Callable, arguments: tuple, beside: int, caches=()
-) -> tuple[Callable[[], Compiled], Any]:
-    """Begin to compile a program for these shapes: what waits for what it needs, and the shapes of what it gives."""
+def _compile(
+    pool: Executor,
+    name: str,
+    program: Any,
+    arguments: tuple[Any, ...],
+    other_live_bytes: int,
+    caches: list[hlo.Dims] | None = None,
+) -> tuple[Pending, Any]:
+    """Begin to compile a jitted function for arguments of these shapes.
+
+    Returns what waits for the compiled program, and the shapes of the program's results.
+    """
     lowered = program.lower(*arguments)
 
-    def compile_it() -> Compiled:
+    def work() -> CompiledProgram:
         began = time.perf_counter()
         try:
-            facts = hlo.facts(lowered.compile(), caches)
-            needed = facts.held + beside
+            facts = hlo.program_facts(lowered.compile(), caches or ())
+            needed = facts.needed_bytes + other_live_bytes
         except jax.errors.JaxRuntimeError as error:
             memory = hlo.out_of_memory(error)
             if memory is None:
                 raise
-            amount, spare = memory
-            facts, needed = None, round(amount) + beside + (bytes_on_a_device(arguments) if spare else 0)
-        return Compiled(name, facts, beside, needed, time.perf_counter() - began)
+            amount, temporaries_alone = memory
+            facts = None
+            needed = round(amount) + other_live_bytes + (bytes_per_device(arguments) if temporaries_alone else 0)
+        return CompiledProgram(name, facts, other_live_bytes, needed, time.perf_counter() - began)
 
-    return pool.submit(compile_it).result, lowered.out_info
+    return pool.submit(work).result, lowered.out_info

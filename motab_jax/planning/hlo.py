@@ -1,72 +1,173 @@
-"""Compiling for TPUs that are not there: what XLA would do on a chip, read from the compiled program.
+"""What is read from a compiled program: its memory analysis, and its instructions from XLA's text (HLO).
 
-Needs the extra [tpu]. Times are rooflines, never measurements. Peak figures are the vendors' published ones.
+No other module and no test searches that text. Left out: compiling (aot.py).
 """
 
+import dataclasses
+import functools
 import math
-import os
 import re
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple, Self
 
 import jax
 
-from motab_jax.config import UserError
-
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_INSTRUCTION = re.compile(r"= \w+\[([\d,]*)\][^ ]* ([\w-]+)\(")
-_COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(")
-_ARRAY = re.compile(r"(\w+?)(\d+)?\[([\d,]*)\]")  # a type, its bits, its dimensions
+COPIES = ("copy", "copy-start", "transpose", "gather")  # give an array that was elsewhere, or otherwise, in memory
+Dims = tuple[int, ...]
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (.+?) ([a-z][\w-]*)\((.*)$")
+_ARRAY = re.compile(r"([a-z]+)(\d*)(\w*)\[([\d,]*)\](?:\{([\d,]*))?")  # type, bits, variant, dimensions, order
+_CALLED = re.compile(r"(?:body|condition|calls|to_apply|\w*_computations?)=(\{[^}]*\}|%?[\w.-]+)")
 _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|HLO temporaries \(([\d.]+)([KMGT])\) exceeds")
 
 
-# No TPU is touched, so none is looked for or complained about, and another process that has one is no obstacle.
-ALONE = {
-    "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5p-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}  # fmt: skip
+class HloArray(NamedTuple):
+    """An array that an instruction gives."""
+
+    dtype: str  # as HLO writes it: f32, bf16, s8, pred
+    dims: Dims
+    layout: Dims | None  # the dimensions, the fastest in memory first; None where the text does not say
+    nbytes: int
 
 
-class Chip(NamedTuple):
-    """One device: dense bfloat16 FLOP/s; bytes a second and bytes of its memory; bytes a second of its links."""
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """An instruction: its opcode, the arrays it gives, the computation it is in, and those that it calls."""
 
-    flops: float
-    bandwidth: float
-    memory: float
-    links: float
-
-
-# A device of TPU7x is one of a chip's two halves. Links: all of a chip's together, both ways.
-CHIPS = {
-    "v4": Chip(275e12, 1228e9, 32 * 2**30, 300e9),
-    "v5e": Chip(197e12, 819e9, 16 * 2**30, 200e9),
-    "v5p": Chip(459e12, 2765e9, 95 * 2**30, 600e9),
-    "v6e": Chip(918e12, 1640e9, 32 * 2**30, 448e9),
-    "tpu7x": Chip(1153.5e12, 3690e9, 96 * 2**30, 600e9),
-    "h100": Chip(989e12, 3350e9, 80e9, 900e9),
-    "h200": Chip(989e12, 4800e9, 141e9, 900e9),
-}
+    opcode: str
+    arrays: tuple[HloArray, ...]
+    computation: str
+    called: tuple[str, ...]
 
 
-def devices(topology: str) -> list[Any]:
-    """Descriptions of the devices of a topology such as `v5e:2x2`. UserError without libtpu or for an unknown name."""
-    for name, value in ALONE.items():
-        os.environ.setdefault(name, value)
-    from jax.experimental import topologies
+@dataclasses.dataclass(frozen=True)
+class HloProgram:
+    """The instructions of a program's text.
 
-    fused = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}  # its two cores are one device
-    try:
-        return list(topologies.get_topology_desc(topology, platform="tpu", **fused).devices)
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"topology={topology}: {reason}; give one such as v5e:2x2, v5p:2x2x1 or v6e:2x2, with '.[tpu]' installed"
-        ) from None
+    >>> program = HloProgram.parse("%a = bf16[8,128]{1,0} all-gather(%x), dimensions={0}")
+    >>> program.count("all-gather"), program.collective_bytes()
+    (1, {'all-gather': 2048})
+    """
+
+    instructions: tuple[Instruction, ...]
+
+    @classmethod
+    def of(cls, compiled: Any) -> Self:
+        """The instructions of a compiled program, as `jax.jit(f).lower(...).compile()` gives it."""
+        return cls.parse(compiled.as_text())
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The instructions of an HLO text."""
+        found, computation = [], ""
+        for line in text.splitlines():
+            instruction = _INSTRUCTION.match(line)
+            if instruction is not None:
+                types, opcode, rest = instruction.groups()
+                called = [name.strip(" %") for names in _CALLED.findall(rest) for name in names.strip("{}").split(",")]
+                found.append(Instruction(opcode, _arrays(types), computation, tuple(called)))
+            elif (header := _COMPUTATION.match(line)) is not None:
+                computation = header[1]
+        return cls(tuple(found))
+
+    @functools.cached_property
+    def loop_computations(self) -> frozenset[str]:
+        """The computations that a while loop runs, called directly or by others that it runs."""
+        calls: dict[str, set[str]] = {}
+        for each in self.instructions:
+            calls.setdefault(each.computation, set()).update(each.called)
+        found: set[str] = set()
+        waiting = [name for each in self.instructions if each.opcode == "while" for name in each.called]
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting += calls.get(name, ())
+        return frozenset(found)
+
+    @property
+    def loops(self) -> Self:
+        """The instructions that run inside while loops alone."""
+        return type(self)(tuple(each for each in self.instructions if each.computation in self.loop_computations))
+
+    def count(self, opcode: str) -> int:
+        """How many instructions have this opcode; an asynchronous `-start` counts, its `-done` does not."""
+        return sum(each.opcode.removesuffix("-start") == opcode for each in self.instructions)
+
+    def arrays(self, opcode: str | None = None) -> list[HloArray]:
+        """The arrays that the instructions (those of this opcode) give, in the order of the text."""
+        return [array for each in self.instructions if opcode in (None, each.opcode) for array in each.arrays]
+
+    def has_array(self, dtype: str, dims: Dims) -> bool:
+        """Whether some instruction gives an array of this type and these dimensions, in this order."""
+        return any((array.dtype, array.dims) == (dtype, dims) for array in self.arrays())
+
+    def counts_of(self, shapes: Iterable[Dims]) -> Counter[str]:
+        """How often each opcode gives a single array of one of these dimensions, in whatever order, ones left out."""
+        wanted = {_unordered(shape) for shape in shapes}
+        return Counter(each.opcode for each in self.instructions if _single(each) in wanted)
+
+    def collective_counts(self) -> dict[str, int]:
+        """How often each kind of collective occurs."""
+        counts = {kind: self.count(kind) for kind in COLLECTIVES}
+        return {kind: count for kind, count in counts.items() if count}
+
+    def collective_bytes(self) -> dict[str, int]:
+        """Bytes that each kind of collective gives on a device; one in a loop is counted once."""
+        found: Counter[str] = Counter()
+        for kind, count in self._collectives():
+            found[kind] += count
+        return dict(found)
+
+    def largest_collective(self, kind: str) -> int:
+        """The most bytes that one collective of this kind gives; 0 where there is none."""
+        return max((count for other, count in self._collectives() if other == kind), default=0)
+
+    def _collectives(self) -> list[tuple[str, int]]:
+        """(kind, bytes) of each collective. A start gives its operands too, which are left out."""
+        found = []
+        for each in self.instructions:
+            kind = each.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                sizes = [array.nbytes for array in each.arrays]
+                repeats = kind != each.opcode and len(sizes) > 1 and kind != "all-reduce"
+                found.append((kind, sum(sizes[len(sizes) // 2 :] if repeats else sizes)))
+        return found
 
 
-class Facts(NamedTuple):
-    """What a compiled program needs on each device, in bytes, and what is in its text."""
+def _arrays(types: str) -> tuple[HloArray, ...]:
+    return tuple(
+        HloArray(
+            f"{name}{bits}{variant}", _numbers(dims), _numbers(order) if order else None, _nbytes(name, bits, dims)
+        )
+        for name, bits, variant, dims, order in _ARRAY.findall(types)
+    )
+
+
+def _numbers(text: str) -> Dims:
+    return tuple(int(number) for number in text.split(",") if number)
+
+
+def _nbytes(name: str, bits: str, dims: str) -> int:
+    """Bytes of an array as HLO writes it: bf16[8,128] is ("bf", "16", "8,128")."""
+    itemsize = 1 if name == "pred" else int(bits or 8) // 8
+    return itemsize * math.prod(_numbers(dims))
+
+
+def _unordered(shape: Iterable[int]) -> Dims:
+    """Dimensions in any order, those of size 1 left out."""
+    return tuple(sorted(size for size in shape if size != 1))
+
+
+def _single(instruction: Instruction) -> Dims | None:
+    return _unordered(instruction.arrays[0].dims) if len(instruction.arrays) == 1 else None
+
+
+class ProgramFacts(NamedTuple):
+    """What a compiled program needs on each device, in bytes, and what its instructions are."""
 
     arguments: int
     outputs: int
@@ -75,60 +176,28 @@ class Facts(NamedTuple):
     copies: int  # of arrays with a cache's dimensions, in whatever order
     scatters: int  # into such arrays
     collectives: dict[str, int]
-    moved: dict[str, int]  # bytes that collectives give, by kind; those in a loop are counted once
+    collective_bytes: dict[str, int]  # by kind; those in a loop are counted once
 
     @property
-    def held(self) -> int:
+    def needed_bytes(self) -> int:
         """Bytes that a device needs while the program runs."""
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
-def facts(compiled: Any, caches: Iterable[tuple[int, ...]] = ()) -> Facts:
-    """The facts of a compiled program; `caches` are the dimensions (on one device) that count as a cache."""
-    memory, text = compiled.memory_analysis(), compiled.as_text()
-    found = whole_copies(text, caches)
-    return Facts(
+def program_facts(compiled: Any, caches: Collection[Dims] = ()) -> ProgramFacts:
+    """The facts of a compiled program.
+
+    Args:
+      compiled: what `jax.jit(f).lower(...).compile()` gives.
+      caches: the dimensions, on one device, of the arrays whose copies and scatters are counted.
+    """
+    memory, program = compiled.memory_analysis(), HloProgram.of(compiled)
+    counts = program.counts_of(caches)
+    return ProgramFacts(
         memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.alias_size_in_bytes,
-        memory.temp_size_in_bytes, found["copy"], found["scatter"], collectives(text), moved(text),
+        memory.temp_size_in_bytes, sum(counts[opcode] for opcode in COPIES), counts["scatter"],
+        program.collective_counts(), program.collective_bytes(),
     )  # fmt: skip
-
-
-def whole_copies(text: str, caches: Iterable[tuple[int, ...]]) -> Counter:
-    """How often an HLO text copies (also transposes, gathers) or scatters into arrays of these dimensions."""
-    wanted = {_dims(shape) for shape in caches}
-    found = Counter({"copy": 0, "scatter": 0})
-    for dims, operation in _INSTRUCTION.findall(text):
-        if _dims(int(d) for d in dims.split(",") if d) in wanted:
-            kind = {"copy-start": "copy", "transpose": "copy", "gather": "copy"}.get(operation, operation)
-            found[kind] += 1
-    return found
-
-
-def _dims(shape: Iterable[int]) -> tuple[int, ...]:
-    """Dimensions in any order, those of size 1 left out."""
-    return tuple(sorted(size for size in shape if size != 1))
-
-
-def collectives(text: str) -> dict[str, int]:
-    """How often each kind of collective stands in an HLO text."""
-    counts = Counter(kind for _, kind, _ in _COLLECTIVE.findall(text))
-    return {name: counts[name] for name in COLLECTIVES if counts[name]}
-
-
-def moved(text: str) -> dict[str, int]:
-    """Bytes of what each kind of collective in an HLO text gives; a start's operands, which it repeats, left out."""
-    found: Counter = Counter()
-    for types, kind, start in _COLLECTIVE.findall(text):
-        arrays = [_bytes(*array) for array in _ARRAY.findall(types)]
-        repeats = start and len(arrays) > 1 and kind != "all-reduce"
-        found[kind] += sum(arrays[len(arrays) // 2 :] if repeats else arrays)
-    return dict(found)
-
-
-def _bytes(name: str, bits: str, dims: str) -> int:
-    """Bytes of an array as HLO writes it: bf16[8,128] is (bf, 16, "8,128")."""
-    each = 1 if name == "pred" else int(bits or 8) // 8
-    return each * math.prod(map(int, filter(None, dims.split(","))))
 
 
 def out_of_memory(error: Exception) -> tuple[float, bool] | None:
@@ -141,6 +210,6 @@ def out_of_memory(error: Exception) -> tuple[float, bool] | None:
     return float(number) * scale[unit], found[1] is None
 
 
-def size(tree: Any) -> int:
+def tree_bytes(tree: Any) -> int:
     """Bytes of all arrays of a tree."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -2,15 +2,15 @@
 
 from rich.table import Table
 
-from motab_jax.planning.search import Plan, Target
+from motab_jax.planning.search import Plan
 
 GIB = 2**30
 
 
-def tables(plan: Plan, target: Target) -> list[Table]:
-    """The tables of a plan, in the order in which they are read."""
-    found = [] if plan.whole is None else [_programs(plan)]
-    return [*found, _memory(plan), _phases(plan, target), *([_largest(plan)] if plan.largest else [])]
+def tables(plan: Plan) -> list[Table]:
+    """The tables of a plan, in the order in which they are shown."""
+    programs = [] if plan.compiled is None else [_programs(plan)]
+    return [*programs, _memory(plan), _costs(plan), *([_largest(plan)] if plan.largest else [])]
 
 
 def _title(plan: Plan) -> str:
@@ -21,19 +21,20 @@ def _title(plan: Plan) -> str:
 
 def _programs(plan: Plan) -> Table:
     table = Table(title=_title(plan), caption="GiB on a device; collectives in a loop are counted once")
-    for name in ("program", "arguments", "temporaries", "outputs", "beside", "in all", "fits", "copies", "collectives"):
+    for name in (
+        "program", "arguments", "temporaries", "outputs", "other arrays", "in all", "fits", "copies", "collectives"
+    ):  # fmt: skip
         table.add_column(name, justify="left" if name in ("program", "collectives") else "right")
-    assert plan.whole is not None
-    for program in plan.whole.programs:
-        fits = "yes" if program.needed <= plan.target.limit else "no"
-        beside, needed = _gib(program.beside), _gib(program.needed)
+    for program in plan.programs:
+        fits = "yes" if program.needed_bytes <= plan.target.limit else "no"
+        other, needed = _gib(program.other_live_bytes), _gib(program.needed_bytes)
         if program.facts is None:
-            table.add_row(program.name, "", "", "", beside, needed, fits, "", "the compiler gave up")
+            table.add_row(program.name, "", "", "", other, needed, fits, "", "the compiler ran out of memory")
             continue
         facts = program.facts
-        kinds = [f"{n} {kind} ({_gib(facts.moved.get(kind, 0))})" for kind, n in facts.collectives.items()]
+        kinds = [f"{n} {kind} ({_gib(facts.collective_bytes.get(kind, 0))})" for kind, n in facts.collectives.items()]
         table.add_row(
-            program.name, _gib(facts.arguments), _gib(facts.temporaries), _gib(facts.outputs - facts.aliased), beside,
+            program.name, _gib(facts.arguments), _gib(facts.temporaries), _gib(facts.outputs - facts.aliased), other,
             needed, fits, str(facts.copies), ", ".join(kinds) or "none",
         )  # fmt: skip
     return table
@@ -48,14 +49,15 @@ def _memory(plan: Plan) -> Table:
     return table
 
 
-def _phases(plan: Plan, target: Target) -> Table:
-    caption = f"rooflines, not measurements; {100 * target.strayed:.0f}% of the tokens taken to be the teacher's"
+def _costs(plan: Plan) -> Table:
+    share = 100 * plan.target.teacher_share
+    caption = f"rooflines, not measurements; {share:.0f}% of the tokens taken to be the teacher's"
     table = Table(title="A step at the least", caption=caption)
     for name in ("phase", "TFLOP", "GB of memory", "GB over links", "seconds", "bound by"):
         table.add_column(name, justify="left" if name in ("phase", "bound by") else "right")
-    for phase in plan.phases:
-        figures = (f"{phase.flops / 1e12:.3g}", f"{phase.bytes / 1e9:.3g}", f"{phase.linked / 1e9:.3g}")
-        table.add_row(phase.name, *figures, f"{phase.seconds:.3g}", phase.binds)
+    for cost in plan.costs:
+        figures = (f"{cost.flops / 1e12:.3g}", f"{cost.bytes / 1e9:.3g}", f"{cost.link_bytes / 1e9:.3g}")
+        table.add_row(cost.name, *figures, f"{cost.seconds:.3g}", cost.bound_by)
     table.add_row("step", "", "", "", f"{plan.seconds:.3g}", "", style="bold")
     return table
 
