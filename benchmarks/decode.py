@@ -21,7 +21,7 @@ from motab_jax.data.steps import StepAutomaton
 from motab_jax.models import load_pretrained
 from motab_jax.models.serving import serve_params
 from motab_jax.models.transformer import Model, forward
-from motab_jax.planning.hlo import size
+from motab_jax.planning.hlo import tree_bytes
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 
 DEFAULT = "downloads/SmolLM2-135M-Instruct"
@@ -73,7 +73,7 @@ def measure(model: Model, rival: bench.Worker, rows: int, runs: int) -> dict[str
     memory = jnp.ones((128, 1 << 20), jnp.float32)
     add = jax.jit(jnp.sum)
     cache = 2 * 4 * model.config.num_layers * rows * model.config.num_kv_heads * model.config.head_dim
-    moved = size(model.params) + cache * (PROMPT + NEW / 2)
+    moved = tree_bytes(model.params) + cache * (PROMPT + NEW / 2)
 
     def ours(new: int) -> float:
         return bench.seconds(lambda: run(model, None, prompt(rows, new), key, numbers).tokens)
@@ -83,7 +83,7 @@ def measure(model: Model, rival: bench.Worker, rows: int, runs: int) -> dict[str
     for place in range(-WARM, runs):
         a = (ours(NEW) - ours(1)) / (NEW - 1)
         (long, theirs), (short, _) = rival("generate", rows=rows, new=NEW), rival("generate", rows=rows, new=1)
-        floor = moved / (size(memory) / min(bench.seconds(lambda: add(memory)) for _ in range(3)))
+        floor = moved / (tree_bytes(memory) / min(bench.seconds(lambda: add(memory)) for _ in range(3)))
         if place >= 0:
             rounds.append((1e3 * a, 1e3 * (long - short) / (NEW - 1), 1e3 * floor, mine == theirs))
     found = {

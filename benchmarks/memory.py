@@ -29,7 +29,7 @@ from motab_jax.distill import Objective, TargetBatch, TokenLoss
 from motab_jax.distill.objective import objective_loss_sums, token_losses, tokens_per_chunk
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import Model, unembed
-from motab_jax.planning import hlo
+from motab_jax.planning.topologies import topology_devices
 
 TOKENS, VOCAB, STUDENT, TEACHER = 8192, 151_936, 2560, 5120
 LOSS = "reverse_kl"
@@ -93,7 +93,7 @@ def devices(insist: bool) -> dict:
     """Platform -> a device to compile for."""
     found = {"cpu": jax.devices("cpu")[0]}
     try:
-        found["tpu"] = hlo.devices("v5p:2x2x1")[0]
+        found["tpu"] = topology_devices("v5p:2x2x1")[0]
     except UserError as error:
         if insist:
             raise

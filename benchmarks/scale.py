@@ -17,8 +17,8 @@ import bench
 
 from motab_jax.config import Config, load_config
 from motab_jax.models.architecture import ModelConfig, Rope
-from motab_jax.planning.roofline import STRAYED
-from motab_jax.planning.search import Plan, Target, find_mesh, largest, planned
+from motab_jax.planning.roofline import TEACHER_SHARE
+from motab_jax.planning.search import Plan, Target, find_largest, find_mesh, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = {"max_positions": 40_960, "rope": Rope(1e6), "qk_norm": True}
@@ -50,14 +50,14 @@ def say(text: str) -> None:
 def plan_for(topology: str, folder: Path) -> Plan:
     """The plan with the best mesh and, if that fits, the largest batch."""
     say(topology)
-    target = Target.of(topology, STRAYED)
+    target = Target.of(topology, TEACHER_SHARE)
     plan = find_mesh(recipe(folder, f"rollout.batch_size={ROWS[topology]}", *CHANGES.get(topology, ())), target, say)
-    return largest(plan, target, say, ["batch_size"]) if plan.fits else plan
+    return find_largest(plan, say, ["batch_size"]) if plan.fits else plan
 
 
 def moved(plan: Plan) -> int:
     """Bytes that collectives send per chip, over all programs of a training step; loops counted once."""
-    return sum(sum(program.facts.moved.values()) for program in plan.whole.programs if program.facts is not None)
+    return sum(sum(program.facts.collective_bytes.values()) for program in plan.programs if program.facts is not None)
 
 
 def weak(found: Plan, folder: Path) -> dict[str, float]:
@@ -66,17 +66,17 @@ def weak(found: Plan, folder: Path) -> dict[str, float]:
     say(WEAK[1])
     mesh = (f"mesh.data={8 * sizes.data}", f"mesh.fsdp={sizes.fsdp}", f"mesh.tensor={sizes.tensor}")
     config = recipe(folder, *mesh, f"rollout.batch_size={8 * sizes.rows}")
-    return {"moved_64": moved(found), "moved_512": moved(planned(config, Target.of(WEAK[1], STRAYED)))}
+    return {"moved_64": moved(found), "moved_512": moved(make_plan(config, Target.of(WEAK[1], TEACHER_SHARE)))}
 
 
 def row(plan: Plan) -> list[str]:
     sizes, gib = plan.sizes, 2**30
     temporaries, copies = "", ""
-    if plan.whole is not None:
-        rollout = next(program.facts for program in plan.whole.programs if program.name == "rollout")
+    if plan.compiled is not None:
+        rollout = next(program.facts for program in plan.programs if program.name == "rollout")
         if rollout is not None:
-            spare = rollout.temporaries - plan.whole.caches
-            temporaries, copies = f"{100 * spare / plan.whole.caches:.1f}%", str(rollout.copies)
+            spare = rollout.temporaries - plan.compiled.cache_bytes
+            temporaries, copies = f"{100 * spare / plan.compiled.cache_bytes:.1f}%", str(rollout.copies)
     return [
         plan.target.name, f"{sizes.data} x {sizes.fsdp} x {sizes.tensor}", "yes" if plan.fits else "no",
         f"{plan.needed / gib:.1f} of {plan.target.limit / gib:.1f}", temporaries, copies,
@@ -85,7 +85,7 @@ def row(plan: Plan) -> list[str]:
 
 
 def _compiling(plan: Plan) -> str:
-    return "" if plan.whole is None else f"{sum(program.seconds for program in plan.whole.programs) / 60:.1f}"
+    return "" if plan.compiled is None else f"{sum(program.compile_seconds for program in plan.programs) / 60:.1f}"
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.serving import serve_specs
 from motab_jax.models.transformer import Model, is_spec, weight_specs
 from motab_jax.planning import hlo
+from motab_jax.planning.topologies import CHIPS, Chip, topology_devices
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
 from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.rollout.score_finished import score_trajectories
@@ -133,9 +134,9 @@ def compile_update(mesh, rows: int = SLOTS):
     return jax.jit(step, donate_argnums=0).lower(state, select_teacher_head(teacher, objective), log).compile()
 
 
-def roofline(shape: ModelConfig, chip: hlo.Chip, ways: int) -> tuple[float, str]:
+def roofline(shape: ModelConfig, chip: Chip, ways: int) -> tuple[float, str]:
     """Seconds of one decoded column of all slots with half of the new tokens written, and what binds it."""
-    weights = hlo.size(
+    weights = hlo.tree_bytes(
         jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), weight_specs(shape), is_leaf=is_spec)
     )
     live = 4 * shape.num_layers * SLOTS * shape.num_kv_heads * shape.head_dim * (PROMPT + NEW // 2)
@@ -152,11 +153,11 @@ def main() -> None:
     jax.config.update("jax_traceback_in_locations_limit", 0)  # libtpu may not end otherwise (docs/decisions.md)
     table, figures = [], {}
     for chip in arguments.chips:
-        mesh = make_mesh(1, 1, 4, devices=hlo.devices(TOPOLOGIES[chip]))
+        mesh = make_mesh(1, 1, 4, devices=topology_devices(TOPOLOGIES[chip]))
         shapes, held = caches(mesh, SLOTS)
         for name, build in (("rollout", compile_rollout), ("scoring", compile_scoring), ("update", compile_update)):
             began = time.perf_counter()
-            found = hlo.facts(build(mesh), shapes)
+            found = hlo.program_facts(build(mesh), shapes)
             spare = found.temporaries - (held if name == "rollout" else 0)
             collectives = ", ".join(f"{count} {kind}" for kind, count in found.collectives.items()) or "none"
             gib = [f"{x / 2**30:.2f}" for x in (found.arguments, held if name == "rollout" else 0, spare)]
@@ -168,7 +169,7 @@ def main() -> None:
                     f"{chip}_temp_over_kv": spare / held,
                 }  # fmt: skip
         for role, shape in (("student", STUDENT), ("teacher", TEACHER)):
-            bound, binds = roofline(shape, hlo.CHIPS[chip], 4)
+            bound, binds = roofline(shape, CHIPS[chip], 4)
             table.append([f"{chip} {role}, roofline", *[""] * 5, f"{1e3 * bound:.2f} ms a column ({binds})", ""])
             figures[f"{chip}_{role}_ms_a_column"] = 1e3 * bound
     columns = ["", "arguments GiB", "caches", "temporaries", "copies", "scatters", "collectives", "compile"]

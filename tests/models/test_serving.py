@@ -141,17 +141,6 @@ def test_a_known_reach_changes_no_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, other)
 
 
-def test_a_cpu_computes_cosines_once_for_all_layers():
-    model = served(trained(SHAPES["qwen3-tied"]), **FORMS["unrolled"])
-
-    def read(params, tokens, positions):
-        return encode(params, model.config, tokens, positions)[0]
-
-    tokens = texts()
-    program = jax.jit(read).lower(model.params, tokens, default_positions(tokens.shape)).compile().as_text()
-    assert model.config.num_layers > 1 and program.count(" cosine(") == 1
-
-
 def test_int8_rounds_to_half_a_level():
     weight = jax.random.normal(jax.random.key(0), (6, 4))
     small = quantize(weight, (0,))

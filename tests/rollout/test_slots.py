@@ -1,7 +1,6 @@
 """More rows than slots: whatever waits, is parked or comes back, every row is written as if it were alone."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ import pytest
 from motab_jax.models.serving import serve_params
 from motab_jax.models.transformer import Model
 from motab_jax.rollout import Prompts
-from motab_jax.rollout.state import tape_columns
 from motab_jax.rollout.trajectory import FinishReason
 from tests.rollout.pair import (
     MAX_NEW,
@@ -20,8 +18,6 @@ from tests.rollout.pair import (
     outcome,
     random_prompts,
     row_of,
-    run,
-    settings,
     student,
     teacher,
 )
@@ -62,17 +58,6 @@ def test_unrolled_layers_change_nothing():
     few = outcome(pair=unrolled(), slots=5, teacher_rows=2, **SETTINGS["root-steps"])
     for row in range(ROWS):
         assert_same_row(row_of(together("root-steps"), row), row_of(few, row))
-
-
-def test_no_turn_copies_an_unrolled_cache_into_another_layout():
-    prompts, config = random_prompts(), settings(slots=5, teacher_rows=2, **SETTINGS["root-steps"])
-    text = run.lower(*unrolled(), prompts, jax.random.key(0), config).compile().as_text()
-    shape, columns = teacher().config, tape_columns(prompts, config)
-    found = []
-    for dims in ((shape.head_dim, columns), (columns, shape.head_dim)):
-        array = ",".join(map(str, (5, shape.num_kv_heads, *dims)))
-        found += re.findall(rf"= f32\[{array}\]{{([\d,]+)}} get-tuple-element", text)
-    assert len(found) > 20 and set(found) == {"3,2,1,0"}
 
 
 def test_the_order_of_the_prompts_changes_nothing():

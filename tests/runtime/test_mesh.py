@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from motab_jax.config import UserError
-from motab_jax.planning import hlo
+from motab_jax.planning.topologies import topology_devices
 from motab_jax.runtime.mesh import (
     LAYOUTS,
     batch_sharding,
@@ -34,7 +34,7 @@ def test_minus_one_takes_the_rest(devices):
 @pytest.mark.tpu_aot
 def test_an_axis_may_be_a_part_of_the_torus():
     pytest.importorskip("libtpu", reason="needs the extra [tpu]")
-    mesh = make_mesh(-1, 1, 8, devices=hlo.devices("v5p:4x4x4"))
+    mesh = make_mesh(-1, 1, 8, devices=topology_devices("v5p:4x4x4"))
     assert dict(mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 8}
 
 
