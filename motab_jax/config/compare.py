@@ -4,16 +4,17 @@ from collections.abc import Collection
 from typing import Any
 
 from motab_jax.config import Config
+from motab_jax.config.base import Section
 
-# Keys and sections that may differ when a run goes on: they don't change what was computed so far. Another mesh gives
-# the same numbers but for their last bits.
+# Keys and sections that may differ when a run resumes: what was computed so far doesn't depend on them. Another mesh
+# changes the last bits of its numbers.
 FREE = frozenset(
     {"run.steps", "run.epochs", "run.keep", "run.save_every", "run.sample_every", "run.dir", "run.name", "log", "mesh"}
 )
 
 
 def differences(old: Config, new: Config, free: Collection[str] = FREE) -> list[str]:
-    """Dotted keys that differ, but for those in `free` (keys and whole sections)."""
+    """Dotted keys whose values differ, without those in `free` (keys and whole sections)."""
     before, after = _flat(old), _flat(new)
     return [
         key
@@ -24,7 +25,10 @@ def differences(old: Config, new: Config, free: Collection[str] = FREE) -> list[
 
 def _flat(config: Config) -> dict[str, Any]:
     """Every key and its value; the keys of a section as section.name."""
-    found: dict[str, Any] = {}
-    for name, value in config.model_dump().items():
-        found |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
-    return found
+    values: dict[str, Any] = {}
+    for name, content in config:
+        if isinstance(content, Section):
+            values |= {f"{name}.{key}": value for key, value in content.model_dump().items()}
+        else:
+            values[name] = content
+    return values

@@ -67,7 +67,7 @@ class EvalSection(PromptsSection):
 
     @field_validator("preset")
     @classmethod
-    def _presets_are_known(cls, names: Any) -> Any:
+    def _presets_are_known(cls, names: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         for name in [names] if isinstance(names, str) else names or []:
             _preset_of(name, EVAL)
         if isinstance(names, tuple) and len(set(names)) != max(1, len(names)):
