@@ -115,11 +115,11 @@ def make_evaluator(session: Session, section: EvalSection, prompts: EncodedPromp
 
     in_each = run_per_group(rollout, session.mesh, (False, False, True, False))
 
-    def generate(*arguments):  # a function of its own: jit counts the compilations of each function
+    def generate_to_evaluate(*arguments):  # compilations are counted by the function's name
         return in_each(*arguments)
 
     measure = jax.jit(_divergence, static_argnames="vocab_size") if section.reverse_kl else None
-    return Evaluator(session, section, prompts, config, jax.jit(generate), measure)
+    return Evaluator(session, section, prompts, config, jax.jit(generate_to_evaluate), measure)
 
 
 def _divergence(student: Model, teacher: Model, trajectory, real, *, vocab_size: int):

@@ -1,7 +1,7 @@
-"""Where a step's seconds go: what the device was busy with, and when it waited for the host.
+"""Where a step's seconds go: what the device did, when it waited for the host, and what was compiled.
 
-The host must not wait for the device just to read a clock, so a thread of its own notes when arrays become ready.
-Left out: what goes on inside a program (a profile shows that).
+The host must not wait for the device just to read a clock, so a thread notes when arrays become ready.
+Left out: what happens inside a program (a profile shows that).
 """
 
 import time
@@ -17,36 +17,43 @@ now = time.perf_counter
 
 
 class Task(NamedTuple):
-    """Something the device did: its name, when it was asked for, when it was done, and what compiling it took."""
+    """A program that the device ran; times are readings of `now`, in seconds."""
 
     name: str
-    asked: float
-    done: float
-    compiled: float = 0.0
+    dispatched: float  # when the host asked for it
+    ready: float  # when its results were there
+    compile_seconds: float = 0.0  # of compiling it
 
 
-def split(free: float, tasks: Iterable[Task]) -> dict[str, float]:
-    """Seconds of each task, and `idle` and `compile`; the device was free from `free` on and did the tasks in order.
+def task_seconds(begin: float, tasks: Iterable[Task]) -> dict[str, float]:
+    """Split the time from `begin` to the last task's end into seconds of each task, of `idle` and of `compile`.
 
-    A task that was asked for late left the device idle, unless it was being compiled meanwhile. A program that is
-    compiled while another one runs counts in both, and then alone the sum is more than the wall time.
+    The device runs the tasks in order. It is idle while it waits for a task to be dispatched, unless that task is being
+    compiled. A program that is compiled while another one runs counts twice; only then is the sum above the wall time.
+
+    Args:
+      begin: when the device was free.
+      tasks: in the order in which they were dispatched.
+
+    >>> task_seconds(10.0, [Task("rollout", 10.5, 14.0), Task("update", 11.0, 16.0)])
+    {'idle': 0.5, 'compile': 0.0, 'rollout': 3.5, 'update': 2.0}
     """
-    seconds = {"idle": 0.0, "compile": 0.0}
-    for name, asked, done, compiled in tasks:
-        seconds["idle"] += max(0.0, asked - free - compiled)
-        seconds["compile"] += compiled
-        seconds[name] = max(0.0, done - max(asked, free))
-        free = max(done, free)
+    free, seconds = begin, {"idle": 0.0, "compile": 0.0}
+    for name, dispatched, ready, compile_seconds in tasks:
+        seconds["idle"] += max(0.0, dispatched - free - compile_seconds)
+        seconds["compile"] += compile_seconds
+        seconds[name] = max(0.0, ready - max(dispatched, free))
+        free = max(ready, free)
     return seconds
 
 
 class StepClock:
     """Splits a loop's time, step by step, into the device's tasks. A context manager."""
 
-    def __init__(self, compiling: CompileClock):
-        self._compiling, self._thread = compiling, ThreadPoolExecutor(1, "clock")
-        self._free, self._compiled = now(), compiling.read().seconds
-        self._waiting: list[tuple[str, float, Future[float], float]] = []
+    def __init__(self, compile_clock: CompileClock):
+        self._compile_clock, self._thread = compile_clock, ThreadPoolExecutor(1, "clock")
+        self._free, self._compile_seconds = now(), compile_clock.read().seconds
+        self._pending: list[tuple[str, float, Future[float], float]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -54,24 +61,33 @@ class StepClock:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
 
-    def asked(self, name: str, arrays: Any = (), *, at: float | None = None) -> None:
-        """The device was just asked (or at time `at`) for a task that is done once the tree's arrays are ready.
+    def record(self, name: str, arrays: Any = (), *, dispatched: float | None = None) -> None:
+        """Note that a task was dispatched; returns at once.
 
-        They must not be donated to a later program. What was compiled since the last task was compiled for this one.
+        What was compiled since the last task counts as this one's compiling.
+
+        Args:
+          name: of the task.
+          arrays: a tree of its results; the task ends when they are ready. They must not be donated to a later program.
+          dispatched: the reading of `now` at which the task was dispatched; None: just now.
         """
-        compiled, self._compiled = self._compiled, self._compiling.read().seconds
-        ready = self._thread.submit(_ready, arrays)
-        self._waiting.append((name, now() if at is None else at, ready, self._compiled - compiled))
+        before, self._compile_seconds = self._compile_seconds, self._compile_clock.read().seconds
+        ready = self._thread.submit(_time_ready, arrays)
+        at = now() if dispatched is None else dispatched
+        self._pending.append((name, at, ready, self._compile_seconds - before))
 
     def read(self) -> tuple[dict[str, float], float]:
-        """Wait for the tasks; seconds as `split` has them, and the wall time since the last reading."""
-        tasks = [Task(name, asked, ready.result(), compiled) for name, asked, ready, compiled in self._waiting]
-        self._waiting = []
-        began, self._free = self._free, max(self._free, *(task.done for task in tasks))
-        return split(began, tasks), self._free - began
+        """Wait for the tasks; their `task_seconds`, and the wall time since the last reading.
+
+        Raises what a task's program raised.
+        """
+        tasks = [Task(name, at, ready.result(), compiling) for name, at, ready, compiling in self._pending]
+        self._pending = []
+        begin, self._free = self._free, max(self._free, *(task.ready for task in tasks))
+        return task_seconds(begin, tasks), self._free - begin
 
 
-def _ready(arrays: Any) -> float:
+def _time_ready(arrays: Any) -> float:
     """The time at which the arrays are ready; raises what their program raised."""
     jax.block_until_ready(arrays)
     return now()

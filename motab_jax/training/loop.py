@@ -154,7 +154,7 @@ def _loop(run: Run, state: TrainState, done: Progressed, checkpoints: Checkpoint
             if config.eval_every and step % config.eval_every == 0:
                 began = now()
                 asked.evaluation = _evaluate(run, state, f"step {step}")
-                clock.asked("evaluation", at=began)
+                clock.record("evaluation", dispatched=began)
             asked.seconds, asked.elapsed = clock.read()
             if step == first:
                 run.console.out(str(run.clock.read()))
@@ -183,12 +183,12 @@ def _ask(
     programs, numbers = run.programs, run.session.rollout
     numbers = numbers if eps0 is None else numbers.replace(eps0=jnp.float32(eps0))
     trajectory, cached = _obtain(run, state, batch, clock, numbers)
-    clock.asked("rollout", trajectory.length)
-    if jax.default_backend() == "cpu" and compilations(programs.update) == 0:
+    clock.record("rollout", trajectory.length)
+    if jax.default_backend() == "cpu" and run.clock.compilations(programs.update) == 0:
         jax.block_until_ready(trajectory.length)  # here the compiler and the rollout would share the cores
     described = programs.describe(trajectory.slim())
     state, figures = programs.update(state, programs.teacher_head, trajectory)
-    clock.asked("update", figures)
+    clock.record("update", figures)
     if programs.boundary is not None and batch.on_policy:
         figures["eps0"] = programs.boundary(numbers.eps0, trajectory.steps)
     return state, Asked(step, batch, described, trajectory.counters, figures, trajectory.target_bytes, cached)
@@ -200,7 +200,7 @@ def _obtain(
     """The step's trajectories, whoever writes them, and the bytes of the caches for it."""
     session, began = run.session, now()
     student = session.serve(state.params) if batch.on_policy else None
-    clock.asked("relayout", () if student is None else student.fused, at=began)
+    clock.record("relayout", () if student is None else student.fused, dispatched=began)
     if student is not None:
         trajectory = run.programs.rollout(student, session.teacher, batch.prompts, batch.key, numbers)
         return trajectory, cache_bytes(student, session.teacher, batch.prompts, numbers)
@@ -301,15 +301,12 @@ def _summary(run: Run, state: TrainState, done: Progressed, after: dict[str, Any
         "tokens": done.tokens,
         "compile_seconds": compiled.seconds,
         "compile_cached": compiled.cached,
-        "compiles": {name: compilations(program) for name, program in programs.items() if program is not None},
+        "compiles": {
+            name: run.clock.compilations(program) for name, program in programs.items() if program is not None
+        },
         "before": before,
         "after": after,
     }
-
-
-def compilations(program: Any) -> int:
-    """How many programs a jitted function was compiled to, in this process."""
-    return program._cache_size()
 
 
 def _finish(run: Run, summary: dict[str, Any]) -> None:

@@ -145,7 +145,7 @@ def _writers(session: Session, *, score: bool) -> tuple[Callable | None, Callabl
     places = _places(session)
     on_policy = run_per_group(rollout, session.mesh, (False, False, True, False))
 
-    def generate(*arguments):  # a function of its own: jit counts the compilations of each function
+    def generate(*arguments):  # compilations are counted by the function's name, whatever the mesh
         return on_policy(*arguments)
 
     def score_or_generate(teacher, prompts, text, key, numbers):
@@ -154,8 +154,12 @@ def _writers(session: Session, *, score: bool) -> tuple[Callable | None, Callabl
         return from_completions(teacher, prompts, text, numbers, score=score)
 
     off_policy = run_per_group(score_or_generate, session.mesh, (False, True, True, False))
+
+    def complete(*arguments):
+        return off_policy(*arguments)
+
     share = session.config.rollout.on_policy
-    on, off = jax.jit(generate, out_shardings=places), jax.jit(off_policy, out_shardings=places)
+    on, off = jax.jit(generate, out_shardings=places), jax.jit(complete, out_shardings=places)
     return on if share > 0 else None, off if share < 1 else None
 
 

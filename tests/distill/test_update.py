@@ -20,6 +20,7 @@ from motab_jax.distill import (
 from motab_jax.distill.targets import KINDS
 from motab_jax.distill.update import make_gradient
 from motab_jax.models.transformer import is_spec, weight_specs
+from motab_jax.runtime.compilation import CompileClock
 from motab_jax.runtime.mesh import batch_sharding, layout_shardings, make_mesh, replicated
 from tests.distill.batches import (
     LOSSES,
@@ -156,10 +157,12 @@ def test_passes_in_bfloat16_are_those_of_bfloat16_parameters():
 
 def test_compiles_once():
     step = program()
-    run(step, [random_batch()])
-    programs = step._cache_size()
-    run(step, [random_batch(seed) for seed in range(STEPS)])
-    assert step._cache_size() == programs
+    with CompileClock() as clock:
+        run(step, [random_batch()])
+        assert clock.compilations(step) <= 1, "a test before may have compiled it"
+        first = clock.compilations(step)
+        run(step, [random_batch(seed) for seed in range(STEPS)])
+        assert clock.compilations(step) == first
 
 
 def test_eight_devices_equal_one(devices):
@@ -176,9 +179,10 @@ def test_eight_devices_equal_one(devices):
     update = make_update(STUDENT, adamw(), OBJECTIVE, accumulate=2)
     step = jit(update, donate_argnums=0, out_shardings=(layout, None))
     teachers = jax.device_put(head(), replicated(mesh))
-    for batch in batches:
-        state, others = step(state, teachers, jax.device_put(batch, batch_sharding(mesh)))
-    assert step._cache_size() == 1
+    with CompileClock() as clock:
+        for batch in batches:
+            state, others = step(state, teachers, jax.device_put(batch, batch_sharding(mesh)))
+        assert clock.compilations(step) == 1
     q = state.params["layers"]["q"]
     assert q.addressable_shards[0].data.size * len(devices) == q.size
     assert_trees_close(jax.device_get(state.params), alone.params)

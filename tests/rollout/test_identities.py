@@ -7,6 +7,7 @@ import pytest
 
 from motab_jax.data.sources import Source
 from motab_jax.rollout import Prompts
+from motab_jax.runtime.compilation import CompileClock
 from tests.rollout.pair import (
     MAX_NEW,
     ROWS,
@@ -135,9 +136,9 @@ def test_row_ids_and_keys_decide_what_is_sampled():
 
 def test_compiles_once():
     first = outcome()
-    programs = run._cache_size()
-    for seed in (1, 2):
-        outcome(prompts=random_prompts(seed), key=seed, eps0=0.1 * seed, theta=0.5 * seed)
-    run(student(), model(2, 48, 48), random_prompts(), jax.random.key(7), settings(eps0=0.0))
-    assert run._cache_size() == programs
+    with CompileClock() as clock:
+        for seed in (1, 2):
+            outcome(prompts=random_prompts(seed), key=seed, eps0=0.1 * seed, theta=0.5 * seed)
+        run(student(), model(2, 48, 48), random_prompts(), jax.random.key(7), settings(eps0=0.0))
+        assert clock.compilations(run) == 0
     assert first.num_rewinds.sum() > 0

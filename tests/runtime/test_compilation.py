@@ -7,9 +7,9 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from motab_jax.runtime import compilation
 from motab_jax.runtime.compilation import CompileClock, enable_compilation_cache
 
 
@@ -68,14 +68,34 @@ def test_the_clock_counts_programs_and_seconds():
         assert clock.read().seconds - first.seconds <= time.perf_counter() - started
     after = clock.read()
     jax.jit(lambda x: x + 2)(jnp.ones(3)).block_until_ready()
-    assert clock.read() == after, "the clock has left"
+    assert clock.read() == after, "the clock has ended"
+
+
+def test_compilations_of_a_function(devices):
+    """A shape or a sharding that is new compiles a program; another array of the same does not."""
+
+    def double(x):
+        return 2 * x
+
+    program, x = jax.jit(double), jnp.ones(3)
+    with CompileClock() as clock:
+        assert clock.compilations(program) == 0
+        for _ in range(2):
+            program(x)
+        program(np.ones(3, np.float32))
+        assert clock.compilations(program) == 1
+        program(jnp.ones(4))
+        program(jax.device_put(x, devices[3]))
+        assert clock.compilations(program) == 3
+        jax.jit(lambda x: x)(x)
+        assert clock.compilations(program) == 3
 
 
 def test_a_span_within_another_counts_once():
-    clock = CompileClock()
-    for start, end in ((0.0, 1.0), (2.0, 3.0), (3.5, 4.0), (1.5, 5.0), (6.0, 7.0)):
-        clock._span(compilation._TRACE, start, end)
-    assert clock.read().seconds == pytest.approx(1.0 + 3.5 + 1.0)
+    with CompileClock() as clock:
+        for start, end in ((0.0, 1.0), (2.0, 3.0), (3.5, 4.0), (1.5, 5.0), (6.0, 7.0)):
+            jax.monitoring.record_event_time_span("/jax/core/compile/jaxpr_trace_duration", start, end)
+        assert clock.read().seconds == pytest.approx(1.0 + 3.5 + 1.0)
 
 
 PROGRAM = """
