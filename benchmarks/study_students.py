@@ -12,7 +12,15 @@ import os
 from pathlib import Path
 
 from motab_jax.data.prompts import TASKS
-from motab_jax.quickstart.build import CHECK_PROMPTS, CHECK_SEED, Learner, batches, make_tokenizer, measure, save
+from motab_jax.quickstart.build import (
+    CHECK_PROMPTS,
+    CHECK_SEED,
+    Learner,
+    batches,
+    make_tokenizer,
+    measure_accuracy,
+    save,
+)
 from motab_jax.quickstart.plans import PLANS, Arrows, Hops, Round, Stage
 
 STRENGTHS = {"weak": 0.05, "middle": 0.30, "strong": 0.60}  # greedy accuracy at which each is saved
@@ -48,7 +56,7 @@ def make_students(name: str, folder: Path, seed: int = 0) -> dict[str, float]:
         learner.learn(groups)
         if number < course.check_from or number % course.check_every:
             continue
-        share = measure(learner.model, tokenizer, CHECK_PROMPTS, CHECK_SEED, TASKS[name]).answer
+        share = measure_accuracy(learner.model, tokenizer, CHECK_PROMPTS, CHECK_SEED, TASKS[name]).answer
         print(f"{name}: step {number}, greedy answers {share:.1%}", flush=True)
         for strength, wanted in STRENGTHS.items():
             if share >= wanted and strength not in found:

@@ -33,7 +33,7 @@ class Evaluator:
     prompts: EncodedPrompts
     config: RolloutConfig
     generate: Callable
-    measure: Callable | None  # the reverse KL, if it is wanted
+    reverse_kl: Callable | None  # its jitted program, if it is wanted
 
     def __call__(self, student: Model, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """Figures of a student in the serve layout; `problems` holds one entry a completion."""
@@ -83,12 +83,12 @@ class Evaluator:
         samples = self.section.samples
         padded = part + [part[-1]] * (size - len(part))
         prompts = self.prompts.batch([i for i, _ in padded], [i * samples + s for i, s in padded], self.session.mesh)
-        judge = self.session.teacher if self.measure is not None else None
+        judge = self.session.teacher if self.reverse_kl is not None else None
         trajectory = self.generate(student, judge, prompts, jax.random.key(self.session.config.run.seed), self.config)
         kl, count = 0.0, 0
-        if self.measure is not None:
+        if self.reverse_kl is not None:
             real = jnp.arange(size) < len(part)
-            sums = self.measure(student, judge, trajectory, real, vocab_size=self.session.vocab_size)
+            sums = self.reverse_kl(student, judge, trajectory, real, vocab_size=self.session.vocab_size)
             kl, count = (float(x) for x in sums)
         host = fetch(trajectory.slim(), self.session.mesh)
         rows = [Row(host, row) for row in range(len(part))]
@@ -118,8 +118,8 @@ def make_evaluator(session: Session, section: EvalSection, prompts: EncodedPromp
     def generate_to_evaluate(*arguments):  # compilations are counted by the function's name
         return in_each(*arguments)
 
-    measure = jax.jit(_divergence, static_argnames="vocab_size") if section.reverse_kl else None
-    return Evaluator(session, section, prompts, config, jax.jit(generate_to_evaluate), measure)
+    reverse_kl = jax.jit(_divergence, static_argnames="vocab_size") if section.reverse_kl else None
+    return Evaluator(session, section, prompts, config, jax.jit(generate_to_evaluate), reverse_kl)
 
 
 def _divergence(student: Model, teacher: Model, trajectory, real, *, vocab_size: int):

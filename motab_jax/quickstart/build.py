@@ -133,7 +133,7 @@ class Learner:
         self.params, self.optimizer_state = snapshot
 
 
-def measure(model: Model, tokenizer: Any, count: int, seed: int, task: ModuleType = arithmetic) -> Accuracy:
+def measure_accuracy(model: Model, tokenizer: Any, count: int, seed: int, task: ModuleType = arithmetic) -> Accuracy:
     """Greedy accuracy over `count` held-out problems of a task's own lengths; the task is a module of data/."""
     problems = task.problems(count, seed=seed, split="held_out")
     written: list[tuple[str, int]] = []
@@ -195,7 +195,7 @@ def train_round(name: str, plan: Plan, part: Round, learner: Learner, tokenizer:
             print(f"{name}: step {number}, loss {float(value):.4f}, {time.monotonic() - began:.0f} s", flush=True)
         if plan.wanted is None or since < every:
             continue
-        since, share = 0, measure(learner.model, tokenizer, CHECK_PROMPTS, CHECK_SEED).answer
+        since, share = 0, measure_accuracy(learner.model, tokenizer, CHECK_PROMPTS, CHECK_SEED).answer
         print(f"{name}: step {number}, greedy answers {share:.1%}", flush=True)
         if share > plan.wanted[1]:
             learner.restore(safe)
@@ -226,7 +226,7 @@ def build(name: str, folder: Path, seed: int) -> dict[str, Accuracy]:
     tokenizer = make_tokenizer()
     model = train(name, PLANS[name], tokenizer, seed)
     found = {
-        task.__name__.rpartition(".")[2]: measure(model, tokenizer, REPORT_PROMPTS, REPORT_SEED, task)
+        task.__name__.rpartition(".")[2]: measure_accuracy(model, tokenizer, REPORT_PROMPTS, REPORT_SEED, task)
         for task in PLANS[name].tasks
     }
     save(folder / name, model, tokenizer)

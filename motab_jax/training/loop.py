@@ -31,7 +31,7 @@ from motab_jax.session.prompts import held_out_prompts, training_prompts
 from motab_jax.session.session import Session, open_session
 from motab_jax.synthesis.records import make_record
 from motab_jax.training.batches import Batch, Batches, open_batches, with_steps
-from motab_jax.training.phase_times import Costs, measure, split_off_policy
+from motab_jax.training.phase_times import Costs, measure_phase_costs, split_off_policy
 from motab_jax.training.programs import SAMPLES, Programs, make_programs
 from motab_jax.training.run_folder import Logs, open_logs, open_run_folder, write_config, write_summary
 
@@ -173,7 +173,9 @@ def _costs(run: Run, state: TrainState, batch: Batch) -> Costs | None:
     session = run.session
     if run.programs.rollout is None or int(state.step) >= session.config.run.steps:
         return None
-    return measure(run.programs.rollout, session.serve(state.params), session.teacher, batch.prompts, session.rollout)
+    return measure_phase_costs(
+        run.programs.rollout, session.serve(state.params), session.teacher, batch.prompts, session.rollout
+    )
 
 
 def _ask(

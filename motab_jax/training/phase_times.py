@@ -51,7 +51,9 @@ def split_off_policy(seconds: float, counters: Counters) -> dict[str, float]:
     }
 
 
-def measure(program: Callable, student: Model, teacher: Model | None, prompts: Prompts, config: RolloutConfig) -> Costs:
+def measure_phase_costs(
+    program: Callable, student: Model, teacher: Model | None, prompts: Prompts, config: RolloutConfig
+) -> Costs:
     """Time short rollouts of the compiled program; `config.skip_teacher` must be an array, `prompts.limits` too."""
     size = min(config.segment_tokens, config.max_new_tokens // 2)
 

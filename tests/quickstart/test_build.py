@@ -105,7 +105,7 @@ def test_measure_counts_answers_and_chains(tokenizer, monkeypatch):
 
     monkeypatch.setattr(build, "complete", written)
     model = Model(init(TINY, jax.random.key(0)), TINY)
-    found = build.measure(model, tokenizer, 10, seed=0)
+    found = build.measure_accuracy(model, tokenizer, 10, seed=0)
     assert (found.answer, found.chain, found.prompts) == (0.9, 0.8, 10)
 
 
@@ -113,11 +113,11 @@ def test_training_goes_back_when_a_measurement_overshoots(tokenizer, monkeypatch
     shares = iter([0.1, 0.9, 0.2, 0.3])
     seen = []
 
-    def measure(model, *_):
+    def measure_accuracy(model, *_):
         seen.append(model)
         return build.Accuracy(next(shares), 0.0, 0, 0)
 
-    monkeypatch.setattr(build, "measure", measure)
+    monkeypatch.setattr(build, "measure_accuracy", measure_accuracy)
     restored = []
     monkeypatch.setattr(build.Learner, "restore", lambda self, snapshot: restored.append(snapshot))
     stages = (Stage(20, (Sums(2, 3, 32, rows=2),)),)

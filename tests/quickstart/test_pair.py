@@ -44,7 +44,7 @@ def test_the_pair_shares_its_tokenizer_which_spells_every_character():
 def test_the_pair_has_the_promised_skill(folder, task, least, most):
     params, config = load_pretrained(folder)
     tokenizer = load_tokenizer(folder)
-    assert least <= build.measure(Model(params, config), tokenizer, 256, seed=5, task=task).answer <= most
+    assert least <= build.measure_accuracy(Model(params, config), tokenizer, 256, seed=5, task=task).answer <= most
 
 
 def test_the_teacher_is_sure_in_a_map_until_a_key_is_wrong():
