@@ -16,8 +16,14 @@ if "xla_force_host_platform_device_count" not in os.environ["XLA_FLAGS"]:
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
 
-from motab_jax.runtime.compilation import enable_compilation_cache
+import tests.typecheck  # noqa: F401  (the hook looks it up by name)
+
+# Shapes, dtypes and types of every call are checked. The hook comes before anything of the package is imported.
+install_import_hook("motab_jax", "tests.typecheck.check")
+
+from motab_jax.runtime.compilation import enable_compilation_cache  # noqa: E402
 
 # The oracles need torch, which only the extra [parity] installs.
 collect_ignore = [] if importlib.util.find_spec("torch") else ["parity"]

@@ -7,7 +7,7 @@ Left out: where records come from (`prompts.py`).
 
 import random
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from motab_jax.config import UserError
 from motab_jax.data.extract import last_boxed
@@ -30,6 +30,7 @@ class Prompt:
     completion: str | None = None  # a text to learn from, where the data set has one
 
 
+@runtime_checkable
 class RecordRules(Protocol):
     """What is read of a configuration section, to read a record."""
 

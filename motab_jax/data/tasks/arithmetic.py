@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from motab_jax.config import UserError
 
@@ -36,6 +36,7 @@ ALPHABET = "0123456789+-=#\n .,ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvw
 _FINAL_ANSWER = re.compile(r"(?:\A|\n)#(-?\d+|[A-Za-z]+)\s*\Z")
 
 
+@runtime_checkable
 class HasPrompt(Protocol):
     """Any task's problem."""
 
