@@ -1,31 +1,43 @@
 """The type checker that tests run every function and state class of the package under: beartype, by jaxtyping's hook.
 
-A state class is a pytree, and JAX builds pytrees with leaves that are no arrays: shardings, shapes, axis numbers,
-placeholders. Such an instance is not checked; one whose leaves are arrays is, field by field.
+NumPy arrays count as arrays, as for `jax.jit`. A state class is a pytree, and JAX builds pytrees with leaves that are no
+arrays: shardings, shapes, axis numbers, placeholders. Such an instance is not checked; one of arrays is, field by field.
 """
 
 import functools
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from beartype import beartype
+from beartype.roar import BeartypeCallHintViolation
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, str, bytes)
 
 
 def check(function: Any) -> Any:
-    """The function with its arguments and result checked against its annotations at each call."""
+    """What checks the arguments and the result of `function`. The hook calls it beside the function, not in its place."""
     # beartype knows Self in classes that it decorates itself, and the hook gives it functions.
     function.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if hint is not Self}
     checked = beartype(function)
-    if function.__name__ != "__init__":
-        return checked
 
     @functools.wraps(function)
-    def fields(self, *values, **named):
-        if all(isinstance(leaf, _ARRAYS) for leaf in jax.tree.leaves((values, named))):
-            return checked(self, *values, **named)
-        return None
+    def lenient(*values, **named):
+        if function.__name__ == "__init__" and not all(
+            isinstance(leaf, _ARRAYS) for leaf in jax.tree.leaves((values[1:], named))
+        ):
+            return None
+        try:
+            return checked(*values, **named)
+        except BeartypeCallHintViolation:
+            arrays = [x for x in (*values, *named.values()) if isinstance(x, np.ndarray | np.generic)]
+            if not arrays:
+                raise
+        return checked(*map(_as_jax, values), **{name: _as_jax(value) for name, value in named.items()})
 
-    return fields
+    return lenient
+
+
+def _as_jax(value: Any) -> Any:
+    return jnp.asarray(value) if isinstance(value, np.ndarray | np.generic) else value
