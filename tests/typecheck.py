@@ -1,7 +1,8 @@
 """The type checker that tests run every function and state class of the package under: beartype, by jaxtyping's hook.
 
-NumPy arrays count as arrays, as for `jax.jit`. A state class is a pytree, and JAX builds pytrees with leaves that are no
-arrays: shardings, shapes, axis numbers, placeholders. Such an instance is not checked; one of arrays is, field by field.
+NumPy arrays count as arrays, as for `jax.jit`. A state class is a pytree, and JAX builds pytrees with leaves that are
+no arrays: shardings, shapes, axis numbers, placeholders. Such an instance is not checked; one of arrays is, field by
+field.
 """
 
 import functools
@@ -17,7 +18,7 @@ _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, str, bytes)
 
 
 def check(function: Any) -> Any:
-    """What checks the arguments and the result of `function`. The hook calls it beside the function, not in its place."""
+    """A function that checks the arguments and the result of `function`; the hook calls it beside `function`."""
     # beartype knows Self in classes that it decorates itself, and the hook gives it functions.
     function.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if hint is not Self}
     checked = beartype(function)
