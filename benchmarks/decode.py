@@ -22,7 +22,7 @@ from motab_jax.models import load_pretrained
 from motab_jax.models.serving import serve_params
 from motab_jax.models.transformer import Model, forward
 from motab_jax.planning.hlo import tree_bytes
-from motab_jax.rollout import Prompts, RolloutConfig, rollout
+from motab_jax.rollout import MonitorSpec, Prompts, RolloutConfig, SamplingSpec, rollout
 
 DEFAULT = "downloads/SmolLM2-135M-Instruct"
 PROMPT, NEW, WARM = 32, 25, 1
@@ -41,7 +41,14 @@ def settings(vocab: int) -> RolloutConfig:
     automaton = StepAutomaton(jnp.zeros((1, vocab), jnp.int32), jnp.zeros((1, vocab), bool))
     real = jnp.float32(0)
     return RolloutConfig(
-        automaton, jnp.array([-1]), real, real, vocab_size=vocab, max_new_tokens=NEW, temperature=0.0, monitored=False
+        automaton,
+        jnp.array([-1]),
+        real,
+        real,
+        vocab_size=vocab,
+        max_new_tokens=NEW,
+        sampling=SamplingSpec(temperature=0.0),
+        monitor=MonitorSpec(enabled=False),
     )
 
 

@@ -23,7 +23,7 @@ from motab_jax.data.steps import StepAutomaton
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.serving import serve_params
 from motab_jax.models.transformer import Model, init
-from motab_jax.rollout import Prompts, RolloutConfig, rollout
+from motab_jax.rollout import MonitorSpec, Prompts, RolloutConfig, SamplingSpec, rollout
 
 SLOTS, TEXTS, PROMPT, VOCAB = 16, 640, 8, 1000
 MEDIAN, P99, LONGEST = 25, 250, 400
@@ -43,7 +43,7 @@ def settings(max_new_tokens: int, slots: int = 0) -> RolloutConfig:
     automaton = StepAutomaton(jnp.zeros((1, VOCAB), jnp.int32), jnp.zeros((1, VOCAB), bool))
     return RolloutConfig(
         automaton, jnp.array([-1]), jnp.float32(0), jnp.float32(0), vocab_size=VOCAB, max_new_tokens=max_new_tokens,
-        segment_tokens=4, slots=slots, temperature=1.0, top_p=1.0, monitored=False,
+        segment_tokens=4, slots=slots, sampling=SamplingSpec(1.0, 0, 1.0), monitor=MonitorSpec(enabled=False),
     )  # fmt: skip
 
 

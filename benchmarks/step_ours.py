@@ -20,7 +20,7 @@ from motab_jax.config import load_config
 from motab_jax.data.steps import compile_delimiter
 from motab_jax.models import Model, load_pretrained
 from motab_jax.models.hf.weight_names import load_shardings
-from motab_jax.rollout import Prompts, RolloutConfig, rollout
+from motab_jax.rollout import BacktrackSpec, MonitorSpec, Prompts, RolloutConfig, SamplingSpec, rollout
 from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.runtime.mesh import make_global_batch, make_mesh
 from motab_jax.session.placement import layout, serving, teacher_serving
@@ -75,8 +75,8 @@ class Ours:
         numbers = RolloutConfig(
             automaton=compile_delimiter("\n", pieces), stop_ids=jnp.array([-1]), eps0=jnp.float32(0.0),
             theta=jnp.float32(0.0), skip_teacher=jnp.array(False), vocab_size=vocabulary, max_new_tokens=new_tokens,
-            temperature=1.0, top_p=1.0, monitored=monitored, score_after=not monitored,
-            teacher_rows=teacher_rows(config, self.mesh),
+            sampling=SamplingSpec(1.0, 0, 1.0), monitor=MonitorSpec(enabled=monitored), score_after=not monitored,
+            backtrack=BacktrackSpec(teacher_rows=teacher_rows(config, self.mesh)),
         )  # fmt: skip
         teacher = teacher_serving(self.mesh, self.teacher.config, scan_layers=config.rollout.scan_layers)(
             self.teacher.params

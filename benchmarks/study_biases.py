@@ -24,7 +24,7 @@ from motab_jax.data.tokenizer import load_tokenizer, token_bytes
 from motab_jax.models.hf.pretrained import load_pretrained
 from motab_jax.models.transformer import Model, forward
 from motab_jax.quickstart import TEACHER
-from motab_jax.rollout import Prompts, RolloutConfig, rollout
+from motab_jax.rollout import MonitorSpec, Prompts, RolloutConfig, SamplingSpec, rollout
 from motab_jax.rollout.teacher_scores import entropy_of
 
 COLUMNS, NEW_TOKENS = 128, 96
@@ -176,7 +176,7 @@ def _go_on(teacher: Model, tokenizer: Any, texts: Sequence[str]) -> tuple[float,
     config = RolloutConfig(
         compile_delimiter("\n", token_bytes(tokenizer)), stop_ids=jnp.asarray([tokenizer.eos_token_id]),
         eps0=jnp.float32(0.0), theta=jnp.float32(0.0), vocab_size=len(tokenizer), max_new_tokens=NEW_TOKENS,
-        temperature=1.0, top_p=1.0, monitored=False,
+        sampling=SamplingSpec(1.0, 0, 1.0), monitor=MonitorSpec(enabled=False),
     )  # fmt: skip
     prompts = Prompts(jnp.asarray(tokens), length, jnp.arange(len(texts), dtype=jnp.int32))
     log = jax.device_get(_rollout(teacher, None, prompts, jax.random.key(0), config))

@@ -7,7 +7,6 @@ bytes a device needs, copies of arrays as large as a cache, scatters into it, co
 without the caches, which live inside the rollout. Times are rooflines of a decoded column, not measurements.
 """
 
-import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -34,7 +33,7 @@ from motab_jax.models.serving import serve_specs
 from motab_jax.models.transformer import Model, is_spec, weight_specs
 from motab_jax.planning import hlo
 from motab_jax.planning.topologies import CHIPS, Chip, topology_devices
-from motab_jax.rollout import Prompts, RolloutConfig, rollout
+from motab_jax.rollout import MonitorSpec, Prompts, RolloutConfig, rollout
 from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.rollout.score_finished import score_trajectories
 from motab_jax.runtime.mesh import batch_sharding, layout_shardings, make_mesh, replicated
@@ -92,7 +91,7 @@ def compile_rollout(mesh, rows: int = SLOTS):
 
 def compile_scoring(mesh, rows: int = SLOTS):
     """The teacher's pass over finished rows, as without a monitor."""
-    config = dataclasses.replace(numbers(mesh), monitored=False, score_after=True)
+    config = numbers(mesh).replace(monitor=MonitorSpec(enabled=False), score_after=True)
     log = jax.eval_shape(rollout, model(STUDENT, mesh), model(TEACHER, mesh), prompts(mesh, rows), KEY, config)
     log = jax.tree.map(lambda x: x.update(sharding=batch_sharding(mesh) if x.ndim > 1 else replicated(mesh)), log)
 

@@ -15,6 +15,7 @@ from motab_jax.evaluation.metrics import Graded, summarise
 from motab_jax.grading.grade import grade
 from motab_jax.models.transformer import Model
 from motab_jax.rollout import RolloutConfig, rollout
+from motab_jax.rollout.config import SamplingSpec
 from motab_jax.rollout.record import Row
 from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.rollout.trajectory import KEPT
@@ -101,15 +102,11 @@ class Evaluator:
 def make_evaluator(session: Session, section: EvalSection, prompts: EncodedPrompts) -> Evaluator:
     """An evaluator with its jitted programs; checks that the batch fits the mesh."""
     check_batch(session.mesh, section.batch_size, "eval.batch_size")
-    config = dataclasses.replace(
-        session.rollout,
-        monitored=False,
+    config = session.rollout.replace(
+        monitor=dataclasses.replace(session.rollout.monitor, enabled=False),
         score_after=True,
-        targets="hidden",
-        targets_dtype=None,
-        temperature=section.temperature,
-        top_k=0,
-        top_p=section.top_p,
+        targets=dataclasses.replace(session.rollout.targets, kind="hidden", dtype=None),
+        sampling=SamplingSpec(section.temperature, 0, section.top_p),
         max_new_tokens=section.max_new_tokens or session.config.rollout.max_new_tokens,
     )
 

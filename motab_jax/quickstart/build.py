@@ -34,7 +34,7 @@ from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf.pretrained import save_pretrained
 from motab_jax.models.transformer import Model, Params, forward, init
 from motab_jax.quickstart.plans import PLANS, Part, Plan, Round, Stage
-from motab_jax.rollout import Prompts, RolloutConfig, rollout
+from motab_jax.rollout import MonitorSpec, Prompts, RolloutConfig, SamplingSpec, rollout
 
 DELIMITER = "\n"  # a line is a step
 MAX_NEW_TOKENS = 96  # the longest golden completion has 84
@@ -169,8 +169,8 @@ def _greedy(tokenizer: Any) -> RolloutConfig:
         theta=zero,
         vocab_size=len(tokenizer),
         max_new_tokens=MAX_NEW_TOKENS,
-        temperature=0.0,
-        monitored=False,
+        sampling=SamplingSpec(temperature=0.0),
+        monitor=MonitorSpec(enabled=False),
     )
 
 

@@ -1,119 +1,144 @@
-"""What a rollout is given: the prompts, and the engine's numbers."""
+"""The inputs of a rollout: a batch of prompts, and how to sample, judge, backtrack and keep the teacher's targets."""
+
+import dataclasses
 
 import flax.struct
-import jax
+from jaxtyping import Array, Bool, Float32, Int32
 
 from motab_jax.data.steps import StepAutomaton
-from motab_jax.rollout.decode import ENDLESS
-from motab_jax.rollout.monitor import MonitorRules
-from motab_jax.rollout.step_signals import EXPONENTIAL
-from motab_jax.rollout.teacher_scores import ScoreSpec
+from motab_jax.rollout.step_signals import EXPONENTIAL, NEEDS_STUDENT
 
-FULL_REWINDS = 4  # whole texts that a row may lose to rewinds, where nothing else is said
+UNLIMITED = 1 << 30  # more tokens or steps than any row has
+FULL_REWINDS = 4  # completions of full length that a row may lose to rewinds, if max_discarded is None
 
 
-@flax.struct.dataclass
-class Prompts:
-    """A batch of prompts; N rows, P columns."""
+class Prompts(flax.struct.PyTreeNode):
+    """A batch of prompts."""
 
-    tokens: jax.Array  # i32[N,P]; left-padded
-    lengths: jax.Array  # i32[N]; at least 1
-    row_ids: jax.Array  # i32[N]; what sampling keys fold, so a row's result doesn't depend on its place
-    limits: jax.Array | None = None  # i32[N]; new tokens of each row at most (0: leave the row out); None: all the same
+    tokens: Int32[Array, "N P"]  # left-padded
+    lengths: Int32[Array, "N"]  # at least 1
+    row_ids: Int32[Array, "N"]  # folded into the sampling keys, so that a row's result doesn't depend on its index
+    limits: Int32[Array, "N"] | None = None  # new tokens a row may have (0: row left out); None: max_new_tokens
 
 
-def _static(default=None):
+@dataclasses.dataclass(frozen=True)
+class SamplingSpec:
+    """How tokens are sampled; the filters act in the order temperature, top-k, top-p."""
+
+    temperature: float = 0.6  # 0: greedy
+    top_k: int = 0  # 0: all tokens
+    top_p: float = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class MonitorSpec:
+    """How steps are judged; the defaults are the paper's."""
+
+    enabled: bool = True
+    signal: str = "likelihood"  # averaged over a step's tokens, see step_signals.py
+    signal_top_k: int = 0  # of the signal top_k
+    entropy_top_k: int = 0  # likeliest tokens in the entropy of the boundary; 0: the whole vocabulary
+    alarm_is_high: bool = False  # a step strays above its boundary, not below
+    running_mean: bool = False  # the boundary is eps0 times the mean value of the row's earlier student steps
+    patience: int = 1  # stray steps in a row that make a breach
+    first_token_certain: bool = False  # as released: a step's first token counts as if it had probability 1
+    window: int = 0  # tokens of each step; 0: steps end at a delimiter
+
+    @property
+    def exponential(self) -> bool:
+        """Whether a step's value is exp of its signal's mean, not the mean."""
+        return self.signal in EXPONENTIAL
+
+    def strays(self, value: Float32[Array, "..."], boundary: Float32[Array, "..."]) -> Bool[Array, "..."]:
+        """Whether a value is on the wrong side of its boundary."""
+        return value > boundary if self.alarm_is_high else value < boundary
+
+    @property
+    def needs_student(self) -> bool:
+        """Whether the signal compares the teacher's distribution with the student's."""
+        return self.signal in NEEDS_STUDENT
+
+
+@dataclasses.dataclass(frozen=True)
+class BacktrackSpec:
+    """What follows a breach."""
+
+    target: str = "root"  # the first step that is discarded: root, or breach for the breaching step
+    intervention: str = "suffix"  # the teacher generates to the end, or `steps`, or `stop`: the breach ends the row
+    teacher_steps: int = 1  # of one intervention, with intervention `steps`
+    max_interventions: int = 1
+    max_discarded: int | None = None  # tokens that a row may lose to rewinds; None: see RolloutConfig.max_discarded
+    teacher_batch: int = 0  # waiting rows that start the teacher; 0: as many as there are slots
+    teacher_rows: int = 0  # slots that the teacher decodes at a time; 0: all
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetSpec:
+    """What is kept of the teacher's distributions."""
+
+    kind: str = "hidden"  # or topk, or sampled
+    k: int = 64  # likeliest tokens kept, with kind `topk`
+    dtype: str | None = None  # None: the teacher's
+
+
+def _static(default=dataclasses.MISSING):
     return flax.struct.field(pytree_node=False, default=default)
 
 
-@flax.struct.dataclass
-class RolloutConfig:
-    """The engine's numbers. Array leaves may change from call to call; the rest is compiled in."""
+class RolloutConfig(flax.struct.PyTreeNode):
+    """The numbers of a rollout. Array leaves may change from call to call; all other fields are compiled in."""
 
     automaton: StepAutomaton  # of the step delimiter
-    stop_ids: jax.Array  # i32[X]
-    eps0: jax.Array  # f32[]
-    theta: jax.Array  # f32[]
-    skip_teacher: jax.Array | None = (
-        None  # bool[]; the teacher reads nothing: only to time the rest (motab_jax/training/phase_times.py)
-    )
-    vocab_size: int = _static()  # the tokenizer's; logits beyond never count
+    stop_ids: Int32[Array, "X"]
+    eps0: Float32[Array, ""]
+    theta: Float32[Array, ""]
+    skip_teacher: Bool[Array, ""] | None = None  # no scoring, to time the rest (motab_jax/training/phase_times.py)
+    vocab_size: int = _static(0)  # the tokenizer's; logits beyond it never count
     max_new_tokens: int = _static(128)
     segment_tokens: int = _static(16)
     slots: int = _static(0)  # rows that are decoded at a time; 0: all
-    temperature: float = _static(0.6)
-    top_k: int = _static(0)
-    top_p: float = _static(0.95)
-    monitored: bool = _static(True)
-    entropy_top_k: int = _static(0)
-    signal: str = _static("likelihood")  # see signal.py
-    signal_top_k: int = _static(0)
-    alarm_is_high: bool = _static(False)  # a step strays above its boundary, not below
-    running_mean: bool = _static(False)  # the boundary is eps0 times the mean of the text's earlier steps
-    patience: int = _static(1)  # stray steps in a row that make a breach
-    first_token_certain: bool = _static(False)  # as released: a step's first token counts with probability 1
-    window: int = _static(0)  # every step has so many tokens; 0: steps end at a delimiter
-    target: str = _static("root")  # or breach
-    intervention: str = _static("suffix")  # or steps, or stop
-    steps: int = _static(1)
-    max_interventions: int = _static(1)
-    max_discarded: int | None = _static(None)  # tokens that a row may lose to rewinds; None: see most_discarded
-    teacher_batch: int = _static(0)  # waiting rows that call the teacher; 0: as many as there are slots
-    teacher_rows: int = _static(0)  # slots that the teacher writes in at a time; 0: all
-    score_after: bool = _static(False)  # without a monitor: the teacher reads finished rows, in one pass
-    targets: str = _static("hidden")  # what is kept of the teacher's distributions: hidden, topk or sampled
-    targets_k: int = _static(64)  # likeliest tokens kept, for targets topk
-    targets_dtype: str | None = _static(None)  # None: the teacher's
+    sampling: SamplingSpec = _static(SamplingSpec())
+    monitor: MonitorSpec = _static(MonitorSpec())
+    backtrack: BacktrackSpec = _static(BacktrackSpec())
+    targets: TargetSpec = _static(TargetSpec())
+    score_after: bool = _static(False)  # without a monitor: the teacher scores finished rows, in one pass
 
     @property
     def teacher_scores_after(self) -> bool:
-        """Whether the teacher has no part in the loop and reads finished rows."""
-        return self.score_after and not self.monitored
+        """Whether the teacher has no part in the loop and scores finished rows."""
+        return self.score_after and not self.monitor.enabled
 
     @property
-    def rewinds(self) -> int:
-        """How often one trajectory can be rewound at most: each time the teacher writes a token at least."""
-        most = min(self.max_interventions, self.max_new_tokens)
-        return most if self.monitored and self.intervention != "stop" else 0
+    def max_rewinds(self) -> int:
+        """Rewinds that one trajectory can have at most: after each, the teacher generates at least one token."""
+        most = min(self.backtrack.max_interventions, self.max_new_tokens)
+        return most if self.monitor.enabled and self.backtrack.intervention != "stop" else 0
 
     @property
-    def stops(self) -> bool:
-        """Whether a breach ends the text."""
-        return self.monitored and self.intervention == "stop"
+    def breach_ends_row(self) -> bool:
+        """Whether a row ends at its first breach."""
+        return self.monitor.enabled and self.backtrack.intervention == "stop"
 
     @property
-    def most_discarded(self) -> int:
+    def max_discarded(self) -> int:
         """Tokens that the rewinds of one trajectory can discard at most; a step that would exceed it stays."""
         each = self.max_new_tokens
-        if self.window and self.target == "breach":
-            each = min(each, self.window)
-        most = each * self.rewinds
-        return min(most, FULL_REWINDS * self.max_new_tokens if self.max_discarded is None else self.max_discarded)
+        if self.monitor.window and self.backtrack.target == "breach":
+            each = min(each, self.monitor.window)
+        given = self.backtrack.max_discarded
+        return min(each * self.max_rewinds, FULL_REWINDS * self.max_new_tokens if given is None else given)
 
     @property
     def hands_back(self) -> bool:
         """Whether the student may have to go on after the teacher."""
-        return self.rewinds > 0 and self.intervention == "steps"
+        return self.max_rewinds > 0 and self.backtrack.intervention == "steps"
 
     @property
     def teacher_budget(self) -> int:
-        """Steps the teacher writes at an intervention."""
-        return self.steps if self.intervention == "steps" else ENDLESS
+        """Steps that the teacher generates at an intervention."""
+        return self.backtrack.teacher_steps if self.backtrack.intervention == "steps" else UNLIMITED
 
     @property
-    def score_spec(self) -> ScoreSpec:
-        """What the teacher is asked about each token."""
-        return ScoreSpec(self.entropy_top_k, self.kept_k, self.signal, self.signal_top_k)
-
-    @property
-    def rules(self) -> MonitorRules:
-        """How steps are judged."""
-        return MonitorRules(
-            self.signal in EXPONENTIAL, self.alarm_is_high, self.running_mean, self.patience, self.first_token_certain,
-            self.target == "root", None if self.stops else self.most_discarded,
-        )  # fmt: skip
-
-    @property
-    def kept_k(self) -> int:
-        """How many of the teacher's likeliest tokens are kept."""
-        return min(self.targets_k, self.vocab_size) if self.targets == "topk" else 0
+    def targets_k(self) -> int:
+        """Likeliest tokens of the teacher that are kept."""
+        return min(self.targets.k, self.vocab_size) if self.targets.kind == "topk" else 0

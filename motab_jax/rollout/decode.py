@@ -5,21 +5,18 @@ invariant that a model's cache holds every column of the tape and `hidden` predi
 (a prompt, or what stands of a row that comes back) enters as forced columns: read, not sampled.
 """
 
-from typing import NamedTuple
-
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from motab_jax.data.steps import StepAutomaton, advance
+from motab_jax.data.steps import advance
 from motab_jax.models.cache import KVCache
 from motab_jax.models.transformer import Model, encode, unembed
+from motab_jax.rollout.config import RolloutConfig
 from motab_jax.rollout.rows import take_per_row
 from motab_jax.rollout.sampling import sample
 from motab_jax.rollout.tape import DEAD, Tape, append
-from motab_jax.rollout.teacher_scores import ScoreSpec, TokenScores, score_tokens
-
-ENDLESS = 1 << 30
+from motab_jax.rollout.teacher_scores import TokenScores, score_tokens
 
 
 @flax.struct.dataclass
@@ -69,19 +66,6 @@ class Segment:
         return self.alive & ~self.forced
 
 
-class DecodeSpec(NamedTuple):
-    """How tokens are drawn: static numbers, the delimiter's table and the stop ids."""
-
-    automaton: StepAutomaton
-    stop_ids: jax.Array  # i32[X]
-    vocab_size: int
-    columns: int
-    temperature: float
-    top_k: int
-    top_p: float
-    score_spec: ScoreSpec
-
-
 def append_known(
     tape: Tape, pen: DecodeState, known: SegmentInputs, segment: Segment
 ) -> tuple[Tape, DecodeState, Segment]:
@@ -98,7 +82,7 @@ def append_known(
 
 
 def decode_segment(model: Model, reader: ModelState, tape: Tape, pen: DecodeState, segment: Segment,
-    known: SegmentInputs, how: DecodeSpec, *, opine: bool):  # fmt: skip
+    known: SegmentInputs, config: RolloutConfig, *, opine: bool):  # fmt: skip
     """Decode up to C tokens in the active slots, and stop early where none is left; other slots' columns are dead.
 
     opine: the writer is the teacher, whose states and opinions of its own tokens are kept. Without an active slot
@@ -106,13 +90,19 @@ def decode_segment(model: Model, reader: ModelState, tape: Tape, pen: DecodeStat
     """
 
     def unfinished(carry):
-        return (carry[0] < how.columns) & jnp.any(carry[3].active)
+        return (carry[0] < config.segment_tokens) & jnp.any(carry[3].active)
 
     def column(carry):
         place, reader, tape, pen, segment = carry
-        logits = unembed(model.params, model.config, reader.hidden, how.vocab_size)
+        logits = unembed(model.params, model.config, reader.hidden, config.vocab_size)
         uniform = _column(known.uniforms, place)
-        token = sample(logits, uniform, temperature=how.temperature, top_k=how.top_k, top_p=how.top_p)
+        token = sample(
+            logits,
+            uniform,
+            temperature=config.sampling.temperature,
+            top_k=config.sampling.top_k,
+            top_p=config.sampling.top_p,
+        )
         forced = pen.position < known.length
         token = jnp.where(forced, _column(known.tokens, place), token)
         position = jnp.where(pen.active, pen.position, DEAD)[:, None]
@@ -121,11 +111,11 @@ def decode_segment(model: Model, reader: ModelState, tape: Tape, pen: DecodeStat
             model.params, model.config, token[:, None], position,
             cache=reader.cache, key_positions=tape.positions, cursor=at,
         )  # fmt: skip
-        after, stop, closes = _advance(pen, token, forced, known, how)
+        after, stop, closes = _advance(pen, token, forced, known, config)
         new = {"tokens": token, "alive": pen.active, "forced": pen.active & forced, "stop": stop, "closes": closes}
         if opine:
             new["hidden"] = reader.hidden
-            new["scores"] = score_tokens(logits, token, how.score_spec)
+            new["scores"] = score_tokens(logits, token, config.monitor, config.targets_k)
         elif segment.mine.shape[-1]:
             new["mine"] = reader.hidden
         segment = segment.replace(**{k: jax.tree.map(_put(place), getattr(segment, k), new[k]) for k in new})
@@ -144,11 +134,11 @@ def _put(place: jax.Array):
 
 
 def _advance(
-    pen: DecodeState, token, forced, known: SegmentInputs, how: DecodeSpec
+    pen: DecodeState, token, forced, known: SegmentInputs, config: RolloutConfig
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
     """The pen after one token in each slot, whether it is a stop token, and whether a step ends with it."""
-    stop = jnp.any(token[:, None] == how.stop_ids[None], axis=1)
-    state, ended = advance(how.automaton, pen.automaton, token)
+    stop = jnp.any(token[:, None] == config.stop_ids[None], axis=1)
+    state, ended = advance(config.automaton, pen.automaton, token)
     ended = ended & ~stop & ~forced
     position = pen.position + pen.active
     budget = pen.budget - (pen.active & ended)

@@ -14,11 +14,9 @@ from motab_jax.data.sources import Source
 from motab_jax.models.cache import gather_columns
 from motab_jax.models.transformer import Model
 from motab_jax.rollout import monitor, trajectory
-from motab_jax.rollout.config import Prompts, RolloutConfig
+from motab_jax.rollout.config import UNLIMITED, Prompts, RolloutConfig
 from motab_jax.rollout.counters import count
 from motab_jax.rollout.decode import (
-    ENDLESS,
-    DecodeSpec,
     DecodeState,
     ModelState,
     Segment,
@@ -78,14 +76,10 @@ class _Loop:
         self.student, self.teacher, self.config = student, teacher, config
         self.prompts, self.row_keys = prompts, row_keys
         self.slots = min(config.slots or len(prompts.lengths), len(prompts.lengths))
-        self.few = config.teacher_rows if config.teacher_rows < self.slots else 0
+        self.few = config.backtrack.teacher_rows if config.backtrack.teacher_rows < self.slots else 0
         self.queued = self.slots < len(prompts.lengths)
         self.listens = jnp.array(True) if config.skip_teacher is None else ~config.skip_teacher
-        self.intervenes = config.rewinds > 0 and teacher is not None
-        self.how = DecodeSpec(
-            config.automaton, config.stop_ids, config.vocab_size, config.segment_tokens, config.temperature,
-            config.top_k, config.top_p, config.score_spec,
-        )  # fmt: skip
+        self.intervenes = config.max_rewinds > 0 and teacher is not None
 
     def row(self, slots: Slots):
         """The rows' index for rollout/rows.py."""
@@ -109,7 +103,7 @@ class _Loop:
     def call(self, state: RolloutState) -> RolloutState:
         """Seat waiting rows, and call the teacher if enough rows wait for it."""
         if self.intervenes:
-            threshold = self.config.teacher_batch or self.slots
+            threshold = self.config.backtrack.teacher_batch or self.slots
             state = state.replace(teaching=teacher_is_called(state.rows, state.teaching, threshold))
         if not self.queued:
             return state
@@ -117,7 +111,7 @@ class _Loop:
         def seat(carry):
             rows, slots, tape = carry
             rows, slots, new = refill(rows, slots, state.teaching, self.config.teacher_budget)
-            return rows, slots, rewind(tape, jnp.where(new, 0, ENDLESS))
+            return rows, slots, rewind(tape, jnp.where(new, 0, UNLIMITED))
 
         waiting = jnp.any(~state.rows.seated & (state.rows.phase != DONE))
         rows, slots, tape = run_if(waiting, seat, (state.rows, state.slots, state.tape))
@@ -130,7 +124,7 @@ class _Loop:
 
         def pack(carry):
             tape, readers = carry
-            tape, source = packing(rewind(tape, jnp.where(done, 0, ENDLESS)))
+            tape, source = packing(rewind(tape, jnp.where(done, 0, UNLIMITED)))
             return tape, [reader.replace(cache=gather_columns(reader.cache, source)) for reader in readers]
 
         full = state.tape.cursor + self.config.segment_tokens > state.tape.tokens.shape[1]
@@ -147,11 +141,11 @@ class _Loop:
         slots, known = state.slots, self._known(state)
         tape, segment = state.tape, empty_segment(self.student, self.teacher, self.config, self.slots)
         taught = turn == TEACHER_WRITES
-        pen = DecodeState(part, slots.position, slots.automaton, jnp.where(taught, slots.budget, ENDLESS))
+        pen = DecodeState(part, slots.position, slots.automaton, jnp.where(taught, slots.budget, UNLIMITED))
         tape, pen, segment = append_known(tape, pen.replace(active=part & (turn == READ)), known, segment)
         pen = pen.replace(active=part & (turn == STUDENT_WRITES))
         student, tape, pen, segment = decode_segment(
-            self.student, state.student, tape, pen, segment, known, self.how, opine=False
+            self.student, state.student, tape, pen, segment, known, self.config, opine=False
         )
         state = state.replace(student=student)
         if self.intervenes:
@@ -164,12 +158,12 @@ class _Loop:
         """Have the teacher write a segment, (reader, tape, pen, segment), if it is its turn (taught bool[])."""
 
         def few(carry):
-            return decode_subset(self.teacher, *carry, known, self.how, rows=self.few)
+            return decode_subset(self.teacher, *carry, known, self.config, rows=self.few)
 
         return (
             run_if(taught, few, carry)
             if self.few
-            else decode_segment(self.teacher, *carry, known, self.how, opine=True)
+            else decode_segment(self.teacher, *carry, known, self.config, opine=True)
         )
 
     def _known(self, state: RolloutState) -> SegmentInputs:
@@ -202,7 +196,8 @@ class _Loop:
 
         def opine(_):
             return score_hidden(
-                self.teacher, hidden, segment.tokens, self.how.score_spec, vocab_size=self.config.vocab_size,
+                self.teacher, hidden, segment.tokens, self.config.monitor, vocab_size=self.config.vocab_size,
+                targets_k=self.config.targets_k,
                 student=self.student if compares else None, states=segment.mine if compares else None,
             )  # fmt: skip
 
@@ -239,15 +234,17 @@ class _Loop:
     def judge(self, state: RolloutState, segment: Segment, pen: DecodeState, turn, part) -> RolloutState:
         """Enter what was written in the log, judge the student's steps, and say who goes on."""
         config, row = self.config, self.row(state.slots)
-        judged = config.monitored & (turn == STUDENT_WRITES)
+        judged = config.monitor.enabled & (turn == STUDENT_WRITES)
         source = jnp.where(turn == TEACHER_WRITES, Source.TEACHER, Source.STUDENT)
         columns = monitor.Columns(
             segment.scores.signal, segment.scores.entropy, segment.written, segment.stop, segment.closes
         )
         open_, steps, accepted, breach = monitor.observe(
             state.slots.open, state.log.steps, columns, gather_rows(state.log.length, row),
-            (config.stops | (gather_rows(state.log.num_rewinds, row) < config.rewinds)) & judged,
-            eps0=config.eps0, theta=config.theta, source=source, judged=judged, row=row, rules=config.rules,
+            (config.breach_ends_row | (gather_rows(state.log.num_rewinds, row) < config.max_rewinds)) & judged,
+            eps0=config.eps0, theta=config.theta, source=source, judged=judged, row=row, rules=config.monitor,
+            discard_limit=None if config.breach_ends_row else config.max_discarded,
+            may_discard_all=config.backtrack.target == "root",
             discarded=gather_rows(state.log.length - (state.rows.known - state.rows.offset), row),
         )  # fmt: skip
         log = trajectory.extend(
@@ -277,7 +274,7 @@ class _Loop:
         reason = jnp.where(
             done, jnp.where(stopped, FinishReason.STOP, FinishReason.LENGTH), gather_rows(state.log.finish, row)
         )
-        if self.config.stops:
+        if self.config.breach_ends_row:
             done, reason = done | breach, jnp.where(breach, FinishReason.MONITOR, reason)
         return state.replace(
             rows=update_rows(state.rows, row, done, phase=DONE),
@@ -291,11 +288,11 @@ class _Loop:
         """
         row, slots = self.row(state.slots), state.slots
         steps = gather_rows(state.log.steps, row)
-        root = monitor.find_root(steps, slots.open.first, self.config.target, self.config.rules)
+        root = monitor.find_root(steps, slots.open.first, self.config.backtrack.target, self.config.monitor)
         first = take_per_row(steps.start, root)
         known = gather_rows(state.rows.known, row) - (gather_rows(state.log.length, row) - first)
         return state.replace(
-            tape=rewind(state.tape, jnp.where(breach, known - 1, ENDLESS)),
+            tape=rewind(state.tape, jnp.where(breach, known - 1, UNLIMITED)),
             log=trajectory.discard(state.log, breach, root, row),
             rows=update_rows(state.rows, row, breach, known=known, phase=TEACHER_WRITES),
             slots=slots.replace(

@@ -1,7 +1,7 @@
 """The safety monitor: step values, the adaptive boundary, and the root step (MOTAB, eq. 5-9).
 
 `observe` walks token by token over C columns with the teacher's scores of them and judges every step that ends,
-`find_root` finds the root step. Logarithms are natural (nats), at temperature 1. `MonitorRules` holds what
+`find_root` finds the root step. Logarithms are natural (nats), at temperature 1. `MonitorSpec` says what
 other methods judge by: the same walk serves them.
 """
 
@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.data.sources import Source
+from motab_jax.rollout.config import MonitorSpec
 from motab_jax.rollout.rows import compact_left, gather_rows, scatter_rows, scatter_windows
 from motab_jax.rollout.trajectory import KEPT, StepTable
 
 NO_BOUNDARY = 1e30  # as a boundary, with the sign of the alarm: nothing strays
+PAPER = MonitorSpec()
 
 
 @flax.struct.dataclass
@@ -43,25 +45,6 @@ def next_boundary(eps0: jax.Array, steps: StepTable, *, rate: float, pace: float
     mine = (jnp.arange(steps.value.shape[1])[None] < steps.count[:, None]) & (steps.source == Source.STUDENT)
     found = jnp.nanquantile(jnp.where(mine, steps.value, jnp.nan), 1.0 - rate if alarm_is_high else rate)
     return jnp.where(jnp.any(mine), (1.0 - pace) * eps0 + pace * found, eps0)
-
-
-class MonitorRules(NamedTuple):
-    """How steps are judged; the defaults are the paper's."""
-
-    exponential: bool = True  # a step's value is exp of its signal's mean, not the mean
-    alarm_is_high: bool = False  # a step strays above its boundary, not below
-    running_mean: bool = False  # the boundary is eps0 times the mean value of the text's earlier student steps
-    patience: int = 1  # stray steps in a row that make a breach
-    first_token_certain: bool = False  # as released: a step's first token counts as if it had probability 1
-    may_discard_all: bool = True  # a rewind may discard all of the text (target root), not its last step alone
-    discard_limit: int | None = None  # tokens of a text that rewinds may discard in all; None: any number
-
-    def strays(self, value: jax.Array, bar: jax.Array) -> jax.Array:
-        """Whether a value is on the wrong side of its boundary."""
-        return value > bar if self.alarm_is_high else value < bar
-
-
-PAPER_RULES = MonitorRules()
 
 
 def safety_boundary(entropy: jax.Array, eps0: jax.Array, theta: jax.Array) -> jax.Array:
@@ -94,14 +77,15 @@ class ClosedSteps(NamedTuple):
 
 def observe(
     open_: OpenStep, steps: StepTable, columns: Columns, log_length, may_stray, *, eps0, theta, source, judged=True,
-    row=None, rules: MonitorRules = PAPER_RULES, discarded=0,
+    row=None, rules: MonitorSpec = PAPER, discarded=0, discard_limit: int | None = None, may_discard_all=True,
 ):  # fmt: skip
     """Walk over the columns of slots whose logs hold log_length i32[B] entries; judge every step that ends.
 
     may_stray bool[B]: slots in which a stray step is a breach; the walk of a slot ends there, and a stop token behind
     the breaching step is not accepted. Without `judged` (bool), steps are entered and none strays. The step table is
-    the rows' (see rollout/rows.py). discarded i32[B]: tokens of the logs that rewinds have discarded. Returns (open
-    step, step table, accepted bool[B,C], breach bool[B]).
+    the rows' (see rollout/rows.py). discarded i32[B]: tokens of the logs that rewinds have discarded, discard_limit
+    at most (None: any number); may_discard_all: a rewind may discard a whole completion (target root), not its last
+    step alone. Returns (open step, step table, accepted bool[B,C], breach bool[B]).
     """
 
     def walk(carry, column):
@@ -119,9 +103,11 @@ def observe(
         bar = past.bar(eps0, rules) if rules.running_mean else safety_boundary(open_.entropy, eps0, theta)
         ended = _end(open_, close, place + counts, bar, judged, rules)
         past = past.after(ended)
-        breach = breach | (
-            ended.stray & may_stray & (past.streak >= rules.patience) & _within_discard_limit(ended, discarded, rules)
-        )
+        breached = ended.stray & may_stray & (past.streak >= rules.patience)
+        if discard_limit is not None:  # what a rewind of the step that ended would discard at most
+            loss = ended.end - (discarded if may_discard_all else ended.start)
+            breached &= loss <= discard_limit - discarded
+        breach = breach | breached
         accepted = alive & ~(column.stop & breach)
         open_ = open_.replace(total=jnp.where(close, 0.0, open_.total), tokens=jnp.where(close, 0, open_.tokens))
         return (open_, past, place + accepted, breach), (accepted, ended)
@@ -140,7 +126,7 @@ class StepHistory:
     count: jax.Array  # i32[B]; of them
     streak: jax.Array  # i32[B]; stray steps in a row, the last one included
 
-    def bar(self, eps0, rules: MonitorRules) -> jax.Array:
+    def bar(self, eps0, rules: MonitorSpec) -> jax.Array:
         """eps0 times the running mean; before the first step nothing strays."""
         never = NO_BOUNDARY if rules.alarm_is_high else -NO_BOUNDARY
         return jnp.where(self.count > 0, eps0 * self.total / jnp.maximum(self.count, 1), never)
@@ -154,7 +140,7 @@ class StepHistory:
         )
 
 
-def _read_history(steps: StepTable, first: jax.Array, rules: MonitorRules) -> StepHistory:
+def _read_history(steps: StepTable, first: jax.Array, rules: MonitorSpec) -> StepHistory:
     """Read from the table; what the rules don't ask for is left at zero."""
     zero = jnp.zeros_like(steps.count)
     found = StepHistory(zero.astype(jnp.float32), zero, zero)
@@ -170,14 +156,7 @@ def _read_history(steps: StepTable, first: jax.Array, rules: MonitorRules) -> St
     return found
 
 
-def _within_discard_limit(ended: ClosedSteps, discarded, rules: MonitorRules) -> jax.Array:
-    """Whether the rows may lose what a rewind of the step that ended would discard at most."""
-    if rules.discard_limit is None:
-        return ended.close
-    return ended.end - (discarded if rules.may_discard_all else ended.start) <= rules.discard_limit - discarded
-
-
-def _end(open_: OpenStep, close, end, bar, judged, rules: MonitorRules) -> ClosedSteps:
+def _end(open_: OpenStep, close, end, bar, judged, rules: MonitorSpec) -> ClosedSteps:
     """The open step held against its boundary bar f32[B], in the slots where it closes before log place end i32[B]."""
     value = open_.total / jnp.maximum(open_.tokens, 1)
     value = jnp.exp(value) if rules.exponential else value
@@ -201,7 +180,7 @@ def _append_steps(steps: StepTable, ended: ClosedSteps, source, row) -> StepTabl
     )
 
 
-def find_root(steps: StepTable, first: jax.Array, target: str, rules: MonitorRules = PAPER_RULES) -> jax.Array:
+def find_root(steps: StepTable, first: jax.Array, target: str, rules: MonitorSpec = PAPER) -> jax.Array:
     """The root step i32[B] of a breach at the last entry of the table (eq. 8-9).
 
     It is the step k with the steepest fall V_k - V_{k-1} (a rise, where the alarm is high) among those whose

@@ -41,7 +41,7 @@ def from_completions(
     stopped = jnp.any(last == config.stop_ids[None], axis=1)
     log = log.replace(
         tokens=tokens,
-        sources=jnp.full_like(tokens, Source.TEACHER),
+        sources=jnp.full_like(tokens, int(Source.TEACHER)),
         teacher_logprob=jnp.full_like(log.teacher_logprob, jnp.nan),
         length=text.lengths,
         finish=jnp.where(stopped, jnp.int32(FinishReason.STOP), jnp.int32(FinishReason.LENGTH)),
@@ -56,7 +56,10 @@ def generate_with_teacher(
 
     score: as for `from_completions`; a distribution that the loss compares with is taken from a pass of its own.
     """
-    alone = dataclasses.replace(config, monitored=False, targets="sampled")
+    alone = config.replace(
+        monitor=dataclasses.replace(config.monitor, enabled=False),
+        targets=dataclasses.replace(config.targets, kind="sampled"),
+    )
     log = rollout(teacher, None, prompts, key, alone)
     found = from_completions(
         teacher, prompts, Completions(log.tokens[:, : config.max_new_tokens], log.length), config, score=score

@@ -46,8 +46,15 @@ def run_per_group(program: Callable, mesh: Mesh, by_row: tuple[bool, ...]) -> Ca
 
 def _share(config: RolloutConfig, groups: int) -> RolloutConfig:
     """The numbers of one group; 0 goes on to mean all."""
-    shares = {name: -(-getattr(config, name) // groups) for name in ("slots", "teacher_batch", "teacher_rows")}
-    return dataclasses.replace(config, **shares)
+    backtrack = config.backtrack
+    return config.replace(
+        slots=-(-config.slots // groups),
+        backtrack=dataclasses.replace(
+            backtrack,
+            teacher_batch=-(-backtrack.teacher_batch // groups),
+            teacher_rows=-(-backtrack.teacher_rows // groups),
+        ),
+    )
 
 
 def _together(counters: Counters) -> Counters:

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.models.transformer import Model, encode
-from motab_jax.rollout.config import RolloutConfig
+from motab_jax.rollout.config import MonitorSpec, RolloutConfig
 from motab_jax.rollout.counters import count
-from motab_jax.rollout.teacher_scores import ScoreSpec, score_hidden
+from motab_jax.rollout.teacher_scores import score_hidden
 from motab_jax.rollout.trajectory import Trajectory
 from motab_jax.runtime.mesh import replicate_in_group
 
@@ -33,9 +33,11 @@ def score_trajectories(teacher: Model, log: Trajectory, config: RolloutConfig) -
     nobody = jnp.full_like(log.steps.value, jnp.nan)
     steps = log.steps.replace(value=nobody, entropy=nobody, boundary=nobody)
     log = log.replace(steps=steps, teacher_logprob=jnp.full_like(log.teacher_logprob, jnp.nan))
-    if config.targets == "hidden":
+    if config.targets.kind == "hidden":
         return log.replace(teacher_hidden=replicate_in_group(hidden).astype(log.teacher_hidden.dtype))
-    scores = score_hidden(teacher, hidden, log.tokens, ScoreSpec(targets_k=config.kept_k), vocab_size=config.vocab_size)
+    scores = score_hidden(
+        teacher, hidden, log.tokens, MonitorSpec(), vocab_size=config.vocab_size, targets_k=config.targets_k
+    )
     topk = scores.topk
     if topk is not None:
         topk = topk.replace(logprobs=topk.logprobs.astype(log.teacher_topk.logprobs.dtype))

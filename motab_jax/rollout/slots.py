@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from motab_jax.rollout.decode import ENDLESS
+from motab_jax.rollout.config import UNLIMITED
 from motab_jax.rollout.monitor import OpenStep, open_step
 from motab_jax.rollout.rows import gather_rows, scatter_rows
 from motab_jax.rollout.write_subset import longest_remaining
@@ -84,7 +84,7 @@ def _sit(rows: Rows, slots: Slots, row, seat, budget: int) -> Slots:
     """The slots with their new rows, at the beginning of their texts."""
     zero = jnp.zeros_like(slots.position)
     taught = gather_rows(rows.phase, row) == TEACHER_WRITES
-    found = Slots(row, zero, zero, jnp.where(taught, budget, ENDLESS), open_step(zero.shape[0]))
+    found = Slots(row, zero, zero, jnp.where(taught, budget, UNLIMITED), open_step(zero.shape[0]))
     return jax.tree.map(lambda new, old: jnp.where(seat, new, old), found, slots)
 
 

@@ -69,12 +69,12 @@ def empty_log(teacher: Model | None, prompts: Prompts, config: RolloutConfig) ->
     """Trajectories with nothing written, with room for the targets that config names."""
     width = prompts.tokens.shape[1]
     index = jnp.arange(width, dtype=jnp.int32)[None] - (width - prompts.lengths[:, None])
-    entries = config.max_new_tokens + config.most_discarded + config.segment_tokens
-    kept = teacher is not None and config.targets == "hidden"
+    entries = config.max_new_tokens + config.max_discarded + config.segment_tokens
+    kept = teacher is not None and config.targets.kind == "hidden"
     return empty_trajectory(
-        prompts.tokens, jnp.maximum(index, -1), entries, config.rewinds, teacher.config.width if kept else 0,
-        jnp.float32 if teacher is None else config.targets_dtype or teacher.dtype,
-        top_k=0 if teacher is None else config.kept_k,
+        prompts.tokens, jnp.maximum(index, -1), entries, config.max_rewinds, teacher.config.width if kept else 0,
+        jnp.float32 if teacher is None else config.targets.dtype or teacher.dtype,
+        top_k=0 if teacher is None else config.targets_k,
     )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def empty_segment(student: Model, teacher: Model | None, config: RolloutConfig, 
     shape = (slots, config.segment_tokens)
     no, width = jnp.zeros(shape, bool), 0 if teacher is None else teacher.config.width
     hidden = jnp.zeros((*shape, width), jnp.float32 if teacher is None else teacher.dtype)
-    scores = empty_scores(shape, 0 if teacher is None else config.kept_k)
-    compares = teacher is not None and config.monitored and config.score_spec.needs_student
+    scores = empty_scores(shape, 0 if teacher is None else config.targets_k)
+    compares = teacher is not None and config.monitor.enabled and config.monitor.needs_student
     mine = jnp.zeros((*shape, student.config.width if compares else 0), student.dtype)
     return Segment(jnp.zeros(shape, jnp.int32), no, no, no, no, hidden, mine, scores)

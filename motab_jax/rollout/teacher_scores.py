@@ -3,15 +3,14 @@
 All at temperature 1, in nats, over the tokenizer's vocabulary.
 """
 
-from typing import NamedTuple
-
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from motab_jax.models.topk import TopK, top_k_of
 from motab_jax.models.transformer import Model, unembed
-from motab_jax.rollout.step_signals import NEEDS_STUDENT, signal_of
+from motab_jax.rollout.config import MonitorSpec
+from motab_jax.rollout.step_signals import signal_of
 
 SCORE_ELEMENTS = 1 << 23
 
@@ -24,20 +23,6 @@ class TokenScores:
     entropy: jax.Array  # f32[...]; H of the distribution that the token came from (eq. 6)
     signal: jax.Array  # f32[...]; what the monitor averages over a step (signal.py)
     topk: TopK | None  # ids i32[...,K] and logprobs f32[...,K]
-
-
-class ScoreSpec(NamedTuple):
-    """What the teacher is asked about a token."""
-
-    entropy_top_k: int = 0  # 0: the entropy of the whole vocabulary
-    targets_k: int = 0  # likeliest tokens that are kept
-    signal: str = "likelihood"
-    signal_top_k: int = 0
-
-    @property
-    def needs_student(self) -> bool:
-        """Whether the signal compares the teacher's distribution with the student's."""
-        return self.signal in NEEDS_STUDENT
 
 
 def empty_scores(shape: tuple[int, ...], targets_k: int) -> TokenScores:
@@ -60,22 +45,33 @@ def entropy_of(logits: jax.Array, top_k: int = 0) -> jax.Array:
 
 
 def score_tokens(
-    logits: jax.Array, tokens: jax.Array, asked: ScoreSpec, student: jax.Array | None = None
+    logits: jax.Array, tokens: jax.Array, spec: MonitorSpec, targets_k: int = 0, student: jax.Array | None = None
 ) -> TokenScores:
-    """The scores of tokens i32[...] held by the distribution of logits f32[...,V]; student: its logits, if at hand."""
+    """The scores of tokens i32[...] held by the distribution of logits f32[...,V].
+
+    targets_k: likeliest tokens that are kept; student: the student's logits, if at hand.
+    """
     # A token that the teacher's tokenizer lacks cannot occur: both models sample below the tokenizer's vocabulary.
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    topk = top_k_of(logits, asked.targets_k) if asked.targets_k else None
-    logprob, entropy = chosen - jax.nn.logsumexp(logits, axis=-1), entropy_of(logits, asked.entropy_top_k)
+    topk = top_k_of(logits, targets_k) if targets_k else None
+    logprob, entropy = chosen - jax.nn.logsumexp(logits, axis=-1), entropy_of(logits, spec.entropy_top_k)
     whole = entropy
-    if asked.entropy_top_k and asked.signal == "teacher_entropy":
+    if spec.entropy_top_k and spec.signal == "teacher_entropy":
         whole = entropy_of(logits)
-    signal = signal_of(asked.signal, logits, student, logprob, whole, tokens, top_k=asked.signal_top_k)
+    signal = signal_of(spec.signal, logits, student, logprob, whole, tokens, top_k=spec.signal_top_k)
     return TokenScores(logprob, entropy, signal, topk)
 
 
 def score_hidden(
-    teacher: Model, hidden, tokens, asked: ScoreSpec, *, vocab_size: int, student: Model | None = None, states=None
+    teacher: Model,
+    hidden,
+    tokens,
+    spec: MonitorSpec,
+    *,
+    vocab_size: int,
+    targets_k: int = 0,
+    student: Model | None = None,
+    states=None,
 ) -> TokenScores:
     """The teacher's scores of tokens i32[B,C], which its final states hidden [B,C,D] predict.
 
@@ -87,7 +83,7 @@ def score_hidden(
         state, token, mine = args
         logits = unembed(teacher.params, teacher.config, state, vocab_size)
         theirs = None if student is None else unembed(student.params, student.config, mine, vocab_size)
-        return score_tokens(logits, token, asked, theirs)
+        return score_tokens(logits, token, spec, targets_k, theirs)
 
     rows, columns = tokens.shape
     if rows * columns * vocab_size <= SCORE_ELEMENTS:

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from motab_jax.models.transformer import Model
-from motab_jax.rollout.decode import DecodeSpec, DecodeState, ModelState, Segment, SegmentInputs, decode_segment
+from motab_jax.rollout.config import RolloutConfig
+from motab_jax.rollout.decode import DecodeState, ModelState, Segment, SegmentInputs, decode_segment
 from motab_jax.rollout.tape import DEAD, Tape, append
 
 
@@ -24,12 +25,12 @@ def longest_remaining(chosen: jax.Array, left: jax.Array, most: int) -> jax.Arra
 
 
 def decode_subset(model: Model, reader: ModelState, tape: Tape, pen: DecodeState, segment: Segment,
-    known: SegmentInputs, how: DecodeSpec, *, rows: int):  # fmt: skip
+    known: SegmentInputs, config: RolloutConfig, *, rows: int):  # fmt: skip
     """`write_segment` by the teacher, for at most `rows` active slots. Returns (reader, tape, pen, segment).
 
     All C columns from the cursor on are overwritten: the tape needs room for them.
     """
-    begin, size = tape.cursor, how.columns
+    begin, size = tape.cursor, config.segment_tokens
     index = jnp.argsort(~pen.active, stable=True)[:rows]
     here = index[None] == jnp.arange(pen.active.shape[0])[:, None]
     chosen, place = jnp.any(here, axis=1), jnp.argmax(here, axis=1)
@@ -46,7 +47,7 @@ def decode_subset(model: Model, reader: ModelState, tape: Tape, pen: DecodeState
     seat = ModelState(reader.cache.take_rows(index), take(reader.hidden))
     sheet = Tape(take(tape.tokens), take(tape.positions), begin)
     seat, sheet, ink, text = decode_segment(
-        model, seat, sheet, take(pen), take(segment), take(known), how, opine=True
+        model, seat, sheet, take(pen), take(segment), take(known), config, opine=True
     )  # fmt: skip
     tokens, positions = (jax.lax.dynamic_slice_in_dim(x, begin, size, axis=1) for x in (sheet.tokens, sheet.positions))
     shape = (pen.active.shape[0], size)

@@ -10,7 +10,7 @@ from motab_jax.config.prompts import EvalSection
 from motab_jax.data.prompts import encode_all, has_held_out, load_prompts
 from motab_jax.data.records import Prompt
 from motab_jax.rollout import Prompts
-from motab_jax.rollout.decode import ENDLESS
+from motab_jax.rollout.config import UNLIMITED
 from motab_jax.runtime.mesh import local_row_indices, make_global_batch
 from motab_jax.session.session import Session
 
@@ -32,7 +32,7 @@ class EncodedPrompts:
         mine = local_row_indices(mesh, len(indices))
         table, lengths = padded([self.tokens[indices[row]] for row in mine], self.width, left=True)
         numbers = np.array(row_ids, np.int32)[mine]
-        part = Prompts(table, lengths, numbers, np.full_like(lengths, ENDLESS))
+        part = Prompts(table, lengths, numbers, np.full_like(lengths, UNLIMITED))
         return make_global_batch(mesh, len(indices), part)
 
 

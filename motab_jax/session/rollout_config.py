@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from motab_jax.config import Config
 from motab_jax.data.steps import compile_delimiter, compile_window
-from motab_jax.rollout import RolloutConfig
+from motab_jax.rollout.config import BacktrackSpec, MonitorSpec, RolloutConfig, SamplingSpec, TargetSpec
 from motab_jax.rollout.step_signals import ALARM_IS_HIGH
 from motab_jax.runtime.mesh import platform_of
 
@@ -32,29 +32,29 @@ def rollout_config(config: Config, pieces: list[bytes], stops: Sequence[int], me
         max_new_tokens=rollout.max_new_tokens,
         segment_tokens=rollout.segment_tokens,
         slots=rollout.slots,
-        temperature=rollout.temperature,
-        top_k=rollout.top_k,
-        top_p=rollout.top_p,
-        monitored=monitor.enabled,
-        signal=monitor.signal,
-        signal_top_k=monitor.top_k,
-        alarm_is_high=monitor.signal in ALARM_IS_HIGH if monitor.alarm is None else monitor.alarm == "high",
-        running_mean=monitor.boundary == "running_mean",
-        patience=monitor.patience,
-        first_token_certain=monitor.first_token_certain,
-        window=window,
-        target=backtrack.target,
-        intervention=backtrack.intervention,
-        steps=backtrack.steps,
-        max_interventions=backtrack.max_interventions,
-        max_discarded=backtrack.max_discarded_tokens,
-        teacher_batch=backtrack.teacher_batch,
-        teacher_rows=teacher_rows(config, mesh),
-        entropy_top_k=monitor.entropy_top_k,
-        targets=rollout.targets,
-        targets_k=rollout.targets_k,
-        targets_dtype=rollout.targets_dtype,
-        # Unwatched, the student writes alone; the teacher reads what was written, for the loss, in one pass.
+        sampling=SamplingSpec(rollout.temperature, rollout.top_k, rollout.top_p),
+        monitor=MonitorSpec(
+            enabled=monitor.enabled,
+            signal=monitor.signal,
+            signal_top_k=monitor.top_k,
+            entropy_top_k=monitor.entropy_top_k,
+            alarm_is_high=monitor.signal in ALARM_IS_HIGH if monitor.alarm is None else monitor.alarm == "high",
+            running_mean=monitor.boundary == "running_mean",
+            patience=monitor.patience,
+            first_token_certain=monitor.first_token_certain,
+            window=window,
+        ),
+        backtrack=BacktrackSpec(
+            target=backtrack.target,
+            intervention=backtrack.intervention,
+            teacher_steps=backtrack.steps,
+            max_interventions=backtrack.max_interventions,
+            max_discarded=backtrack.max_discarded_tokens,
+            teacher_batch=backtrack.teacher_batch,
+            teacher_rows=teacher_rows(config, mesh),
+        ),
+        targets=TargetSpec(rollout.targets, rollout.targets_k, rollout.targets_dtype),
+        # Without the monitor the student generates alone, and the teacher scores finished completions in one pass.
         score_after=not monitor.enabled,
         skip_teacher=jnp.array(False),
     )

@@ -102,7 +102,9 @@ def _batches(session: Session, encoded: EncodedPrompts, done: int) -> Iterator[t
 def _writer(session: Session) -> Callable[[Prompts, jax.Array], Trajectory]:
     """Who writes: the student under the teacher's eye, or the teacher alone where no step is on-policy (`seqkd`)."""
     # Records want the teacher's values and none of its distributions.
-    numbers = dataclasses.replace(session.rollout, targets="sampled", score_after=False)
+    numbers = session.rollout.replace(
+        targets=dataclasses.replace(session.rollout.targets, kind="sampled"), score_after=False
+    )
     if session.config.rollout.on_policy == 0:
         write = functools.partial(generate_with_teacher, score=False)
         alone = jax.jit(run_per_group(write, session.mesh, (False, True, False)))

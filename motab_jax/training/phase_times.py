@@ -58,7 +58,7 @@ def measure_phase_costs(
     size = min(config.segment_tokens, config.max_new_tokens // 2)
 
     def timed(segments: int, *, skip_teacher: bool, strict: bool = False) -> float:
-        bar = NO_BOUNDARY if config.alarm_is_high != strict else -NO_BOUNDARY
+        bar = NO_BOUNDARY if config.monitor.alarm_is_high != strict else -NO_BOUNDARY
         numbers = dataclasses.replace(
             config, skip_teacher=jnp.array(skip_teacher), eps0=jnp.float32(bar), theta=jnp.float32(0.0)
         )
@@ -68,8 +68,8 @@ def measure_phase_costs(
     one, two = timed(1, skip_teacher=True), timed(2, skip_teacher=True)
     turn = max(two - one, 0.0)
     heard = timed(1, skip_teacher=False)
-    more = max(timed(2, skip_teacher=False) - heard - turn, 0.0) if config.monitored else 0.0
-    strict = timed(1, skip_teacher=False, strict=True) if config.rewinds else heard
+    more = max(timed(2, skip_teacher=False) - heard - turn, 0.0) if config.monitor.enabled else 0.0
+    strict = timed(1, skip_teacher=False, strict=True) if config.max_rewinds else heard
     return Costs(
         student_begin=max(one - turn, 0.0),
         student_turn=turn,

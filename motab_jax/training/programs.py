@@ -132,7 +132,7 @@ def _boundary(session: Session) -> Callable | None:
     section = session.config.monitor
     if not section.enabled or section.boundary != "quantile":
         return None
-    high = session.rollout.alarm_is_high
+    high = session.rollout.monitor.alarm_is_high
     return jax.jit(functools.partial(next_boundary, rate=section.rate, pace=section.pace, alarm_is_high=high))
 
 

@@ -4,6 +4,7 @@
 """
 
 import functools
+from dataclasses import fields
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,16 @@ import numpy as np
 from motab_jax.data.steps import compile_delimiter
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import Model, init
-from motab_jax.rollout import Prompts, RolloutConfig, Trajectory, rollout
+from motab_jax.rollout import (
+    BacktrackSpec,
+    MonitorSpec,
+    Prompts,
+    RolloutConfig,
+    SamplingSpec,
+    TargetSpec,
+    Trajectory,
+    rollout,
+)
 
 VOCAB = 40
 PADDED = 48
@@ -22,6 +32,7 @@ PIECES = [b"", b"", b".", b"\n", b".\n.", b"a.", b"\nb", b"c.\n.d", b"e.\n.", b"
 PIECES += [bytes([65 + i]) for i in range(VOCAB - len(PIECES))]
 ROWS, WIDTH = 16, 8
 MAX_NEW = 40
+SPECS = {"sampling": SamplingSpec, "monitor": MonitorSpec, "backtrack": BacktrackSpec, "targets": TargetSpec}
 
 # Compiling is what takes these tests' time, and the least optimised program compiles twice as fast.
 run = jax.jit(rollout, compiler_options={"xla_backend_optimization_level": 0})
@@ -59,10 +70,21 @@ def random_prompts(seed: int = 0) -> Prompts:
 
 def settings(**changes) -> RolloutConfig:
     """The tests' rollout settings: sampled, root step, suffix."""
+    # `changes` name fields of the config or of its specs; two of one name are told apart here.
+    names = {
+        "monitored": "enabled",
+        "steps": "teacher_steps",
+        "targets": "kind",
+        "targets_k": "k",
+        "targets_dtype": "dtype",
+    }
     base = {"automaton": compile_delimiter(DELIMITER, PIECES), "stop_ids": jnp.array([STOP, STOP])}
     base |= {"eps0": 0.35, "theta": 0.6, "vocab_size": VOCAB, "max_new_tokens": MAX_NEW, "segment_tokens": 4}
     base |= {"temperature": 1.0, "top_p": 0.9, **changes}
     base |= {name: jnp.float32(base[name]) for name in ("eps0", "theta")}
+    base = {names.get(name, name): value for name, value in base.items()}
+    for name, spec in SPECS.items():
+        base[name] = spec(**{field.name: base.pop(field.name) for field in fields(spec) if field.name in base})
     return RolloutConfig(**base)
 
 

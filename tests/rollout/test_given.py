@@ -60,10 +60,10 @@ def test_the_teachers_states_are_those_of_the_same_text_after_a_rollout():
 def test_shapes_are_those_of_a_rollout(changes, judge):
     """So that the update is compiled once for both kinds of step."""
     prompts, key, numbers, judge = random_prompts(), jax.random.key(0), settings(**changes), judge()
-    if judge is None and numbers.monitored:
+    if judge is None and numbers.monitor.enabled:
         return
     text = Completions(jnp.ones((ROWS, MAX_NEW), jnp.int32), jnp.ones((ROWS,), jnp.int32))
-    score = judge is not None and numbers.targets != "sampled"
+    score = judge is not None and numbers.targets.kind != "sampled"
     kinds = [
         jax.eval_shape(lambda: rollout(student(), judge, prompts, key, numbers)),
         jax.eval_shape(lambda: from_completions(judge, prompts, text, numbers, score=score)),

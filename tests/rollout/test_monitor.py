@@ -10,8 +10,9 @@ import pytest
 
 from motab_jax.data.sources import Source
 from motab_jax.models.transformer import unembed
+from motab_jax.rollout import MonitorSpec
 from motab_jax.rollout.monitor import Columns, find_root, observe, open_step, safety_boundary
-from motab_jax.rollout.teacher_scores import ScoreSpec, entropy_of, score_hidden
+from motab_jax.rollout.teacher_scores import entropy_of, score_hidden
 from motab_jax.rollout.trajectory import KEPT, empty_steps
 from tests.rollout.pair import VOCAB, teacher
 
@@ -169,7 +170,7 @@ def test_scores_equal_numpy(top_k):
     model = teacher()
     hidden = jax.random.normal(jax.random.key(5), (3, 4, model.config.width))
     tokens = jax.random.randint(jax.random.key(6), (3, 4), 0, VOCAB)
-    scores = score_hidden(model, hidden, tokens, ScoreSpec(entropy_top_k=top_k), vocab_size=VOCAB)
+    scores = score_hidden(model, hidden, tokens, MonitorSpec(entropy_top_k=top_k), vocab_size=VOCAB)
     logprob, entropy = scores.logprob, scores.entropy
     logits = np.asarray(unembed(model.params, model.config, hidden), np.float64)[..., :VOCAB]
     whole = logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -1,6 +1,7 @@
 """Other methods' judgements by hand: averages, running means, patience, the side of the alarm, what may be lost."""
 
 import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +10,16 @@ import pytest
 
 from motab_jax.data.sources import Source
 from motab_jax.data.steps import advance, compile_window
-from motab_jax.rollout.monitor import PAPER_RULES, Columns, find_root, observe, open_step
+from motab_jax.rollout import MonitorSpec
+from motab_jax.rollout.monitor import Columns, find_root, observe, open_step
 from motab_jax.rollout.step_signals import signal_of
 from motab_jax.rollout.trajectory import empty_steps
 
-MEAN = PAPER_RULES._replace(exponential=False)
-HIGH = MEAN._replace(alarm_is_high=True)
+MEAN = MonitorSpec(signal="top_k")  # a step's value is the mean of its signal, not an exponential
+HIGH = replace(MEAN, alarm_is_high=True)
 
 
-def judge(signals, *, rules, eps0, cut=None, lost=0, before=(), judged=True, **changes):
+def judge(signals, *, rules, eps0, cut=None, lost=0, before=(), judged=True, limits=None, **changes):
     """Observe one row in which every token is a step; `before`: (value, stray, source) of steps entered earlier."""
     count, steps = len(signals), empty_steps(1, 16)
     for place, (value, stray, source) in enumerate(before):
@@ -31,7 +33,7 @@ def judge(signals, *, rules, eps0, cut=None, lost=0, before=(), judged=True, **c
         part = jax.tree.map(lambda x, begin=begin, end=end: x[:, begin:end], columns)
         open_, steps, accepted, breach = observe(
             open_, steps, part, place, jnp.array([True]), eps0=jnp.float32(eps0), theta=jnp.float32(0.0),
-            source=Source.STUDENT, judged=judged, rules=rules, discarded=jnp.array([lost]),
+            source=Source.STUDENT, judged=judged, rules=rules, discarded=jnp.array([lost]), **(limits or {}),
         )  # fmt: skip
         place, taken = place + jnp.sum(accepted, axis=1), taken + int(accepted.sum())
         if breach[0]:
@@ -51,7 +53,7 @@ def test_a_token_that_is_taken_for_certain_counts_in_the_length_alone():
     columns = Columns(jnp.log(jnp.array([[0.1, 0.25]])), jnp.zeros((1, 2)), yes, no, jnp.array([[False, True]]))
     values = {}
     for certain in (False, True):
-        rules = PAPER_RULES._replace(first_token_certain=certain)
+        rules = MonitorSpec(first_token_certain=certain)
         _, steps, *_ = observe(
             open_step(1), empty_steps(1, 4), columns, jnp.array([0]), jnp.array([True]), eps0=jnp.float32(0.0),
             theta=jnp.float32(0.0), source=Source.STUDENT, rules=rules,
@@ -63,29 +65,29 @@ def test_a_token_that_is_taken_for_certain_counts_in_the_length_alone():
 @pytest.mark.parametrize("cut", [None, [1], [1, 2, 3]])
 def test_a_running_mean_is_of_the_steps_before(cut):
     # Means before each: none, 1, 1.5, 2: the last value is 3 times as large and not more.
-    steps, taken, breach = judge([1.0, 2.0, 3.0, 6.0], rules=HIGH._replace(running_mean=True), eps0=3.0, cut=cut)
+    steps, taken, breach = judge([1.0, 2.0, 3.0, 6.0], rules=replace(HIGH, running_mean=True), eps0=3.0, cut=cut)
     np.testing.assert_allclose(steps.boundary[0, 1:4], [3.0, 4.5, 6.0])
     assert not breach and taken == 4
-    assert judge([1.0, 2.0, 3.0, 6.1], rules=HIGH._replace(running_mean=True), eps0=3.0, cut=cut)[2]
+    assert judge([1.0, 2.0, 3.0, 6.1], rules=replace(HIGH, running_mean=True), eps0=3.0, cut=cut)[2]
 
 
 def test_a_running_mean_leaves_the_teachers_steps_out():
     before = [(1.0, False, Source.STUDENT), (100.0, False, Source.TEACHER)]
-    steps, _, breach = judge([3.5], rules=HIGH._replace(running_mean=True), eps0=3.0, before=before)
+    steps, _, breach = judge([3.5], rules=replace(HIGH, running_mean=True), eps0=3.0, before=before)
     assert breach and float(steps.boundary[0, 2]) == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("cut", [None, [1], [2, 3], [1, 2, 3, 4]])
 def test_patience_counts_strays_in_a_row(cut):
-    low = MEAN._replace(patience=2)
+    low = replace(MEAN, patience=2)
     assert judge([0.1, 0.9, 0.1, 0.1, 0.9], rules=low, eps0=0.5, cut=cut)[1:] == (4, True)
     assert judge([0.1, 0.9, 0.1, 0.9, 0.1], rules=low, eps0=0.5, cut=cut)[1:] == (5, False)
 
 
 def test_patience_does_not_reach_back_beyond_a_hand_back():
     before = [(0.1, True, Source.STUDENT)]
-    assert judge([0.1], rules=MEAN._replace(patience=2), eps0=0.5, before=before)[2]
-    assert not judge([0.1], rules=MEAN._replace(patience=2), eps0=0.5, before=before, first=jnp.array([1]))[2]
+    assert judge([0.1], rules=replace(MEAN, patience=2), eps0=0.5, before=before)[2]
+    assert not judge([0.1], rules=replace(MEAN, patience=2), eps0=0.5, before=before, first=jnp.array([1]))[2]
 
 
 @pytest.mark.parametrize(("most", "lost", "whole", "breach"), [
@@ -93,9 +95,9 @@ def test_patience_does_not_reach_back_beyond_a_hand_back():
 ])  # fmt: skip
 def test_a_text_loses_no_more_than_it_may(most, lost, whole, breach):
     """The log has 4 tokens when the last step strays: `lost` of them are lost already, the step is 1 long."""
-    rules = MEAN._replace(discard_limit=most, may_discard_all=whole)
+    limits = {"discard_limit": most, "may_discard_all": whole}
     before = [(0.9, False, Source.STUDENT)] * 3
-    found = judge([0.1], rules=rules, eps0=0.5, lost=lost, before=before)
+    found = judge([0.1], rules=MEAN, eps0=0.5, lost=lost, before=before, limits=limits)
     assert found[2] == breach and bool(found[0].stray[0, 3])
 
 
