@@ -2,34 +2,39 @@
 
 To evaluate an export, name it: student.path=runs/NAME/export. Reports avg@k and pass@k (k = eval.samples), the
 standard error over problems, the truncation rate and the mean length: a table on standard error, a JSON line on
-standard output, one for each of several eval.preset. A line for each completion goes to output=FILE.jsonl.
+standard output, one for each of several eval.preset.
 """
 
 import contextlib
 import json
+from pathlib import Path
 
 from rich.console import Console
 
 from motab_jax.evaluation.evaluator import open_evaluators
 from motab_jax.evaluation.show import evaluation_table
-from motab_jax.runtime.cli import open_output, read_config, run_verb, split_words
+from motab_jax.runtime.cli import Parser, run_verb
 from motab_jax.runtime.compilation import enable_compilation_cache
 from motab_jax.runtime.distributed import initialize, is_main
+from motab_jax.runtime.files import open_output
 from motab_jax.runtime.progress import Progress
 from motab_jax.session.session import open_session
+
+WORDS = Parser(__doc__)
+WORDS.word("output", "FILE.jsonl", "also write a line for each completion", type=Path)
 
 
 def work(words: list[str]) -> int:
     """The verb: read, load, generate, grade, print."""
-    path, overrides, own = split_words(words, own=("output",))
-    config = read_config(path, overrides)
+    given = WORDS.parse(words)
     initialize()
     enable_compilation_cache()
-    session = open_session(config, teacher=config.eval.reverse_kl)
+    session = open_session(given.config, teacher=given.config.eval.reverse_kl)
     console = Console(stderr=True, quiet=not is_main())
     console.width = console.width if console.is_terminal else 120
     evaluators, rows = open_evaluators(session), []
-    with open_output(own["output"]) if "output" in own and is_main() else contextlib.nullcontext() as output:
+    path = given.output if is_main() else None
+    with contextlib.nullcontext() if path is None else open_output("output", path) as output:
         student = session.serve(session.student.params)
         for evaluator in evaluators:
             total = len(evaluator.prompts.prompts) * evaluator.section.samples
@@ -47,4 +52,4 @@ def work(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_verb(__doc__, work, own=("output",))
+    run_verb(work)

@@ -7,19 +7,21 @@ from pathlib import Path
 
 from motab_jax.config import UserError, load_config
 from motab_jax.runtime.checkpoint import Checkpointer
-from motab_jax.runtime.cli import run_verb
+from motab_jax.runtime.cli import Parser, natural, run_verb
 from motab_jax.session.export import export_student
 from motab_jax.session.session import open_session
 from motab_jax.training.programs import make_programs
 
+WORDS = Parser(__doc__, configured=False)
+WORDS.add_argument("run", metavar="RUN", type=Path)
+WORDS.add_argument("out", metavar="OUT", type=Path)
+WORDS.word("step", "N", "the checkpoint of this step; left out, the last one", type=natural)
+
 
 def work(words: list[str]) -> int:
     """The verb: restore a run's checkpoint, write the folder."""
-    own = dict(word.split("=", 1) for word in words if "=" in word)
-    folders = [word for word in words if "=" not in word]
-    if len(folders) != 2 or set(own) - {"step"} or not own.get("step", "0").isdigit():
-        raise UserError("usage: python -m motab_jax.export RUN OUT [step=N]")
-    run, out = Path(folders[0]), Path(folders[1])
+    given = WORDS.parse(words)
+    run, out = given.run, given.out
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: no config.yaml in it; give the folder of a run, such as runs/quickstart")
     if out.is_dir() and any(out.iterdir()):
@@ -29,7 +31,7 @@ def work(words: list[str]) -> int:
     session = open_session(load_config(run / "config.yaml"))
     programs = make_programs(session)
     with Checkpointer(run / "checkpoints", session.config.run.keep) as checkpoints:
-        step = int(own["step"]) if "step" in own else checkpoints.latest()
+        step = checkpoints.latest() if given.step is None else given.step
         if step is None:
             raise UserError(f"{run / 'checkpoints'}: no checkpoint in it yet")
         state, _ = checkpoints.restore(step, programs.state)
@@ -39,4 +41,4 @@ def work(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_verb(__doc__, work, configured=False)
+    run_verb(work)

@@ -1,26 +1,30 @@
 """`python -m motab_jax.synthesize [CONFIG.yaml] output=FILE [key=value ...]`: rollouts only, one record a trajectory.
 
-rollout.samples_per_prompt trajectories of each training prompt, by the configured student under the teacher's eye; with
-method=seqkd by the teacher alone.
-A trajectory depends on its prompt, its sample number and run.seed, not on the batch it ran in. FILE is JSON lines, or
-Parquet where it ends in .parquet. The same command again goes on where it was stopped; a signal (SIGTERM, SIGINT)
-leaves with status 75. Also: sft=FILE.jsonl (chats of prompt and target), preferences=FILE.jsonl (what was discarded
-against the teacher's correction), only_correct=true (leave out what isn't known to be right).
+rollout.samples_per_prompt trajectories of each training prompt, written by the configured student and monitored by the
+teacher; with method=seqkd by the teacher alone. A trajectory depends on its prompt, its sample number and run.seed, not
+on the batch it ran in. The same command again resumes; a signal (SIGTERM, SIGINT) leaves with status 75.
 """
 
-from motab_jax.runtime.cli import read_config, run_verb, split_words
-from motab_jax.synthesis.output_files import FILES, wanted_files
+from pathlib import Path
+
+from motab_jax.runtime.cli import Parser, run_verb, truth
+from motab_jax.synthesis.output_files import OutputFiles, check_files
 from motab_jax.synthesis.rolling import synthesize
 
-OWN = (*FILES, "only_correct")
+WORDS = Parser(__doc__)
+WORDS.word("output", "FILE", "the records: JSON lines, or Parquet where it ends in .parquet", type=Path, required=True)
+WORDS.word("sft", "FILE.jsonl", "also write chats of prompt and target", type=Path)
+WORDS.word("preferences", "FILE.jsonl", "also write what was discarded against the teacher's correction", type=Path)
+WORDS.word("only_correct", "true", "leave out what isn't known to be right", type=truth, default=False)
 
 
 def work(words: list[str]) -> int:
     """The verb."""
-    path, overrides, own = split_words(words, own=OWN)
-    files = wanted_files(own)
-    return synthesize(read_config(path, overrides), files)
+    given = WORDS.parse(words)
+    files = OutputFiles(given.output, given.sft, given.preferences, given.only_correct)
+    check_files(files)
+    return synthesize(given.config, files)
 
 
 if __name__ == "__main__":
-    run_verb(__doc__, work, own=OWN)
+    run_verb(work)

@@ -1,97 +1,127 @@
-"""What the verbs share on the command line: words in, exit status out.
+"""The command line that the verbs share: the parser of their words, and their exit statuses.
 
 Exit status: 0 done, 2 the user's mistake, 75 stopped by a signal after saving, 130 interrupted, 1 anything else.
 """
 
+import argparse
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, NoReturn, Self
 
 from jax.errors import JaxRuntimeError
 
-from motab_jax.config import Config, UserError, describe_keys, dump_config, load_config
+from motab_jax.config import UserError, describe_keys, dump_config, load_config
 from motab_jax.runtime.distributed import explain, leave
 from motab_jax.runtime.paths import recipe_path
 
 STOPPED = 75
 
 
-def split_words(words: Sequence[str], own: Sequence[str] = ()) -> tuple[str | None, list[str], dict[str, str]]:
-    """(configuration file or None, overrides, the verb's own key=value words named in `own`)."""
-    paths = [word for word in words if "=" not in word]
-    named = dict(word.split("=", 1) for word in words if "=" in word and word.split("=", 1)[0] in own)
-    overrides = [word for word in words if "=" in word and word.split("=", 1)[0] not in own]
-    for word in paths:
-        if word.startswith("-"):
-            raise UserError(f"unknown option '{word}'; --help lists the options, all else is key=value")
-    if len(paths) > 1:
-        raise UserError(f"one configuration file at most, but got {', '.join(paths)}")
-    return (paths[0] if paths else None), overrides, named
+class Parser(argparse.ArgumentParser):
+    """The words of one verb; every mistake in them is a UserError.
+
+    A verb has words of its own, `name=VALUE` (`word`), options (`option`) and perhaps folders (`add_argument`). A
+    configured verb also takes `[CONFIG.yaml] [section.key=value ...]`; `parse` gives their configuration as `config`.
+    """
+
+    def __init__(self, usage: str | None, *, configured: bool = True):
+        super().__init__(add_help=False, allow_abbrev=False)
+        self._usage, self._configured = (usage or "").strip(), configured
+        self._words: dict[str, str] = {}  # name -> VALUE and what it means
+        self._required: list[str] = []
+        self._options: dict[str, str] = {}
+        self.add_argument("-h", "--help", action="help")
+        if configured:
+            self.add_argument("words", nargs="*")
+            self.option("print-config", "", "print the whole configuration as YAML, and nothing else")
+
+    def word(self, name: str, value: str, meaning: str, *, required: bool = False, **settings: Any) -> None:
+        """Declare the word `name=VALUE`.
+
+        Args:
+            name: the word, and the attribute that `parse` gives its value.
+            value: what stands for the value in the help, such as FILE.
+            meaning: a line of help.
+            required: whether leaving it out is a mistake.
+            settings: those of `add_argument`: type, choices, default.
+        """
+        self.add_argument(f"--{name}", **settings)
+        self._words[name] = f"{name}={value}  # {meaning}"
+        self._required += [name] if required else []
+
+    def option(self, name: str, value: str, meaning: str) -> None:
+        """Declare `--name`, or `--name VALUE` where `value` is not empty; `meaning` is a line of help."""
+        self.add_argument(f"--{name}", action="store" if value else "store_true")
+        self._options[name] = f"--{name}{value and ' '}{value}  # {meaning}"
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """The values of the words. Prints and raises SystemExit(0) for --help and --print-config.
+
+        Raises:
+            UserError: for an unknown, missing or bad word, and for a bad configuration.
+        """
+        given = self.parse_intermixed_args(
+            [f"--{word}" if word.partition("=")[0] in self._words else word for word in words]
+        )
+        if self._configured:
+            paths = [word for word in given.words if "=" not in word]
+            if len(paths) > 1:
+                self.error(f"one configuration file at most, but got {', '.join(paths)}")
+            overrides = [word for word in given.words if "=" in word]
+            given.config = load_config(paths[0] if paths else recipe_path("quickstart"), overrides)
+            if given.print_config:
+                print(dump_config(given.config), end="")
+                raise SystemExit(0)
+        for name in self._required:
+            if getattr(given, name) is None:
+                self.error(f"{self._words[name].replace('  # ', ' is missing: ')}")
+        return given
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UserError, in which the verb's own words look as they are written."""
+        for name in self._words:
+            message = message.replace(f"argument --{name}:", f"{name}=:")
+        raise UserError(f"{message}; --help lists the words")
+
+    def format_help(self) -> str:
+        """How the verb is used, its words and options, and all keys of the configuration."""
+        parts = [self._usage]
+        if self._words:
+            parts.append("Words:\n" + "\n".join(f"  {line}" for line in self._words.values()))
+        if self._options:
+            parts.append("Options:\n" + "\n".join(f"  {line}" for line in self._options.values()))
+        if self._configured:
+            parts.append("Keys and defaults:\n" + "\n".join(f"  {line}" for line in describe_keys()))
+        return "\n\n".join(parts) + "\n"
 
 
-def read_config(path: str | None, overrides: Sequence[str]) -> Config:
-    """The configuration; without a file, the quickstart recipe."""
-    return load_config(path or recipe_path("quickstart"), list(overrides))
+def truth(text: str) -> bool:
+    """The value of a word that is true or false."""
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text == "true"
 
 
-def open_output(path: str) -> TextIO:
-    """The file of output=FILE, emptied. UserError if it can't be written."""
-    try:
-        return Path(path).open("w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"output={path}: can't be written: {error.strerror}") from None
+def natural(text: str) -> int:
+    """The value of a word that is a whole number, 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
 
 
-def check_writable(word: str, path: Path) -> None:
-    """UserError unless word=PATH can be written whole (a partial file, then renamed); leaves nothing behind."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"{word}={path}: can't be written: it is not a file")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.touch()
-        partial.unlink()
-    except OSError as error:
-        raise UserError(f"{word}={path}: can't be written: {error.strerror}") from None
+def run_verb(work: Callable[[list[str]], int | None]) -> None:
+    """Run a verb on the words of the command line and leave with its exit status.
 
-
-def read_flag(own: dict[str, str], name: str) -> bool:
-    """The verb's own word name=true or name=false; false where it isn't given."""
-    value = own.get(name, "false")
-    if value not in ("true", "false"):
-        raise UserError(f"{name}={value}: it is true or false")
-    return value == "true"
-
-
-def run_verb(
-    usage: str | None,
-    work: Callable[[list[str]], int | None],
-    *,
-    own: Sequence[str] = (),
-    flags: Sequence[str] = (),
-    configured: bool = True,
-) -> None:
-    """Run a verb and leave with its exit status; a UserError becomes one line on standard error.
-
-    own, flags: the verb's key=value words and its --words that are not configuration. configured: whether it takes a
-    configuration at all.
+    A UserError becomes one line on standard error.
     """
     # Models run in JAX: that torch is missing is no news to the user. Read when transformers is imported.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    words = sys.argv[1:]
     sys.unraisablehook = _report_unraisable
     try:
-        status = 0
-        if "--help" in words or "-h" in words:
-            _help(usage, flags if configured else None)
-        elif "--print-config" in words and configured:
-            path, overrides, _ = split_words([word for word in words if word not in ("--print-config", *flags)], own)
-            print(dump_config(read_config(path, overrides)), end="")
-        else:
-            status = work(words) or 0
+        status = _status_of(work)
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -108,18 +138,17 @@ def run_verb(
     leave(status)
 
 
-def _help(usage: str | None, flags: Sequence[str] | None) -> None:
-    """Print how a verb is used; its options and all keys, unless it takes no configuration (flags None)."""
-    print((usage or "").strip())
-    if flags is not None:
-        print(f"\nOptions: {' '.join(('--help', '--print-config', *flags))}\n\nKeys and defaults:")
-        print("\n".join(f"  {line}" for line in describe_keys()))
+def _status_of(work: Callable[[list[str]], int | None]) -> int:
+    try:
+        return work(sys.argv[1:]) or 0
+    except SystemExit as printed:  # --help, --print-config
+        return int(printed.code or 0)
 
 
 def _report_unraisable(problem: Any) -> None:
-    """Python's report of an error that nobody can catch, less those of a failed restore's threads.
+    """Python's report of an error that nobody can catch, but for those of a failed restore's threads.
 
-    They go on reading a damaged checkpoint and speak to an event loop that is closed: dozens of tracebacks.
+    They go on reading a damaged checkpoint and use an event loop that is closed: dozens of tracebacks.
     """
     if str(problem.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(problem)

@@ -7,15 +7,10 @@ from pathlib import Path
 from motab_jax.config import UserError
 from motab_jax.data.records import Prompt
 from motab_jax.data.tokenizer import decode, load_tokenizer
-from motab_jax.runtime.cli import (
-    check_writable,
-    read_flag,
-)
+from motab_jax.runtime.files import check_writable
 from motab_jax.session.session import model_paths
 from motab_jax.synthesis import derived_files
 from motab_jax.synthesis.record_log import RecordLog
-
-FILES = ("output", "sft", "preferences")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +18,9 @@ class OutputFiles:
     """The files that the command names."""
 
     output: Path
-    sft: Path | None
-    preferences: Path | None
-    only_correct: bool
+    sft: Path | None = None
+    preferences: Path | None = None
+    only_correct: bool = False
 
     @property
     def parquet(self) -> bool:
@@ -43,20 +38,17 @@ class OutputFiles:
         return self.output.with_name(self.output.name + ".all.jsonl") if apart else self.output
 
 
-def wanted_files(own: dict[str, str]) -> OutputFiles:
-    """The verb's own words. UserError for one that is missing or can't be written, and where files would collide."""
-    if "output" not in own:
-        raise UserError("synthesize needs output=FILE.jsonl (or FILE.parquet), the file to write")
-    paths = {word: Path(own[word]) for word in FILES if word in own}
+def check_files(wanted: OutputFiles) -> None:
+    """Raise UserError where one of the files can't be written, and where two of them would be the same."""
+    named = {"output": wanted.output, "sft": wanted.sft, "preferences": wanted.preferences}
+    paths = {word: path for word, path in named.items() if path is not None}
     for word, path in paths.items():
         check_writable(word, path)
-    wanted = OutputFiles(paths["output"], paths.get("sft"), paths.get("preferences"), read_flag(own, "only_correct"))
     written = [*paths.values(), wanted.sidecar, *([wanted.log] if wanted.log != wanted.output else [])]
     if len({path.resolve() for path in written}) < len(written):
-        named = ", ".join(f"{word}={path}" for word, path in paths.items())
-        raise UserError(f"{named}: these files would overwrite each other; name a different one for each")
+        words = ", ".join(f"{word}={path}" for word, path in paths.items())
+        raise UserError(f"{words}: these files would overwrite each other; name a different one for each")
     _check_kind(wanted)
-    return wanted
 
 
 def _check_kind(wanted: OutputFiles) -> None:

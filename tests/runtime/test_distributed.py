@@ -91,7 +91,7 @@ def test_wrong_variables_are_named(monkeypatch, values, words):
 ALONE = """
 from motab_jax.runtime.cli import run_verb
 from motab_jax.runtime.distributed import initialize
-run_verb("", lambda words: initialize(patience=1))
+run_verb(lambda words: initialize(patience=1))
 """
 
 

@@ -1,4 +1,4 @@
-"""--help, --print-config, and the signals."""
+"""--help, --print-config, the verbs' own words, exit statuses and signals."""
 
 import os
 import signal
@@ -7,49 +7,105 @@ import sys
 
 import pytest
 
-from motab_jax import evaluate, export, report, synthesize, train
+from motab_jax import evaluate, export, plan, report, synthesize, train
 from motab_jax.config import UserError, load_config, valid_keys
 from motab_jax.runtime import cli
-from tests.verbs.helpers import spawn, words
+from motab_jax.runtime.paths import recipe_path
+from tests.verbs.helpers import words
 
-VERBS = {"train": train, "synthesize": synthesize, "evaluate": evaluate, "export": export, "report": report}
+CONFIGURED = [train, synthesize, evaluate, plan]
+VERBS = [*CONFIGURED, export, report]
+VERB_NAMES = [verb.__name__.rpartition(".")[2] for verb in VERBS]
+each_verb = pytest.mark.parametrize("verb", VERBS, ids=VERB_NAMES)
+each_configured = pytest.mark.parametrize("verb", CONFIGURED, ids=VERB_NAMES[: len(CONFIGURED)])
 
 
-def run_here(monkeypatch, capsys, arguments, work=lambda words: 0, **settings):
+def run_here(monkeypatch, capsys, arguments, work=train.work):
     """(exit status, stdout, stderr) of run_verb in this process."""
     monkeypatch.setattr(sys, "argv", ["verb", *arguments])
     with pytest.raises(SystemExit) as caught:
-        cli.run_verb("Usage.", work, **settings)
+        cli.run_verb(work)
     return caught.value.code, *capsys.readouterr()
 
 
-def test_help_names_every_key():
-    process = spawn("train", ["--help"])
-    assert process.returncode == 0 and process.stderr == ""
-    assert train.__doc__ is not None and process.stdout.startswith(train.__doc__.strip())
-    assert "Options: --help --print-config --profile\n" in process.stdout
-    sections = {key.rpartition(".")[0] for key in valid_keys()}
-    assert all(f"\n  {key}=" in process.stdout for key in valid_keys() if key not in sections)
-    assert "\n  monitor.eps0=0.2\n" in process.stdout and "\n  objective.student_loss.name=cross_e" in process.stdout
+@each_verb
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_names_the_words_and_every_key(verb, option, monkeypatch, capsys):
+    """Even where a word that is required is missing."""
+    status, out, err = run_here(monkeypatch, capsys, [option], verb.work)
+    assert status == 0 and err == "" and f"motab_jax.{verb.__name__.rpartition('.')[2]}" in out
+    keys = valid_keys()
+    sections = {key.rpartition(".")[0] for key in keys}
+    listed = [key for key in keys if key not in sections and f"\n  {key}=" in out]
+    assert listed == ([key for key in keys if key not in sections] if verb in CONFIGURED else [])
 
 
-def test_the_printed_configuration_loads_back(tmp_path, pair):
-    changes = words(pair, tmp_path, "objective.teacher_loss=jsd", "rollout.top_p=0.5", "data.fields.prompt=question")
-    assert spawn("train", ["--print-config", "--profile", *changes]).returncode == 0
-    process = spawn("synthesize", ["--print-config", *changes, "output=out.jsonl"])
-    assert process.returncode == 0 and process.stderr == ""
-    (tmp_path / "printed.yaml").write_text(process.stdout)
-    assert load_config(tmp_path / "printed.yaml") == load_config(changes[0], changes[1:])
+def test_help_names_the_verbs_own_words(capsys):
+    wanted = {
+        train: ["--profile"],
+        synthesize: ["output=", "sft=", "preferences=", "only_correct="],
+        evaluate: ["output="],
+        plan: ["topology=", "mesh=", "strayed=", "largest=", "--json "],
+        export: ["step="],
+        report: ["svg=", "count="],
+    }
+    for verb, own in wanted.items():
+        with pytest.raises(SystemExit):
+            verb.work(["--help"])
+        out = capsys.readouterr().out
+        assert [word for word in own if f"\n  {word}" not in out] == []
 
 
-def test_without_a_file_it_is_the_quickstart_recipe(monkeypatch, capsys, tmp_path):
-    status, out, _ = run_here(monkeypatch, capsys, ["--print-config", "run.steps=3"])
-    (tmp_path / "printed.yaml").write_text(out)
-    assert status == 0 and load_config(tmp_path / "printed.yaml") == cli.read_config(None, ["run.steps=3"])
+@each_configured
+def test_the_printed_configuration_loads_back(verb, tmp_path, capsys):
+    changes = words(
+        tmp_path, tmp_path, "objective.teacher_loss=jsd", "rollout.top_p=0.5", "monitor.step_delimiter=\n\n"
+    )
+    with pytest.raises(SystemExit) as caught:
+        verb.work([changes[0], "--print-config", *changes[1:]])
+    assert caught.value.code == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    config = load_config(tmp_path / "printed.yaml")
+    assert config == load_config(changes[0], changes[1:]) and config.monitor.step_delimiter == "\n\n"
 
 
-def test_a_verb_without_configuration_lists_no_keys(monkeypatch, capsys):
-    assert run_here(monkeypatch, capsys, ["-h"], configured=False) == (0, "Usage.\n", "")
+def test_without_a_file_it_is_the_quickstart_recipe():
+    given = train.WORDS.parse(["--profile", "run.steps=3"])
+    assert given.profile and given.config == load_config(recipe_path("quickstart"), ["run.steps=3"])
+
+
+def test_a_verbs_own_words_are_no_overrides():
+    given = synthesize.WORDS.parse(["output=a=b.jsonl", "run.steps=3", "only_correct=true", "run.name=output=x"])
+    assert (str(given.output), given.sft, given.only_correct) == ("a=b.jsonl", None, True)
+    assert (given.config.run.steps, given.config.run.name) == (3, "output=x")
+    given = export.WORDS.parse(["step=3", "run", "out"])
+    assert (str(given.run), str(given.out), given.step) == ("run", "out", 3)
+    given = report.WORDS.parse(["run"])
+    assert (str(given.run), given.svg, given.count) == ("run", None, 3)
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "named"),
+    [
+        (train, ["--steps"], "--steps"),
+        (train, ["--prof"], "--prof"),
+        (train, ["a.yaml", "b.yaml"], "b.yaml"),
+        (synthesize, ["only_correct=yes", "output=x"], "only_correct="),
+        (synthesize, [], "output="),
+        (plan, ["--json"], "--json"),
+        (plan, ["topology=v5e:2x2", "largest=no"], "largest="),
+        (export, ["run"], "OUT"),
+        (export, ["run", "out", "more"], "more"),
+        (export, ["run", "out", "step=last"], "step="),
+        (export, ["run", "out", "steps=3"], "steps=3"),
+        (report, [], "RUN"),
+        (report, ["run", "count=-1"], "count="),
+        (report, ["run", "--print-config"], "--print-config"),
+    ],
+)
+def test_a_mistake_in_the_words_is_one_line_and_status_2(verb, given, named, monkeypatch, capsys):
+    status, out, err = run_here(monkeypatch, capsys, given, verb.work)
+    assert (status, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1 and named in err
 
 
 def test_exit_statuses(monkeypatch, capsys):
@@ -66,11 +122,11 @@ def test_exit_statuses(monkeypatch, capsys):
     assert run_here(monkeypatch, capsys, ["--print-config", "run.steps=x"])[0] == 2
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_starting_a_verb_loads_no_model_library(verb):
+def test_starting_the_verbs_loads_no_model_library():
     """transformers, torch and the trackers are loaded when they are used."""
     heavy = "{'transformers', 'torch', 'datasets', 'wandb', 'tensorboardX', 'trackio', 'math_verify'}"
-    code = f"import sys, motab_jax.{verb}; sys.exit(', '.join({heavy} & sys.modules.keys()) or 0)"
+    imports = ", ".join(f"motab_jax.{name}" for name in VERB_NAMES)
+    code = f"import sys, {imports}; sys.exit(', '.join({heavy} & sys.modules.keys()) or 0)"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert process.returncode == 0, process.stderr
 

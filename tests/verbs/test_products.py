@@ -101,7 +101,7 @@ def test_prompts_of_two_kinds_fit_no_parquet_column():
         (["preferences=out.jsonl.config.yaml"], "overwrite each other"),
         (["sft=no/such/sft.jsonl"], "sft=no/such/sft.jsonl"),
         (["preferences=."], "preferences=."),
-        (["only_correct=yes"], "only_correct=yes"),
+        (["only_correct=yes"], "only_correct="),
     ],
 )
 def test_words_of_the_verb(own, part, tmp_path, monkeypatch):

@@ -12,9 +12,9 @@ import signal
 import pytest
 
 from motab_jax import synthesize
-from motab_jax.config import UserError
+from motab_jax.config import UserError, load_config
 from motab_jax.grading.grade import extract_answer
-from motab_jax.runtime.cli import STOPPED, read_config
+from motab_jax.runtime.cli import STOPPED
 from motab_jax.session.prompts import read_prompts
 from motab_jax.synthesis import rolling
 from motab_jax.synthesis.record_log import FIELDS, look
@@ -190,7 +190,7 @@ def test_another_configuration_is_refused(copy, pair):
 
 def test_other_prompts_are_refused(copy, pair):
     sidecar = copy.with_name("out.jsonl.config.yaml")
-    config = read_config(str(sidecar), [])
+    config = load_config(sidecar)
     prompts = read_prompts(config)
     assert look(copy, sidecar, config, prompts).done == RECORDS
     assert look(copy, sidecar, config, [*prompts, prompts[0]]).total == RECORDS + 2, "more of them may be asked for"
@@ -202,7 +202,7 @@ def test_other_prompts_are_refused(copy, pair):
 def test_two_processes_do_not_write_one_file(copy):
     """Neither at the same time, nor one behind what the other has added since."""
     sidecar = copy.with_name("out.jsonl.config.yaml")
-    config = read_config(str(sidecar), [])
+    config = load_config(sidecar)
     log = look(copy, sidecar, config, read_prompts(config))
     with log.opened() as file:
         with pytest.raises(UserError, match="another process"), log.opened():
