@@ -198,7 +198,7 @@ class _Loop:
             return score_hidden(
                 self.teacher, hidden, segment.tokens, self.config.monitor, vocab_size=self.config.vocab_size,
                 targets_k=self.config.targets_k,
-                student=self.student if compares else None, states=segment.mine if compares else None,
+                student=self.student if compares else None, student_hidden=segment.mine if compares else None,
             )  # fmt: skip
 
         state = state.replace(student=run_if(for_student, student_reads, state.student))
@@ -242,7 +242,7 @@ class _Loop:
         open_, steps, accepted, breach = monitor.observe(
             state.slots.open, state.log.steps, columns, gather_rows(state.log.length, row),
             (config.breach_ends_row | (gather_rows(state.log.num_rewinds, row) < config.max_rewinds)) & judged,
-            eps0=config.eps0, theta=config.theta, source=source, judged=judged, row=row, rules=config.monitor,
+            eps0=config.eps0, theta=config.theta, source=source, judged=judged, row=row, spec=config.monitor,
             discard_limit=None if config.breach_ends_row else config.max_discarded,
             may_discard_all=config.backtrack.target == "root",
             discarded=gather_rows(state.log.length - (state.rows.known - state.rows.offset), row),
@@ -288,7 +288,8 @@ class _Loop:
         """
         row, slots = self.row(state.slots), state.slots
         steps = gather_rows(state.log.steps, row)
-        root = monitor.find_root(steps, slots.open.first, self.config.backtrack.target, self.config.monitor)
+        find_root = functools.partial(monitor.find_root, target=self.config.backtrack.target, spec=self.config.monitor)
+        root = jax.vmap(find_root)(steps, slots.open.first)
         first = take_per_row(steps.start, root)
         known = gather_rows(state.rows.known, row) - (gather_rows(state.log.length, row) - first)
         return state.replace(

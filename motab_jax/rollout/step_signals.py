@@ -1,11 +1,12 @@
-"""What the monitor averages over a step's tokens: the teacher's likelihood (MOTAB, eq. 5), and others for study.
+"""What the monitor averages over a step's tokens: the teacher's likelihood (MOTAB, eq. 5), and other signals for study.
 
-All at temperature 1, in nats, over the tokenizer's vocabulary. A step's value is the mean over its tokens; of the two
-likelihoods, its exponential.
+A step's value is the mean of the signal over the step's tokens; for the two likelihoods, the exponential of that mean.
+All signals are at temperature 1, in nats, over the tokenizer's vocabulary. Left out: the averaging (monitor.py).
 """
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 NEEDS_STUDENT = ("likelihood_ratio", "reverse_kl", "forward_kl", "student_entropy")
 EXPONENTIAL = ("likelihood", "likelihood_ratio")
@@ -13,15 +14,38 @@ ALARM_IS_HIGH = ("reverse_kl", "forward_kl", "teacher_entropy", "student_entropy
 
 
 def signal_of(
-    name: str, teacher: jax.Array, student: jax.Array | None, logprob: jax.Array, entropy: jax.Array, tokens: jax.Array,
-    *, top_k: int,
-) -> jax.Array:  # fmt: skip
-    """The signal f32[...] of tokens i32[...].
+    name: str,
+    teacher: Float[Array, "*N V"],
+    student: Float[Array, "*N V"] | None,
+    logprob: Float[Array, "*N"],
+    entropy: Float[Array, "*N"],
+    tokens: Int[Array, "*N"],
+    *,
+    top_k: int,
+) -> Float[Array, "*N"]:
+    """The signal of each token.
 
-    teacher, student: the logits f32[...,V] that the tokens were drawn under (student None: not needed, or not at hand;
-    then the signals that compare are not a number); logprob, entropy f32[...]: the teacher's, of the token and of its
-    whole distribution. likelihood: log p_T. likelihood_ratio: log p_T - log p_S (of SKD by step, arXiv 2410.11325).
-    top_k: 1 if the token is among the teacher's top_k likeliest, else 0 (SKD by token).
+    With p_T and p_S the teacher's and the student's distribution that the token y was drawn from:
+
+    | name | signal |
+    |---|---|
+    | likelihood | log p_T(y) |
+    | likelihood_ratio | log p_T(y) - log p_S(y) (speculative knowledge distillation by step, arXiv 2410.11325) |
+    | top_k | 1 if y is among the teacher's `top_k` likeliest tokens, else 0 (the same method by token) |
+    | reverse_kl, forward_kl | KL(p_S || p_T), KL(p_T || p_S) |
+    | teacher_entropy, student_entropy | H(p_T), H(p_S) |
+
+    Args:
+      name: one of the above.
+      teacher: the teacher's logits.
+      student: the student's logits; None where the signal needs none, or where there are none.
+      logprob: log p_T(y), in nats.
+      entropy: H(p_T), in nats.
+      tokens: y.
+      top_k: for the signal of that name.
+
+    Returns:
+      The signal; not a number where it needs the student's logits and there are none.
     """
     if name == "likelihood":
         return logprob
@@ -32,11 +56,12 @@ def signal_of(
         return (jnp.sum(teacher > chosen, axis=-1) < top_k).astype(jnp.float32)
     if student is None:
         return jnp.full(tokens.shape, jnp.nan, jnp.float32)
-    mine = jax.nn.log_softmax(student, axis=-1)
+    student_logprobs = jax.nn.log_softmax(student, axis=-1)
     if name == "likelihood_ratio":
-        return logprob - jnp.take_along_axis(mine, tokens[..., None], axis=-1)[..., 0]
+        return logprob - jnp.take_along_axis(student_logprobs, tokens[..., None], axis=-1)[..., 0]
     if name == "student_entropy":
-        return -jnp.sum(jnp.exp(mine) * mine, axis=-1)
-    theirs = jax.nn.log_softmax(teacher, axis=-1)
-    left, right = (mine, theirs) if name == "reverse_kl" else (theirs, mine)
+        return -jnp.sum(jnp.exp(student_logprobs) * student_logprobs, axis=-1)
+    teacher_logprobs = jax.nn.log_softmax(teacher, axis=-1)
+    reverse = name == "reverse_kl"
+    left, right = (student_logprobs, teacher_logprobs) if reverse else (teacher_logprobs, student_logprobs)
     return jnp.sum(jnp.exp(left) * (left - right), axis=-1)

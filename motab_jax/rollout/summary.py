@@ -1,24 +1,29 @@
-"""A batch of trajectories in a few numbers, and the few of its rows that are worth reading.
+"""Statistics of a batch of trajectories, and a few of its rows to show.
 
-Computed where the trajectories lie, so that nothing else of them is fetched. Both functions are pure.
+Both functions run on the devices, so that only their results are fetched to the host.
 """
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from motab_jax.data.sources import Source
 from motab_jax.rollout.monitor import NO_BOUNDARY
 from motab_jax.rollout.trajectory import FinishReason, Trajectory
 
 
-def statistics(trajectory: Trajectory) -> dict[str, jax.Array]:
-    """Figures for the metrics: tokens by writer, strays, rewinds, values, lengths, truncation.
+def statistics(trajectory: Trajectory) -> dict[str, Num[Array, ""]]:
+    """The metrics of a batch: tokens by source, strays, rewinds, step values, lengths, truncation.
 
-    Numbers i32[] or f32[]; NaN is the mean of nothing.
+    Args:
+      trajectory: N rows, with the counters of their rollout.
+
+    Returns:
+      Numbers by the names of docs/records.md; NaN is the mean of nothing.
     """
     used, kept, steps = trajectory.used, trajectory.kept, trajectory.steps
-    real = jnp.arange(steps.start.shape[1])[None] < steps.count[:, None]
-    student, lengths = real & (steps.source == Source.STUDENT), jnp.sum(kept, axis=1)
+    entered = jnp.arange(steps.start.shape[1])[None] < steps.count[:, None]
+    student_steps, lengths = entered & (steps.source == Source.STUDENT), jnp.sum(kept, axis=1)
     counters = trajectory.counters
     decoded = counters.student_columns + counters.teacher_columns
     emitted = jnp.maximum(jnp.sum(used), 1)
@@ -30,27 +35,34 @@ def statistics(trajectory: Trajectory) -> dict[str, jax.Array]:
         "tokens_student": jnp.sum(used & (trajectory.sources == Source.STUDENT)),
         "tokens_teacher": jnp.sum(used & (trajectory.sources == Source.TEACHER)),
         "tokens_discarded": jnp.sum(used & ~kept),
-        "strayed": jnp.mean(jnp.any(student & steps.stray, axis=1).astype(jnp.float32)),
+        "strayed": jnp.mean(jnp.any(student_steps & steps.stray, axis=1).astype(jnp.float32)),
         "rewinds": jnp.mean(trajectory.num_rewinds.astype(jnp.float32)),
-        "value": _mean(steps.value, student),
-        "boundary": _mean(steps.boundary, student & (jnp.abs(steps.boundary) < NO_BOUNDARY)),
+        "value": _mean(steps.value, student_steps),
+        "boundary": _mean(steps.boundary, student_steps & (jnp.abs(steps.boundary) < NO_BOUNDARY)),
         "length_mean": jnp.mean(lengths.astype(jnp.float32)),
         "length_max": jnp.max(lengths),
         "truncated": jnp.mean((trajectory.finish == FinishReason.LENGTH).astype(jnp.float32)),
     }
 
 
-def samples(trajectory: Trajectory, count: int) -> tuple[jax.Array, Trajectory]:
-    """(numbers i32[count] of some rows, those rows): the first ones that were rewound, then others."""
+def samples(trajectory: Trajectory, count: int) -> tuple[Int[Array, "C"], Trajectory]:
+    """Some rows to show: the first ones that were rewound, then others.
+
+    Args:
+      trajectory: N rows.
+      count: the number of rows to take; all, where there are fewer.
+
+    Returns:
+      The rows' indices, and the rows without the teacher's distributions, with the counters of all.
+    """
     order = jnp.argsort(trajectory.num_rewinds == 0, stable=True)[:count]
-    rows = trajectory.slim().replace(counters=None)
-    return order, jax.tree.map(lambda x: x[order], rows)
+    return order, jax.tree.map(lambda x: x[order] if x.ndim else x, trajectory.slim())
 
 
-def _mean(values: jax.Array, where: jax.Array) -> jax.Array:
+def _mean(values: Float[Array, "N M"], where: Bool[Array, "N M"]) -> Float[Array, ""]:
     return _ratio(jnp.sum(jnp.where(where, values, 0.0)), jnp.sum(where))
 
 
-def _ratio(one: jax.Array, other: jax.Array) -> jax.Array:
-    """one / other, NaN where other is 0."""
-    return jnp.where(other > 0, one / jnp.maximum(other, 1), jnp.nan)
+def _ratio(numerator: Num[Array, ""], denominator: Num[Array, ""]) -> Float[Array, ""]:
+    """The quotient; NaN where the denominator is 0."""
+    return jnp.where(denominator > 0, numerator / jnp.maximum(denominator, 1), jnp.nan)

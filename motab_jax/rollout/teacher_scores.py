@@ -1,4 +1,4 @@
-"""What the teacher thinks of tokens: their log-probability, the entropy they came from, and its likeliest tokens.
+"""The teacher's scores of tokens: log-probability, entropy of its distribution, monitor signal, likeliest tokens.
 
 All at temperature 1, in nats, over the tokenizer's vocabulary.
 """
@@ -6,36 +6,48 @@ All at temperature 1, in nats, over the tokenizer's vocabulary.
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
 
 from motab_jax.models.topk import TopK, top_k_of
 from motab_jax.models.transformer import Model, unembed
 from motab_jax.rollout.config import MonitorSpec
 from motab_jax.rollout.step_signals import signal_of
 
-SCORE_ELEMENTS = 1 << 23
+SCORE_ELEMENTS = 1 << 23  # logits that scoring holds at a time
 
 
-@flax.struct.dataclass
-class TokenScores:
-    """Of tokens [...]; K likeliest kept, None where none are."""
+class TokenScores(flax.struct.PyTreeNode):
+    """The scores of tokens [*N]."""
 
-    logprob: jax.Array  # f32[...]; log p_T(token | its context)
-    entropy: jax.Array  # f32[...]; H of the distribution that the token came from (eq. 6)
-    signal: jax.Array  # f32[...]; what the monitor averages over a step (signal.py)
-    topk: TopK | None  # ids i32[...,K] and logprobs f32[...,K]
+    logprob: Float32[Array, "*N"]  # log p_T(token | its context)
+    entropy: Float32[Array, "*N"]  # H of the distribution that predicted the token (eq. 6)
+    signal: Float32[Array, "*N"]  # what the monitor averages over a step (step_signals.py)
+    topk: TopK | None  # the K likeliest tokens [*N K]; None: none are kept
 
 
 def empty_scores(shape: tuple[int, ...], targets_k: int) -> TokenScores:
-    """Zeros of this shape."""
+    """Scores of zero for tokens of this shape, with room for the targets_k likeliest."""
     zeros = jnp.zeros(shape, jnp.float32)
     if targets_k == 0:
         return TokenScores(zeros, zeros, zeros, None)
-    each = (*shape, targets_k)
-    return TokenScores(zeros, zeros, zeros, TopK(jnp.zeros(each, jnp.int32), jnp.zeros(each, jnp.float32)))
+    kept = (*shape, targets_k)
+    return TokenScores(zeros, zeros, zeros, TopK(jnp.zeros(kept, jnp.int32), jnp.zeros(kept, jnp.float32)))
 
 
-def entropy_of(logits: jax.Array, top_k: int = 0) -> jax.Array:
-    """Entropy [...] in nats of logits [...,V]; top_k > 0: of the renormalised k likeliest tokens (eq. 6)."""
+def entropy_of(logits: Float[Array, "*N V"], top_k: int = 0) -> Float[Array, "*N"]:
+    """The entropy -sum_v p(v) log p(v) of p = softmax(logits) (eq. 6).
+
+    >>> half = jnp.log(jnp.array([0.5, 0.25, 0.25]))
+    >>> round(float(entropy_of(half) / jnp.log(2.0)), 4)
+    1.5
+
+    Args:
+      logits: of V tokens.
+      top_k: above 0, p is renormalised over the k likeliest tokens.
+
+    Returns:
+      The entropy, in nats.
+    """
     if 0 < top_k < logits.shape[-1]:
         logits = jax.lax.top_k(logits, top_k)[0]
     top = jnp.max(logits, axis=-1, keepdims=True)
@@ -45,49 +57,75 @@ def entropy_of(logits: jax.Array, top_k: int = 0) -> jax.Array:
 
 
 def score_tokens(
-    logits: jax.Array, tokens: jax.Array, spec: MonitorSpec, targets_k: int = 0, student: jax.Array | None = None
+    logits: Float[Array, "*N V"],
+    tokens: Int[Array, "*N"],
+    spec: MonitorSpec,
+    targets_k: int = 0,
+    student_logits: Float[Array, "*N V"] | None = None,
 ) -> TokenScores:
-    """The scores of tokens i32[...] held by the distribution of logits f32[...,V].
+    """The scores of tokens under the teacher's logits.
 
-    targets_k: likeliest tokens that are kept; student: the student's logits, if at hand.
+    Args:
+      logits: the teacher's, which predict the tokens.
+      tokens: ids below V.
+      spec: the signal, and the tokens in the entropy.
+      targets_k: likeliest tokens that are kept.
+      student_logits: the student's in the same contexts, where the signal needs them.
+
+    Returns:
+      The scores of each token.
     """
     # A token that the teacher's tokenizer lacks cannot occur: both models sample below the tokenizer's vocabulary.
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     topk = top_k_of(logits, targets_k) if targets_k else None
     logprob, entropy = chosen - jax.nn.logsumexp(logits, axis=-1), entropy_of(logits, spec.entropy_top_k)
-    whole = entropy
+    full_entropy = entropy
     if spec.entropy_top_k and spec.signal == "teacher_entropy":
-        whole = entropy_of(logits)
-    signal = signal_of(spec.signal, logits, student, logprob, whole, tokens, top_k=spec.signal_top_k)
+        full_entropy = entropy_of(logits)
+    signal = signal_of(spec.signal, logits, student_logits, logprob, full_entropy, tokens, top_k=spec.signal_top_k)
     return TokenScores(logprob, entropy, signal, topk)
 
 
 def score_hidden(
     teacher: Model,
-    hidden,
-    tokens,
+    hidden: Float[Array, "B C D"],
+    tokens: Int[Array, "B C"],
     spec: MonitorSpec,
     *,
     vocab_size: int,
     targets_k: int = 0,
     student: Model | None = None,
-    states=None,
+    student_hidden: Float[Array, "B C S"] | None = None,
 ) -> TokenScores:
-    """The teacher's scores of tokens i32[B,C], which its final states hidden [B,C,D] predict.
+    """The scores of tokens from the hidden states that predict them.
 
-    student, states [B,C,S]: the student and its own states there, where the signal needs them. Columns are taken a few
-    at a time, so that logits [B,C,V] are never held whole.
+    Columns are scored a few at a time, so that the logits [B, C, V] never exist at once.
+
+    Args:
+      teacher: whose head makes the logits.
+      hidden: the teacher's final hidden states.
+      tokens: what they predict.
+      spec: the signal, and the tokens in the entropy.
+      vocab_size: V, the tokenizer's.
+      targets_k: likeliest tokens that are kept.
+      student: where the signal needs its distribution.
+      student_hidden: the student's final hidden states in the same contexts, likewise; S is its width.
+
+    Returns:
+      The scores [B, C].
     """
 
-    def column(args):
-        state, token, mine = args
-        logits = unembed(teacher.params, teacher.config, state, vocab_size)
-        theirs = None if student is None else unembed(student.params, student.config, mine, vocab_size)
-        return score_tokens(logits, token, spec, targets_k, theirs)
+    def score_columns(args):
+        hidden, token, student_hidden = args
+        logits = unembed(teacher.params, teacher.config, hidden, vocab_size)
+        student_logits = None
+        if student is not None:
+            student_logits = unembed(student.params, student.config, student_hidden, vocab_size)
+        return score_tokens(logits, token, spec, targets_k, student_logits)
 
     rows, columns = tokens.shape
     if rows * columns * vocab_size <= SCORE_ELEMENTS:
-        return column((hidden, tokens, states))
+        return score_columns((hidden, tokens, student_hidden))
     batch = max(1, min(columns, SCORE_ELEMENTS // (rows * vocab_size)))
-    turned = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (hidden, tokens, states))
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), jax.lax.map(column, turned, batch_size=batch))
+    by_column = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (hidden, tokens, student_hidden))
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), jax.lax.map(score_columns, by_column, batch_size=batch))

@@ -169,7 +169,8 @@ def _places(session: Session) -> Trajectory:
     The teacher's states, much the largest, are also cut over `tensor`.
     """
     rows, teacher = batch_sharding(session.mesh), session.teacher
-    places = Trajectory(**dict.fromkeys(Trajectory.__dataclass_fields__, rows))
+    by_field: dict[str, Any] = dict.fromkeys(Trajectory.__dataclass_fields__, rows)
+    places = Trajectory(**by_field)
     if teacher is not None and teacher.config.width % session.mesh.shape["tensor"] == 0:
         hidden = NamedSharding(session.mesh, PartitionSpec(*rows.spec, None, "tensor"))
         places = dataclasses.replace(places, teacher_hidden=hidden)

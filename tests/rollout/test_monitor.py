@@ -11,7 +11,7 @@ import pytest
 from motab_jax.data.sources import Source
 from motab_jax.models.transformer import unembed
 from motab_jax.rollout import MonitorSpec
-from motab_jax.rollout.monitor import Columns, find_root, observe, open_step, safety_boundary
+from motab_jax.rollout.monitor import PAPER, Columns, find_root, observe, open_step, safety_boundary
 from motab_jax.rollout.teacher_scores import entropy_of, score_hidden
 from motab_jax.rollout.trajectory import KEPT, empty_steps
 from tests.rollout.pair import VOCAB, teacher
@@ -132,16 +132,16 @@ def test_steps_that_are_not_judged_have_a_boundary_and_never_stray():
     np.testing.assert_allclose(steps.boundary[0, :2], 0.5 * math.exp(-1.0), rtol=1e-6)
 
 
-def root_of(values, boundaries, *, first=0, target="root") -> int:
+def root_of(values, boundaries, *, first=0, target="root", spec=PAPER) -> int:
     """The root step of a breach in the last of the steps."""
-    count, size = len(values), 7
-    pad = (0, size - count)
-    steps = empty_steps(1, size).replace(
-        value=jnp.asarray([np.pad(values, pad)], jnp.float32),
-        boundary=jnp.asarray([np.pad(boundaries, pad)], jnp.float32),
-        count=jnp.array([count]),
+    size = 7
+    pad = (0, size - len(values))
+    steps = jax.tree.map(lambda x: x[0], empty_steps(1, size)).replace(
+        value=jnp.asarray(np.pad(values, pad), jnp.float32),
+        boundary=jnp.asarray(np.pad(boundaries, pad), jnp.float32),
+        count=jnp.int32(len(values)),
     )
-    return int(find_root(steps, jnp.array([first]), target)[0])
+    return int(find_root(steps, jnp.int32(first), target, spec))
 
 
 @pytest.mark.parametrize(

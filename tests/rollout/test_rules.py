@@ -11,15 +11,16 @@ import pytest
 from motab_jax.data.sources import Source
 from motab_jax.data.steps import advance, compile_window
 from motab_jax.rollout import MonitorSpec
-from motab_jax.rollout.monitor import Columns, find_root, observe, open_step
+from motab_jax.rollout.monitor import Columns, observe, open_step
 from motab_jax.rollout.step_signals import signal_of
 from motab_jax.rollout.trajectory import empty_steps
+from tests.rollout.test_monitor import root_of
 
 MEAN = MonitorSpec(signal="top_k")  # a step's value is the mean of its signal, not an exponential
 HIGH = replace(MEAN, alarm_is_high=True)
 
 
-def judge(signals, *, rules, eps0, cut=None, lost=0, before=(), judged=True, limits=None, **changes):
+def judge(signals, *, spec, eps0, cut=None, lost=0, before=(), judged=True, limits=None, **changes):
     """Observe one row in which every token is a step; `before`: (value, stray, source) of steps entered earlier."""
     count, steps = len(signals), empty_steps(1, 16)
     for place, (value, stray, source) in enumerate(before):
@@ -33,7 +34,7 @@ def judge(signals, *, rules, eps0, cut=None, lost=0, before=(), judged=True, lim
         part = jax.tree.map(lambda x, begin=begin, end=end: x[:, begin:end], columns)
         open_, steps, accepted, breach = observe(
             open_, steps, part, place, jnp.array([True]), eps0=jnp.float32(eps0), theta=jnp.float32(0.0),
-            source=Source.STUDENT, judged=judged, rules=rules, discarded=jnp.array([lost]), **(limits or {}),
+            source=Source.STUDENT, judged=judged, spec=spec, discarded=jnp.array([lost]), **(limits or {}),
         )  # fmt: skip
         place, taken = place + jnp.sum(accepted, axis=1), taken + int(accepted.sum())
         if breach[0]:
@@ -42,10 +43,10 @@ def judge(signals, *, rules, eps0, cut=None, lost=0, before=(), judged=True, lim
 
 
 def test_a_mean_is_not_an_exponential():
-    steps, taken, breach = judge([0.4, 0.2], rules=MEAN, eps0=0.3)
+    steps, taken, breach = judge([0.4, 0.2], spec=MEAN, eps0=0.3)
     np.testing.assert_allclose(steps.value[0, :2], [0.4, 0.2])
     assert breach and taken == 2
-    assert judge([0.4, 0.2, 0.4], rules=HIGH, eps0=0.3)[1:] == (1, True)
+    assert judge([0.4, 0.2, 0.4], spec=HIGH, eps0=0.3)[1:] == (1, True)
 
 
 def test_a_token_that_is_taken_for_certain_counts_in_the_length_alone():
@@ -53,10 +54,10 @@ def test_a_token_that_is_taken_for_certain_counts_in_the_length_alone():
     columns = Columns(jnp.log(jnp.array([[0.1, 0.25]])), jnp.zeros((1, 2)), yes, no, jnp.array([[False, True]]))
     values = {}
     for certain in (False, True):
-        rules = MonitorSpec(first_token_certain=certain)
+        spec = MonitorSpec(first_token_certain=certain)
         _, steps, *_ = observe(
             open_step(1), empty_steps(1, 4), columns, jnp.array([0]), jnp.array([True]), eps0=jnp.float32(0.0),
-            theta=jnp.float32(0.0), source=Source.STUDENT, rules=rules,
+            theta=jnp.float32(0.0), source=Source.STUDENT, spec=spec,
         )  # fmt: skip
         values[certain] = float(steps.value[0, 0])
     assert values[False] == pytest.approx(0.025**0.5) and values[True] == pytest.approx(0.5)
@@ -65,29 +66,29 @@ def test_a_token_that_is_taken_for_certain_counts_in_the_length_alone():
 @pytest.mark.parametrize("cut", [None, [1], [1, 2, 3]])
 def test_a_running_mean_is_of_the_steps_before(cut):
     # Means before each: none, 1, 1.5, 2: the last value is 3 times as large and not more.
-    steps, taken, breach = judge([1.0, 2.0, 3.0, 6.0], rules=replace(HIGH, running_mean=True), eps0=3.0, cut=cut)
+    steps, taken, breach = judge([1.0, 2.0, 3.0, 6.0], spec=replace(HIGH, running_mean=True), eps0=3.0, cut=cut)
     np.testing.assert_allclose(steps.boundary[0, 1:4], [3.0, 4.5, 6.0])
     assert not breach and taken == 4
-    assert judge([1.0, 2.0, 3.0, 6.1], rules=replace(HIGH, running_mean=True), eps0=3.0, cut=cut)[2]
+    assert judge([1.0, 2.0, 3.0, 6.1], spec=replace(HIGH, running_mean=True), eps0=3.0, cut=cut)[2]
 
 
 def test_a_running_mean_leaves_the_teachers_steps_out():
     before = [(1.0, False, Source.STUDENT), (100.0, False, Source.TEACHER)]
-    steps, _, breach = judge([3.5], rules=replace(HIGH, running_mean=True), eps0=3.0, before=before)
+    steps, _, breach = judge([3.5], spec=replace(HIGH, running_mean=True), eps0=3.0, before=before)
     assert breach and float(steps.boundary[0, 2]) == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("cut", [None, [1], [2, 3], [1, 2, 3, 4]])
 def test_patience_counts_strays_in_a_row(cut):
     low = replace(MEAN, patience=2)
-    assert judge([0.1, 0.9, 0.1, 0.1, 0.9], rules=low, eps0=0.5, cut=cut)[1:] == (4, True)
-    assert judge([0.1, 0.9, 0.1, 0.9, 0.1], rules=low, eps0=0.5, cut=cut)[1:] == (5, False)
+    assert judge([0.1, 0.9, 0.1, 0.1, 0.9], spec=low, eps0=0.5, cut=cut)[1:] == (4, True)
+    assert judge([0.1, 0.9, 0.1, 0.9, 0.1], spec=low, eps0=0.5, cut=cut)[1:] == (5, False)
 
 
 def test_patience_does_not_reach_back_beyond_a_hand_back():
     before = [(0.1, True, Source.STUDENT)]
-    assert judge([0.1], rules=replace(MEAN, patience=2), eps0=0.5, before=before)[2]
-    assert not judge([0.1], rules=replace(MEAN, patience=2), eps0=0.5, before=before, first=jnp.array([1]))[2]
+    assert judge([0.1], spec=replace(MEAN, patience=2), eps0=0.5, before=before)[2]
+    assert not judge([0.1], spec=replace(MEAN, patience=2), eps0=0.5, before=before, first=jnp.array([1]))[2]
 
 
 @pytest.mark.parametrize(("most", "lost", "whole", "breach"), [
@@ -97,19 +98,14 @@ def test_a_text_loses_no_more_than_it_may(most, lost, whole, breach):
     """The log has 4 tokens when the last step strays: `lost` of them are lost already, the step is 1 long."""
     limits = {"discard_limit": most, "may_discard_all": whole}
     before = [(0.9, False, Source.STUDENT)] * 3
-    found = judge([0.1], rules=MEAN, eps0=0.5, lost=lost, before=before, limits=limits)
+    found = judge([0.1], spec=MEAN, eps0=0.5, lost=lost, before=before, limits=limits)
     assert found[2] == breach and bool(found[0].stray[0, 3])
 
 
 def test_the_root_of_a_high_alarm_is_the_steepest_rise():
-    steps = empty_steps(1, 8)
-    steps = steps.replace(
-        value=steps.value.at[0, :4].set(jnp.array([0.1, 0.6, 0.7, 0.9])),
-        boundary=jnp.full_like(steps.boundary, 0.8),
-        count=jnp.array([4]),
-    )
-    assert int(find_root(steps, jnp.array([0]), "root", HIGH)[0]) == 1
-    assert int(find_root(steps, jnp.array([0]), "root", MEAN)[0]) == 3  # none is safe from below
+    values, boundaries = [0.1, 0.6, 0.7, 0.9], [0.8] * 4
+    assert root_of(values, boundaries, spec=HIGH) == 1
+    assert root_of(values, boundaries, spec=MEAN) == 3  # none is safe from below
 
 
 def test_windows_are_counted():
