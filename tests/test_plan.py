@@ -15,7 +15,7 @@ from motab_jax.planning.roofline import (
     step_costs,
     step_sizes,
 )
-from motab_jax.planning.search import Plan, Target, candidate_meshes, largest_that_fits
+from motab_jax.planning.search import Plan, Target, candidate_meshes, largest_that_fits, make_plan
 from motab_jax.planning.topologies import Chip
 from motab_jax.quickstart import STUDENT, TEACHER
 
@@ -160,6 +160,25 @@ def test_the_words_of_the_verb_are_not_configuration():
     given = plan.WORDS.parse(["--json", "x", "topology=v5e:2x2", "run.steps=1", "mesh.data=2", "strayed=0.5"])
     assert (given.json, given.topology, given.strayed, given.mesh, given.largest) == ("x", "v5e:2x2", 0.5, None, True)
     assert (given.config.run.steps, given.config.mesh.data) == (1, 2)
+
+
+def test_a_plan_for_the_devices_at_hand(devices, tmp_path):
+    """A pair of one layer, compiled for 2 CPU devices: a run's programs, and what is in memory while each runs."""
+    folder = write_shapes(tmp_path / "model", num_hidden_layers=1)
+    words = {"student.path": folder, "teacher.path": folder, "rollout.batch_size": 8, "rollout.max_new_tokens": 16}
+    words |= {"mesh.tensor": 2}
+    target = Target("cpu", CHIP, 2, devices[:2], 0.3)
+    found = make_plan(config(**words), target).as_json()
+    programs = {program["name"]: program for program in found["programs"]}
+    assert tuple(programs) == PROGRAMS and found["compiled"]
+    for program in programs.values():
+        facts = program["facts"]
+        own = facts["arguments"] + facts["outputs"] - facts["aliased"] + facts["temporaries"]
+        assert 0 < own <= program["needed"] == own + program["beside"] <= found["needed"]
+    update, rollout = programs["update"]["facts"], programs["rollout"]["facts"]
+    assert 0 < update["aliased"] <= update["outputs"], "the state is donated"
+    assert rollout["temporaries"] >= found["caches"] > 0, "the caches are among the temporaries"
+    assert set(rollout["moved"]) == set(rollout["collectives"]) != set(), "weights are sharded over tensor"
 
 
 @pytest.mark.tpu_aot
