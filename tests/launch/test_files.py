@@ -108,8 +108,8 @@ def test_local_passes_a_signal_on_and_waits_for_all(checkout):
         stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         logs = [checkout / "runs" / "local-logs" / f"process-{index}.log" for index in range(2)]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120  # two processes start at once on a busy machine
         while not all(log.is_file() and log.read_text() for log in logs) and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 75
+        assert process.wait(120) == 75

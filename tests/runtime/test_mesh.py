@@ -9,7 +9,6 @@ from jax.sharding import PartitionSpec as P
 from motab_jax.config import UserError
 from motab_jax.planning.topologies import topology_devices
 from motab_jax.runtime.mesh import (
-    LAYOUTS,
     batch_sharding,
     check_batch,
     check_heads,
@@ -54,20 +53,15 @@ def test_sizes_that_do_not_fit_are_named(sizes, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
-def test_islands_that_are_not_there_are_named():
-    with pytest.raises(UserError, match=r"mesh.dcn_data=2: the devices are on 1 island"):
+def test_slices_that_are_not_there_are_named():
+    with pytest.raises(UserError, match=r"mesh.dcn_data=2: the devices are on 1 slice"):
         make_mesh(-1, 1, 1, dcn_data=2)
-
-
-def test_layouts_name_the_same_axes():
-    assert LAYOUTS["update"].keys() == LAYOUTS["serve"].keys()
-    assert LAYOUTS["serve"]["embed"] is None
 
 
 def test_heads_that_do_not_divide_are_refused_with_those_that_do():
     check_heads(4, 8, 2, "the student's")  # each key-value head twice
     assert valid_tensor_sizes(8, 2) == [1, 2, 4, 8] and valid_tensor_sizes(12, 3) == [1, 3, 6, 12]
-    with pytest.raises(UserError, match=r"mesh.tensor=3 does not cut the student's 8 .* use one of 1, 2, 4, 8"):
+    with pytest.raises(UserError, match=r"mesh.tensor=3 does not divide the student's 8 .* use one of 1, 2, 4, 8"):
         check_heads(3, 8, 2, "the student's")
 
 
@@ -102,8 +96,8 @@ def test_rows_go_over_data_and_fsdp():
     mesh = make_mesh(2, 2, 2)
     rows = jax.device_put(np.arange(8.0).reshape(4, 2), batch_sharding(mesh))
     assert {shard.data.shape for shard in rows.addressable_shards} == {(1, 2)}
-    whole = jax.device_put(jnp.ones(3), replicated(mesh))
-    assert {shard.data.shape for shard in whole.addressable_shards} == {(3,)}
+    full = jax.device_put(jnp.ones(3), replicated(mesh))
+    assert {shard.data.shape for shard in full.addressable_shards} == {(3,)}
 
 
 def test_a_process_places_the_rows_of_its_devices():
