@@ -1,6 +1,6 @@
-"""Completions that come with the data: their token ids, ready to follow the prompt's.
+"""Completions that come with the data: their token ids, which follow the prompt's.
 
-Left out: completions that are chat messages. With a chat template the text goes behind the opened assistant's turn.
+Left out: completions that are chat messages. With a chat template the text continues the assistant's opened message.
 """
 
 from pathlib import Path
@@ -11,9 +11,16 @@ from motab_jax.data.records import Prompt
 
 
 def encode_completions(prompts: list[Prompt], tokenizer: Any, *, stop: int, path: str | Path | None) -> list[list[int]]:
-    """Token ids of every prompt's completion, the stop token behind them.
+    """Token ids of every prompt's completion, with the stop token at the end.
 
-    Raises UserError naming the first prompt that has no completion, or a blank one.
+    Args:
+        prompts: the prompts, each with a completion.
+        tokenizer: of transformers.
+        stop: the id of the stop token.
+        path: the data file, for the error.
+
+    Raises:
+        UserError: naming the first prompt that has no completion, or a blank one.
     """
     encoded = []
     for prompt in prompts:

@@ -1,4 +1,4 @@
-"""Prompts: where they come from, their token ids, and the endless shuffled order they are read in.
+"""Prompts: where they come from, their token ids, and the endless shuffled order that training takes them in.
 
 Sources: `arithmetic` and `pointers` (generated), `jsonl` and `parquet` (a file at data.path), `hub:<id>` (a Hugging
 Face data set; data.path may name its configuration), `reasoning_gym:<task>` (generated). What a record needs is in
@@ -21,15 +21,15 @@ from motab_jax.data.tasks import arithmetic, pointers
 from motab_jax.data.tokenizer import encode_prompt
 
 TASKS = {"arithmetic": arithmetic, "pointers": pointers}
-POOL = {"train": 20_000, "held_out": 1_000}  # prompts of a generated source when no count is given
+POOL = {"train": 20_000, "held_out": 1_000}  # prompts of a generated source where no count is given
 TASK_POOL = {"train": 2_000, "held_out": 500}  # reasoning-gym tasks are slower to generate
 TASK_HELD_OUT_SHARE = 4
-# reasoning-gym seeds question i with seed + i: seeds this far apart share no question but by chance.
+# reasoning-gym seeds question i with seed + i: with seeds this far apart, questions are equal by chance only.
 TASK_SEED_STRIDE = 100_000_000
 
 
 class PromptSource(RecordRules, Protocol):
-    """What is read of a configuration section: `data`, or `eval` where it has a source of its own."""
+    """The keys that say where prompts come from: of `data`, or of `eval` where it has a source of its own."""
 
     @property
     def source(self) -> str | None: ...
@@ -47,14 +47,20 @@ def has_held_out(source: str) -> bool:
 
 
 def load_prompts(data: PromptSource, *, split: str, count: int | None, seed: int) -> list[Prompt]:
-    """The first `count` prompts (None: all of a file, a fixed pool of a generated source).
+    """Read or generate prompts, each with the section's instruction.
 
-    `split` (`train`, `held_out`) and `seed` rule generated sources, whose two splits are disjoint whatever the seed. A
-    file is one split: the one its own section names; `hub:` reads the split data.split. Raises UserError for anything
-    missing, broken or empty, and where a training file is asked for held-out prompts.
+    Args:
+        data: the section.
+        split: `train` or `held_out`, of a generated source; the two share no prompt, whatever the seed. A file is one
+            split, the one that its section names; a hub data set is read from the split `data.split`.
+        count: the first so many; None for all of a file, and for `POOL` of a generated source.
+        seed: of generated sources.
+
+    Raises:
+        UserError: for anything missing, broken or empty, and for held-out prompts of a training file.
     """
-    found = _load(data, split, count, seed)
-    return [dataclasses.replace(prompt, prompt=instructed(prompt.prompt, data.instruction)) for prompt in found]
+    prompts = _load(data, split, count, seed)
+    return [dataclasses.replace(prompt, prompt=instructed(prompt.prompt, data.instruction)) for prompt in prompts]
 
 
 def _load(data: PromptSource, split: str, count: int | None, seed: int) -> list[Prompt]:
@@ -74,13 +80,13 @@ def _load(data: PromptSource, split: str, count: int | None, seed: int) -> list[
     if len(data.wrong_answers) >= len(LETTERS):
         raise UserError(f"wrong_answers names {len(data.wrong_answers)} fields; the most is {len(LETTERS) - 1}")
     if kind == "hub":
-        records, where = _hub(name, data), source
+        records, origin = _hub(name, data), source
     else:
         file = _existing_file(data.path, kind)
-        records, where = (_jsonl if kind == "jsonl" else _parquet)(file), str(file)
-    prompts = [read_record(record, data, place) for place, record in itertools.islice(records, count)]
+        records, origin = (_jsonl if kind == "jsonl" else _parquet)(file), str(file)
+    prompts = [read_record(record, data, location) for location, record in itertools.islice(records, count)]
     if not prompts:
-        raise UserError(f"{where}: the data set is empty")
+        raise UserError(f"{origin}: the data set is empty")
     return prompts
 
 
@@ -93,7 +99,19 @@ def encode_all(
     max_prompt_tokens: int,
     path: str | Path | None,
 ) -> list[list[int]]:
-    """Token ids of every prompt. Raises UserError naming the first prompt that is too long or can't be encoded."""
+    """Token ids of every prompt.
+
+    Args:
+        prompts: the prompts, texts or chats.
+        tokenizer: of transformers.
+        chat_template: whether a text is made the user's message of a chat.
+        thinking: the template's `enable_thinking`; None for its default.
+        max_prompt_tokens: the most that a prompt may have.
+        path: the data file, for errors.
+
+    Raises:
+        UserError: naming the first prompt that is too long or can't be encoded.
+    """
     encoded = []
     for prompt in prompts:
         where = f"{path}: prompt '{prompt.id}'" if path else f"prompt '{prompt.id}'"
@@ -111,9 +129,9 @@ def encode_all(
 
 
 class PromptStream:
-    """Endless, shuffled, resumable batches of prompt indices 0..num_prompts-1; every epoch in a new order.
+    """Endless, shuffled, resumable batches of prompt indices 0..num_prompts-1; every epoch has a new order.
 
-    The order depends on the seed alone: batches of any size cut the same stream, and may span two epochs.
+    The order depends on the seed alone, not on the batch size. A batch may span two epochs.
     """
 
     def __init__(self, num_prompts: int, batch_size: int, seed: int):
@@ -140,18 +158,18 @@ class PromptStream:
         return [int(np.asarray(self._order[i])) for i in range(start, self._position)]
 
     def get_state(self) -> dict[str, int]:
-        """Plain integers, fit for JSON."""
+        """The state as integers, for JSON."""
         return {"position": self._position, "num_prompts": self._num_prompts, "seed": self._seed}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Go on from a saved state. Raises UserError if the prompts or the seed are no longer the same."""
-        for key, ours, what in (
+        """Continue from a saved state. Raises UserError if the number of prompts or the seed is another one."""
+        for key, now, name in (
             ("num_prompts", self._num_prompts, "number of prompts"),
             ("seed", self._seed, "shuffle seed"),
         ):
-            if state[key] != ours:
+            if state[key] != now:
                 raise UserError(
-                    f"the run was saved with another {what} ({state[key]}, now {ours}); "
+                    f"the run was saved with another {name} ({state[key]}, now {now}); "
                     "restore the data it was started with, or start a new run"
                 )
         self._position = int(state["position"])
@@ -166,7 +184,7 @@ def _shipped(source: str, split: str, count: int | None, seed: int) -> list[Prom
 
 
 def _tasks(names: str, split: str, count: int | None, seed: int) -> list[Prompt]:
-    """Prompts of the comma-separated reasoning-gym tasks in turn, `count` in all."""
+    """Prompts of comma-separated reasoning-gym tasks, one of each in rotation, `count` in all."""
     tasks = names.split(",")
     share = None if count is None else -(-count // len(tasks))
     rounds = itertools.zip_longest(*(_reasoning_gym(task.strip(), split, share, seed) for task in tasks))
@@ -181,26 +199,26 @@ def _reasoning_gym(task: str, split: str, count: int | None, seed: int) -> list[
             "data.source=reasoning_gym needs the package reasoning-gym: pip install motab_jax[data]"
         ) from None
     wanted = count or TASK_POOL[split]
-    size = 10 * TASK_HELD_OUT_SHARE * wanted + 200  # looked through at most; items are made when they are read
+    size = 10 * TASK_HELD_OUT_SHARE * wanted + 200  # the most that are searched; an item is made when it is read
     task_seed = 2 * seed * TASK_SEED_STRIDE + (TASK_SEED_STRIDE if split == "held_out" else 0)
     try:
         items = reasoning_gym.create_dataset(task, seed=task_seed, size=size)
     except (ValueError, TypeError, AssertionError) as error:
         raise UserError(f"data.source = 'reasoning_gym:{task}': {error}") from None
-    found: dict[str, Prompt] = {}
+    prompts: dict[str, Prompt] = {}
     for index in range(size):
-        if len(found) == wanted:
+        if len(prompts) == wanted:
             break
         entry = items[index]
         question, answer = entry["question"], entry["answer"]
-        # The text decides its split, so no question is ever in both, whatever the seeds and counts.
-        if arithmetic.split_of(question, share=TASK_HELD_OUT_SHARE) == split and question not in found:
+        # The text alone determines the split, so no question is in both, whatever the seeds and counts.
+        if arithmetic.split_of(question, share=TASK_HELD_OUT_SHARE) == split and question not in prompts:
             extra = {"task": task, "seed": task_seed, "size": size, "index": index, "entry": entry}
             answer = None if answer is None else str(answer)
-            found[question] = Prompt(f"{task}-{split}-{index}", question, answer, "reasoning_gym", extra)
-    if not found:
+            prompts[question] = Prompt(f"{task}-{split}-{index}", question, answer, "reasoning_gym", extra)
+    if not prompts:
         raise UserError(f"reasoning_gym:{task} has too few different questions for a '{split}' split")
-    return list(found.values())
+    return list(prompts.values())
 
 
 def _existing_file(path: str | None, kind: str) -> Path:
@@ -212,7 +230,7 @@ def _existing_file(path: str | None, kind: str) -> Path:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, dict]]:
-    """(place, record) of every line that isn't blank; the place names file and line, counted from 1."""
+    """(location, record) of every line that isn't blank; the location is the file and the line, counted from 1."""
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
@@ -248,12 +266,12 @@ def _hub(name: str, data: PromptSource) -> Iterable[tuple[str, dict]]:
     except ImportError:
         raise UserError("data.source=hub:<id> needs the package datasets: pip install motab_jax[data]") from None
     try:
-        found = datasets.load_dataset(name, data.path, split=data.split)
+        records = datasets.load_dataset(name, data.path, split=data.split)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"data.source = 'hub:{name}', split '{data.split}': could not be loaded: {reason}") from None
-    # Solutions nobody asked for can be gigabytes.
+    # Columns that aren't needed, such as solutions, can be gigabytes.
     wanted = {*FIELDS, "grader", *data.fields.values(), *data.wrong_answers}
-    if columns := [column for column in found.column_names if column in wanted]:
-        found = found.select_columns(columns)
-    return ((f"hub:{name}, row {number}", dict(record)) for number, record in enumerate(found, 1))
+    if columns := [column for column in records.column_names if column in wanted]:
+        records = records.select_columns(columns)
+    return ((f"hub:{name}, row {number}", dict(record)) for number, record in enumerate(records, 1))

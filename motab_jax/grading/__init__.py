@@ -1,1 +1,1 @@
-"""Is an answer right: mathematical equivalence, multiple choice, exact text."""
+"""Is an answer correct: mathematical equivalence, multiple choice, exact text."""

@@ -18,7 +18,13 @@ _SIGN = re.compile(r"\s*([+-]?)\s*(?:\\?\$|[€£¥])?\s*")
 
 
 def rational(text: str) -> Fraction | None:
-    """The value of a text that is one plain number and nothing else, or None."""
+    r"""The value of a text that is one plain number and nothing else, or None.
+
+    >>> rational(r"2\frac{1}{2}"), rational("-1,234.50"), rational("1.5e-3")
+    (Fraction(5, 2), Fraction(-2469, 2), Fraction(3, 2000))
+    >>> rational("1,23") is None and rational("2 apples") is None
+    True
+    """
     text = text.strip().strip("$").replace("−", "-")
     if len(text) > LONGEST:
         return None
@@ -26,20 +32,20 @@ def rational(text: str) -> Fraction | None:
         text = text[1:-1]
     text = _SPACED.sub(",", text)
     sign = _SIGN.match(text)
-    assert sign is not None  # it matches nothing, too
-    size = _size(text[sign.end() :].strip())
-    return size if size is None or sign[1] != "-" else -size
+    assert sign is not None  # it matches an empty text, too
+    value = _unsigned(text[sign.end() :].strip())
+    return value if value is None or sign[1] != "-" else -value
 
 
-def _size(text: str) -> Fraction | None:
+def _unsigned(text: str) -> Fraction | None:
     """The value of an unsigned number."""
-    if found := _SCIENTIFIC.fullmatch(text):
-        value, power = Fraction(found[1].replace(",", "").rstrip(".")), int(found[2] or 0)
+    if match := _SCIENTIFIC.fullmatch(text):
+        value, power = Fraction(match[1].replace(",", "").rstrip(".")), int(match[2] or 0)
         return value * Fraction(10) ** power if abs(power) <= LONGEST else None
-    if found := _RATIO.fullmatch(text):
-        whole, above, below = int(found[1] or 0), int(found[2]), int(found[3])
-    elif found := _FRAC.fullmatch(text):
-        whole, above, below = int(found[1] or 0), int(found[2] or found[3]), int(found[4] or found[5])
+    if match := _RATIO.fullmatch(text):
+        whole, numerator, denominator = int(match[1] or 0), int(match[2]), int(match[3])
+    elif match := _FRAC.fullmatch(text):
+        whole, numerator, denominator = int(match[1] or 0), int(match[2] or match[3]), int(match[4] or match[5])
     else:
         return None
-    return None if below == 0 else whole + Fraction(above, below)
+    return None if denominator == 0 else whole + Fraction(numerator, denominator)

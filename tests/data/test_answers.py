@@ -10,13 +10,15 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import motab_jax.grading.grade as grade_module
 from motab_jax.config import Config
-from motab_jax.data.extract import extract_answer
+from motab_jax.data.extract import extract_answer, last_boxed
 from motab_jax.data.prompts import load_prompts
 from motab_jax.data.records import Prompt
-from motab_jax.grading.grade import Helper, grade, is_correct
+from motab_jax.grading.grade import GradingProcess, grade, is_correct
 from motab_jax.grading.rationals import rational
 from tests.data.answer_table import CHOICES, ENDLESS, LARGE, MATH
 
@@ -51,6 +53,24 @@ def test_extraction(completion, answer):
     assert extract_answer(completion) == answer
 
 
+# Texts whose braces are balanced.
+plain = st.text(st.characters(exclude_characters="{}\\", exclude_categories=["Cs"]), max_size=8)
+balanced = st.recursive(
+    plain | st.sampled_from([r"\{", r"\}", r"\frac", r"\\"]),
+    lambda inner: st.builds("{{{}}}".format, inner) | st.lists(inner, max_size=3).map("".join),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(balanced.filter(str.strip), plain.filter(lambda text: "<think>" not in text), plain)
+def test_what_is_boxed_is_the_answer_whatever_it_holds(content, before, after):
+    completion = f"{before}\\boxed{{1}} {before}\\boxed{{{content}}}{after}"
+    assert last_boxed(completion) == content
+    assert extract_answer(f"<think>\\boxed{{2}}</think>{completion}") == content.strip()
+    assert last_boxed(f"\\boxed{{1}} \\boxed{{{content}") == "1", "an open box holds no answer yet"
+
+
 def test_arithmetic_and_exact_and_none():
     assert is_correct(asked("44", "arithmetic"), "14+30=44\n#44")
     assert not is_correct(asked("44", "arithmetic"), "14+30=44")
@@ -76,12 +96,12 @@ def test_answers_that_never_end_are_wrong_in_bounded_time(monkeypatch):
     assert time.monotonic() - start < 60
 
 
-def test_in_a_thread_a_helper_that_hangs_is_ended_and_the_next_answer_gets_a_new_one(monkeypatch):
+def test_in_a_thread_a_process_that_hangs_is_ended_and_the_next_answer_gets_a_new_one(monkeypatch):
     """math-verify's own limit switched off, only ours is left: the process is killed."""
     monkeypatch.setattr(grade_module, "PARSE_LIMIT", 0)
     monkeypatch.setattr(grade_module, "TIME_LIMIT", 1.0)
     assert is_correct(asked("3", "math"), r"\boxed{\frac{6}{2} x^0}")
-    hanging, found = grade_module._HELPERS["math"]._process, []
+    hanging, found = grade_module._PROCESSES["math"]._process, []
 
     def work():
         found.append(is_correct(asked("3", "math"), ENDLESS[0]))
@@ -118,28 +138,28 @@ def test_plain_numbers_are_exact(text, value):
     assert rational(text) == (None if value is None else Fraction(value))
 
 
-def test_a_silent_or_dead_helper_means_wrong_and_the_next_answer_gets_a_new_one():
-    helper = Helper("math")
+def test_a_silent_or_dead_process_means_wrong_and_the_next_answer_gets_a_new_one():
+    grading = GradingProcess("math")
     request = {"gold": "$3$", "answer": "$3$", "seconds": 2}
     try:
-        assert helper.ask(request) == 1.0
-        process = helper._process
+        assert grading.ask(request) == 1.0
+        process = grading._process
         assert process is not None
         os.kill(process.pid, signal.SIGSTOP)
-        assert helper.ask(request, seconds=0.2) == 0.0
+        assert grading.ask(request, seconds=0.2) == 0.0
         assert process.poll() is not None
-        assert helper.ask(request) == 1.0
-        process = helper._process
+        assert grading.ask(request) == 1.0
+        process = grading._process
         assert process is not None
         process.kill()
         process.wait()
-        assert helper.ask(request) == 0.0
-        assert helper.ask(request) == 1.0
+        assert grading.ask(request) == 0.0
+        assert grading.ask(request) == 1.0
     finally:
-        helper.close()
+        grading.close()
 
 
-def test_the_helper_does_not_import_jax_or_outlive_its_input():
+def test_the_process_does_not_import_jax_or_outlive_its_input():
     script = Path(grade_module.__file__).with_name("worker.py")
     code = f"import sys, runpy; sys.argv = ['w', 'math']; runpy.run_path({str(script)!r}); print('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True).stdout == "False\n"
@@ -177,8 +197,8 @@ def test_reasoning_gym_scores_are_the_tasks_own():
 def test_reasoning_gym_tasks_without_one_answer_and_scorers_that_trip():
     (puzzle,) = tasks("rush_hour", 1)
     assert puzzle.answer is None and puzzle.extra is not None
-    assert 0 < grade(puzzle, "<answer>A+1</answer>") < 1, "the task's own word, though no answer is known"
+    assert 0 < grade(puzzle, "<answer>A+1</answer>") < 1, "the task's own score, though no answer is known"
     (factors,) = tasks("prime_factorization", 1)
     assert grade(factors, "<answer>no idea</answer>") == 0.0
-    process = grade_module._HELPERS["reasoning_gym"]._process
-    assert process is not None and process.poll() is None, "it was the scorer that failed, not the helper"
+    process = grade_module._PROCESSES["reasoning_gym"]._process
+    assert process is not None and process.poll() is None, "the scorer failed, and its process goes on"

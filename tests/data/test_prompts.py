@@ -13,7 +13,7 @@ from motab_jax.data.prompts import PromptStream, encode_all, has_held_out, load_
 from motab_jax.data.records import Prompt
 from motab_jax.data.tasks import arithmetic
 from motab_jax.data.tokenizer import load_tokenizer
-from motab_jax.grading.grade import grade
+from motab_jax.grading.grade import is_correct
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def test_missing_extra_is_named(monkeypatch):
 def test_shipped_sources(source):
     train = load_prompts(Section(source), split="train", count=30, seed=0)
     held_out = load_prompts(Section(source), split="held_out", count=30, seed=0)
-    assert all(grade(p, str(p.completion)) for p in train) and has_held_out(source)
+    assert all(is_correct(p, str(p.completion)) for p in train) and has_held_out(source)
     assert {p.grader for p in train} == {"arithmetic"} and len(train) == len(held_out) == 30
     assert not {str(p.prompt) for p in train} & {str(p.prompt) for p in held_out}
     with pytest.raises(UserError, match="split 'test'"):
