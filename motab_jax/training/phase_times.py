@@ -20,7 +20,7 @@ from motab_jax.rollout.monitor import NO_BOUNDARY
 
 
 @dataclasses.dataclass(frozen=True)
-class Costs:
+class PhaseCosts:
     """Seconds: of a rollout's beginning, and of each turn more."""
 
     student_begin: float
@@ -53,7 +53,7 @@ def split_off_policy(seconds: float, counters: Counters) -> dict[str, float]:
 
 def measure_phase_costs(
     program: Callable, student: Model, teacher: Model | None, prompts: Prompts, config: RolloutConfig
-) -> Costs:
+) -> PhaseCosts:
     """Time short rollouts of the compiled program; `config.skip_teacher` must be an array, `prompts.limits` too."""
     size = min(config.segment_tokens, config.max_new_tokens // 2)
 
@@ -70,7 +70,7 @@ def measure_phase_costs(
     heard = timed(1, skip_teacher=False)
     more = max(timed(2, skip_teacher=False) - heard - turn, 0.0) if config.monitor.enabled else 0.0
     strict = timed(1, skip_teacher=False, strict=True) if config.max_rewinds else heard
-    return Costs(
+    return PhaseCosts(
         student_begin=max(one - turn, 0.0),
         student_turn=turn,
         scoring_begin=max(heard - one - more, 0.0),

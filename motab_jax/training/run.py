@@ -1,0 +1,119 @@
+"""What a run works with, opened from its configuration and begun fresh or at its newest checkpoint.
+
+Left out: the steps themselves (loop.py), what is logged of them (step_log.py).
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from rich.console import Console
+
+from motab_jax.config import Config, UserError
+from motab_jax.distill import TrainState
+from motab_jax.evaluation.evaluator import Evaluator, make_evaluator
+from motab_jax.runtime.checkpoint import Checkpointer
+from motab_jax.runtime.compilation import CompileClock
+from motab_jax.runtime.distributed import is_main
+from motab_jax.runtime.mesh import check_batch
+from motab_jax.session.prompts import held_out_prompts, training_prompts
+from motab_jax.session.session import Session, open_session
+from motab_jax.training.batches import Batches, open_batches, with_steps
+from motab_jax.training.programs import Programs, make_programs
+from motab_jax.training.run_folder import open_run_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run works with from its first step to its last."""
+
+    session: Session
+    batches: Batches
+    evaluator: Evaluator | None  # None: nothing is held out
+    programs: Programs
+    learning_rates: Float[np.ndarray, "steps"]  # of each step, so that logging needs nothing from a busy device
+    folder: Path
+    console: Console
+    compile_clock: CompileClock
+
+
+@dataclasses.dataclass
+class RunProgress:
+    """What a run carries from step to step besides the training state; saved as JSON with each checkpoint."""
+
+    before: dict[str, Any] | None = None  # the evaluation before the first step
+    tokens: int = 0  # generated so far, by both models
+    seconds: float = 0.0  # of the steps so far
+    eps0: float | None = None  # of the next step, where the boundary follows the step values; None: as configured
+
+
+def open_run(config: Config, compile_clock: CompileClock) -> Run:
+    """Open the run folder, the models, the prompts and the evaluation, and make the programs.
+
+    Args:
+      config: the resolved configuration.
+      compile_clock: counts the run's compilations.
+
+    Returns:
+      The run; its session's configuration has `run.steps` as `run.epochs` asks for.
+
+    Raises:
+      UserError: for whatever is wrong with folder, models, tokenizer, prompts or mesh.
+    """
+    console = Console(quiet=not is_main())
+    folder = open_run_folder(config)
+    session = open_session(config)
+    check_batch(session.mesh, config.rollout.batch_size // config.optimizer.accumulate, "rollout.batch_size")
+    prompts, evaluator = training_prompts(session), _make_evaluator(session)
+    session = dataclasses.replace(session, config=with_steps(config, len(prompts.prompts)))
+    batches = open_batches(session, prompts)
+    if batches.completions is not None and batches.completions.cut:
+        console.out(str(batches.completions))
+    programs = make_programs(session)
+    learning_rates = np.asarray(jax.jit(jax.vmap(programs.schedule))(jnp.arange(session.config.run.steps)))
+    return Run(session, batches, evaluator, programs, learning_rates, folder, console, compile_clock)
+
+
+def _make_evaluator(session: Session) -> Evaluator | None:
+    """The evaluator of the one benchmark that the run is measured by; None where nothing is held out."""
+    section = session.config.eval
+    if isinstance(section.preset, tuple):
+        raise UserError("eval.preset is a list; a run is measured by one benchmark, and `evaluate` takes several")
+    held_out = held_out_prompts(session, section)
+    return None if held_out is None else make_evaluator(session, section, held_out)
+
+
+def begin(run: Run, checkpoints: Checkpointer) -> tuple[TrainState, RunProgress]:
+    """The training state and progress of the newest checkpoint, or fresh ones.
+
+    The session's copy of the student's parameters is donated or deleted: from here on they are the state's.
+    """
+    latest, params = checkpoints.latest(), run.session.student.params
+    if latest is None:
+        return run.programs.init(params), RunProgress()
+    for weight in jax.tree.leaves(params):
+        weight.delete()
+    state, saved = checkpoints.restore(latest, run.programs.state)
+    run.batches.stream.set_state(saved.pop("stream"))
+    run.console.out(f"resuming at step {latest}")
+    return state, RunProgress(**saved)
+
+
+def evaluate_student(run: Run, state: TrainState, when: str) -> dict[str, Any] | None:
+    """Held-out metrics of the student as it is, without the single problems; None where nothing is held out.
+
+    Args:
+      run: the run.
+      state: its training state.
+      when: how the printed line begins, such as `before`.
+    """
+    if run.evaluator is None:
+        return None
+    metrics = run.evaluator(run.session.serve(state.params))
+    metrics.pop("problems")
+    run.console.out(f"{when}: accuracy {100 * metrics['accuracy']:.1f}% on {metrics['prompts']} held-out prompts")
+    return metrics

@@ -1,0 +1,140 @@
+"""What a run writes: metrics and sample trajectories of each step, and the summary at its end."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from motab_jax.config import Config, UserError
+from motab_jax.distill import TrainState
+from motab_jax.evaluation.show import choose, show
+from motab_jax.rollout import Trajectory
+from motab_jax.rollout.counters import Counters
+from motab_jax.runtime.clocks import now
+from motab_jax.runtime.distributed import is_main
+from motab_jax.runtime.hosts import fetch
+from motab_jax.runtime.metrics import MetricsLog, read_log
+from motab_jax.runtime.progress import Progress
+from motab_jax.synthesis.records import make_record
+from motab_jax.training.batches import Batch
+from motab_jax.training.phase_times import PhaseCosts, split_off_policy
+from motab_jax.training.programs import SAMPLES
+from motab_jax.training.run import Run, RunProgress
+from motab_jax.training.run_folder import Logs, write_summary
+
+
+@dataclasses.dataclass
+class PendingStep:
+    """A dispatched step that is not logged yet."""
+
+    step: int
+    batch: Batch
+    described: Any  # on the device: what `Programs.describe` gave of the trajectories
+    counters: Counters  # on the device
+    figures: dict[str, jax.Array]  # on the device: what the update gave
+    target_bytes: int  # of the teacher's targets, for each token
+    cache_bytes: int  # of both models' caches, on all devices together
+    evaluation: dict[str, Any] | None = None
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of each of the device's tasks
+    elapsed: float = 0.0  # seconds of wall time
+
+
+def log_step(
+    run: Run, logs: Logs, progress: RunProgress, bar: Progress, costs: PhaseCosts | None, pending: PendingStep
+) -> None:
+    """Append a step's metrics and sample trajectories to the logs. One fetch from the device.
+
+    Args:
+      run: the run.
+      logs: its files.
+      progress: its totals, which grow by the step.
+      bar: the progress bar.
+      costs: what the phases of a rollout cost; None only where no step is on-policy.
+      pending: the step.
+
+    Raises:
+      UserError: `run.max_skipped` updates in a row were not finite.
+    """
+    config, began, step = run.session.config.run, now(), pending.step
+    on_device = pending.described, pending.counters, pending.figures
+    (statistics, rows, trajectory), counters, figures = fetch(on_device, run.session.mesh)
+    statistics, seconds = {name: value.item() for name, value in statistics.items()}, pending.seconds
+    generated = statistics["tokens_student"] + statistics["tokens_teacher"]
+    split = costs.split if costs is not None and pending.batch.on_policy else split_off_policy
+    if config.sample_every and (step % config.sample_every == 0 or step == 1):
+        _log_samples(run, logs.trajectories, pending, rows, trajectory)
+    metrics = {
+        **{name: value.item() for name, value in figures.items()},
+        **statistics,
+        "on_policy": pending.batch.on_policy,
+        "learning_rate": float(run.learning_rates[step - 1]),
+        "tokens_per_second": generated / (seconds["relayout"] + seconds["rollout"] + seconds["update"]),
+        "seconds": {**seconds, **split(seconds["rollout"], counters), "host": now() - began},
+        "target_bytes_per_token": pending.target_bytes,
+        "cache_bytes": pending.cache_bytes,
+        "epoch": pending.batch.epoch,
+    }
+    if pending.evaluation is not None:
+        metrics["eval"] = pending.evaluation
+    progress.tokens += generated
+    progress.seconds += pending.elapsed
+    logs.metrics.append(step, metrics)
+    bar.update(step, {name: metrics[name] for name in ("loss", "strayed", "length_mean", "tokens_per_second")})
+    _check_finite(run.session.config, metrics, step)
+
+
+def _check_finite(config: Config, metrics: dict[str, Any], step: int) -> None:
+    """UserError once run.max_skipped updates in a row were not finite. By then the device is one step ahead."""
+    if metrics["skipped_in_a_row"] >= config.run.max_skipped:
+        raise UserError(
+            f"{metrics['skipped_in_a_row']} updates in a row up to step {step} had a loss or gradient that isn't "
+            "finite; lower optimizer.learning_rate, or raise run.max_skipped; the last checkpoint is intact"
+        )
+
+
+def _log_samples(
+    run: Run, log: MetricsLog, pending: PendingStep, rows: Int[np.ndarray, "R"], trajectory: Trajectory
+) -> None:
+    """Append the records of R trajectories, which are these rows of the batch."""
+    for index, row in enumerate(rows.tolist()):
+        number, sample = divmod(row, run.session.config.rollout.samples_per_prompt)
+        prompt = pending.batch.indices[number]
+        encoded = run.batches.prompts
+        record = make_record(run.session, encoded.prompts[prompt], encoded.tokens[prompt], sample, trajectory, index)
+        log.append(pending.step, record)
+
+
+def finish(run: Run, state: TrainState, progress: RunProgress, after: dict[str, Any] | None) -> None:
+    """Write summary.json; print trajectories, the held-out metrics before and after, and where the student is."""
+    summary = _summary(run, state, progress, after)
+    if not is_main():
+        return
+    write_summary(run.folder, summary)
+    show(run.console, summary, choose(read_log(run.folder / "trajectories.jsonl"), SAMPLES), run.session.decode)
+    totals = f"{summary['steps']} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s"
+    run.console.out(f"{totals}; the student is in {run.folder / 'export'}")
+
+
+def _summary(run: Run, state: TrainState, progress: RunProgress, after: dict[str, Any] | None) -> dict[str, Any]:
+    before, compiled = progress.before, run.compile_clock.read()
+    programs = {name: getattr(run.programs, name) for name in ("rollout", "off_policy", "update")}
+    programs["generate"] = None if run.evaluator is None else run.evaluator.generate
+    return {
+        "name": run.session.config.run.name,
+        "accuracy_before": None if before is None else before["accuracy"],
+        "accuracy_after": None if after is None else after["accuracy"],
+        "held_out_prompts": None if after is None else after["prompts"],
+        "steps": int(state.step),
+        "skipped": int(state.skipped),
+        "seconds": progress.seconds,
+        "tokens": progress.tokens,
+        "compile_seconds": compiled.seconds,
+        "compile_cached": compiled.cached,
+        "compiles": {
+            name: run.compile_clock.compilations(program) for name, program in programs.items() if program is not None
+        },
+        "before": before,
+        "after": after,
+    }
