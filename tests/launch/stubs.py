@@ -12,7 +12,7 @@ SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
 LIMIT = 120  # seconds
 
 PROGRAM = """#!{python}
-import json, os, subprocess, sys
+import json, os, shutil, subprocess, sys
 name, words = {name!r}, sys.argv[1:]
 with open({log!r}, "a") as log:
     print(json.dumps([name, *words]), file=log)
@@ -43,18 +43,11 @@ class Stubs:
         return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=LIMIT)
 
 
-def header(path: Path) -> list[str]:
-    """The comment lines that a launch file begins with, without their signs."""
-    lines = path.read_text().splitlines()
-    lines = lines[1:] if lines[0].startswith("#!") else lines
-    found = []
-    for line in lines:
-        if not line.startswith("#"):
-            break
-        found.append(line.removeprefix("#").removeprefix(" "))
-    return found
+def options(call: list[str]) -> dict[str, str]:
+    """The options of a call: each `--name=value`, and `--name` with an empty value."""
+    return {name: value for name, _, value in (word.partition("=") for word in call) if name.startswith("--")}
 
 
 def the_command(path: Path) -> str:
-    """The one command that a header gives: the lines set in by two spaces."""
-    return "\n".join(line.strip() for line in header(path) if line.startswith("  "))
+    """The one command that a launch file's comment gives: the lines set in by two spaces."""
+    return "\n".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#   "))

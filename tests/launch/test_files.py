@@ -1,53 +1,74 @@
-"""What holds of every launch file: clean shell, a header that tells all, an answer to wrong use; and local.sh."""
+"""What holds of every launch file: clean shell, an answer to wrong use, installing from locks; and local.sh."""
 
 import os
-import shutil
+import re
 import signal
 import subprocess
 import time
 
 import pytest
 
-from tests.launch.stubs import LAUNCH, SCRIPTS, header, the_command
+from tests.launch.conftest import PYTHON3
+from tests.launch.stubs import LAUNCH, SCRIPTS
 
-PLATFORMS = sorted(
-    LAUNCH / name
-    for name in (
-        *("local.sh", "tpu_vm.sh", "queued_resource.sh", "xpk.sh"),
-        *("slurm.sbatch", "gke_jobset.yaml", "sky.yaml"),
-    )
-)
-CALLED = [path for path in PLATFORMS if path.suffix in (".sh", ".sbatch")]
-
-
-def name(path):
-    return path.name
+CALLED = [LAUNCH / name for name in ("local.sh", "tpu_vm.sh", "queued_resource.sh", "xpk.sh", "slurm.sbatch")]
+SHELL = [*SCRIPTS, LAUNCH.parent / ".ci" / "run", LAUNCH.parent / "requirements" / "lock.sh"]
 
 
 def test_shellcheck_finds_nothing(program):
     checked = subprocess.run(
-        [program("shellcheck", "test"), "--shell=bash", *map(str, SCRIPTS), str(LAUNCH.parent / ".ci" / "run")],
+        [program("shellcheck"), "--shell=bash", *map(str, SHELL)],
         capture_output=True, text=True,
     )  # fmt: skip
     assert checked.returncode == 0, checked.stdout
 
 
-@pytest.mark.parametrize("path", PLATFORMS, ids=name)
-def test_a_header_tells_what_is_needed_the_command_and_how_to_watch_stop_and_resume(path):
-    lines = header(path)
-    assert f"launch/{path.name}" in the_command(path)
-    starts = [line.partition(":")[0] for line in lines if ":" in line]
-    assert [word for word in starts if word in ("Needs", "Watch", "Stop", "Resume")] == [
-        *("Needs", "Watch", "Stop", "Resume")
-    ]
-    assert all(len(line) <= 120 for line in path.read_text().splitlines())
+def test_nothing_is_fetched_past_the_locks():
+    for path in LAUNCH.iterdir():
+        assert not re.search(r"\b(curl|wget)\b", path.read_text()), path
 
 
-@pytest.mark.parametrize("path", CALLED, ids=name)
-def test_without_words_a_file_prints_its_header_and_leaves_with_2(path, stubs):
+@pytest.mark.parametrize("path", CALLED, ids=lambda path: path.name)
+def test_without_words_a_file_prints_its_usage_and_leaves_with_2(path, stubs):
     said = stubs.run(["bash", str(path)])
     assert said.returncode == 2 and said.stdout == ""
-    assert said.stderr.splitlines() == header(path)
+    assert f"launch/{path.name}" in said.stderr and "motab_jax" not in said.stderr
+
+
+@pytest.mark.parametrize("old", ["", "yes"], ids=["python3.11", "older"])
+def test_install_takes_a_lock_by_its_hashes_once(old, host, stubs):
+    for _ in range(2):
+        said = stubs.run(["bash", "launch/install.sh", "cuda"], host, OLD=old)
+        assert said.returncode == 0, said.stderr
+    installs = [call for call in stubs.calls() if "pip" in call]
+    locks = ["requirements/cuda.txt"] if not old else ["requirements/uv.txt", "requirements/cuda.txt"]
+    assert [call[-1] for call in installs if "--require-hashes" in call] == locks
+    [package] = [call for call in installs if "--require-hashes" not in call]
+    assert "--no-deps" in package and package[-1] == "."
+
+
+def test_a_failed_installation_is_tried_again(host, stubs):
+    stubs.add("python3", PYTHON3 + "sys.exit(1 if 'pip' in words else 0)\n")
+    for _ in range(2):
+        assert (
+            stubs.run(["bash", "-c", "source launch/_venv.sh; if ensure base .; then exit 7; fi"], host).returncode == 0
+        )
+    assert len([call for call in stubs.calls() if "pip" in call]) == 2
+
+
+def test_the_image_is_installed_from_a_lock_and_is_not_root(stubs):
+    lines = [line.partition(" ") for line in (LAUNCH / "Dockerfile").read_text().splitlines()]
+    [base], users = ([rest for word, _, rest in lines if word == name] for name in ("FROM", "USER"))
+    assert re.fullmatch(r"python:3\.\d+\.\d+-[\w-]+", base), "a release, not whatever is newest"
+    assert users[-1] not in ("root", "0")
+    for name in ("pip", "useradd", "install"):
+        stubs.add(name)
+    for word, _, command in lines:
+        if word == "RUN":
+            assert stubs.run(["sh", "-c", command], LOCK="tpu").returncode == 0
+    locked, package = (call for call in stubs.calls() if call[0] == "pip")
+    assert "--require-hashes" in locked and locked[-1] == "requirements/tpu.txt"
+    assert "--no-deps" in package and package[-1] == "."
 
 
 @pytest.mark.parametrize("words", [["2"], ["0", "1"], ["2", "0"], ["two", "1"]])
@@ -69,6 +90,8 @@ LOCAL = """
 import signal, time
 if words[0] == "-c":
     sys.exit(print(4321))
+if "pip" in words:
+    sys.exit()
 index = int(os.environ["JAX_PROCESS_ID"])
 signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.1 * index), os._exit(75)))
 seen = {key: os.environ[key] for key in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PLATFORMS")}
@@ -79,14 +102,11 @@ sys.exit(int(end) if end.isdecimal() else time.sleep(60))
 
 
 @pytest.fixture
-def checkout(stubs, tmp_path):
-    """A folder with the launch files and a Python that does as it is told, installed as far as they can see."""
-    shutil.copytree(LAUNCH, tmp_path / "launch")
-    (tmp_path / "setup.py").write_text("")
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    stubs.add("python", LOCAL).rename(tmp_path / ".venv" / "bin" / "python")
-    (tmp_path / ".venv" / "installed-base").write_text("4294967295 0 .\n")  # cksum of nothing
-    return tmp_path
+def checkout(stubs, host):
+    """A host whose environment has a Python that does as it is told."""
+    (host / ".venv" / "bin").mkdir(parents=True)
+    stubs.add("python", LOCAL).rename(host / ".venv" / "bin" / "python")
+    return host
 
 
 @pytest.mark.parametrize(
