@@ -150,5 +150,4 @@ def test_the_command_in_its_comment_hands_the_file_to_the_tool(file, tool, stubs
         stubs.add(name)
     words = the_command(LAUNCH / file).replace(" [key=value ...]", "")
     assert stubs.run(["bash", "-c", words]).returncode == 0
-    [call] = [call for call in stubs.calls() if call[0] == tool]
-    assert f"launch/{file}" in call
+    assert any(call[0] == tool and f"launch/{file}" in call for call in stubs.calls())
