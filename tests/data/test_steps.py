@@ -1,10 +1,12 @@
-"""The delimiter automaton against a plain search over the bytes."""
+"""The step automaton against a plain search over the bytes."""
 
-import random
+import itertools
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from motab_jax.config import UserError
 from motab_jax.data.steps import advance, compile_delimiter
@@ -18,7 +20,7 @@ def ends_by_search(delimiter: bytes, tokens: list[bytes]) -> list[bool]:
         last_bytes.add(start - 1)
     flags, offset = [], 0
     for token in tokens:
-        flags.append(any(offset <= place < offset + len(token) for place in last_bytes))
+        flags.append(any(offset <= index < offset + len(token) for index in last_bytes))
         offset += len(token)
     return flags
 
@@ -31,15 +33,39 @@ def ends_by_automaton(delimiter: str, pieces: list[bytes], ids: list[int]) -> li
     return flags
 
 
-@pytest.mark.parametrize("delimiter", [".\n\n", "\n", "aa", "aab", "abab", "aabaaa", "é.", "ab"])
-def test_equals_a_search_over_bytes(delimiter):
-    rng = random.Random(delimiter)
-    letters = [bytes([byte]) for byte in sorted(set(delimiter.encode()))] + [b"x"]
-    pieces = [b"", *letters] + [b"".join(rng.choices(letters, k=rng.randint(2, 5))) for _ in range(30)]
-    for _ in range(20):
-        ids = rng.choices(range(len(pieces)), k=40)
-        found = ends_by_automaton(delimiter, pieces, ids)
-        assert found == ends_by_search(delimiter.encode(), [pieces[i] for i in ids])
+DELIMITERS = st.sampled_from([".\n\n", "\n", "aa", "aab", "abab", "aabaaa", "é."]) | st.text(
+    "ab", min_size=1, max_size=5
+)
+
+
+@st.composite
+def split_texts(draw) -> tuple[str, list[bytes]]:
+    """A delimiter, and a text of its letters and another one as a list of tokens; tokens may split letters."""
+    delimiter = draw(DELIMITERS)
+    text = "".join(draw(st.lists(st.sampled_from([delimiter, *delimiter, "x"]), max_size=20))).encode()
+    cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=20)))
+    return delimiter, [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(split_texts())
+def test_any_split_of_a_text_has_the_step_ends_of_a_search(case):
+    delimiter, tokens = case
+    pieces = sorted({*tokens, b"another"})
+    found = ends_by_automaton(delimiter, pieces, [pieces.index(token) for token in tokens])
+    assert found == ends_by_search(delimiter.encode(), tokens)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(split_texts())
+def test_a_step_that_ends_does_not_depend_on_how_its_text_is_split(case):
+    delimiter, tokens = case
+    text = b"".join(tokens)
+    single = ends_by_automaton(delimiter, [bytes([byte]) for byte in range(256)], list(text))
+    pieces, offset = sorted(set(tokens)), 0
+    for token, ended in zip(tokens, ends_by_automaton(delimiter, pieces, list(map(pieces.index, tokens))), strict=True):
+        assert ended == any(single[offset : offset + len(token)])
+        offset += len(token)
 
 
 def test_hand_case_of_the_papers_delimiter():

@@ -1,4 +1,4 @@
-"""The monitor by hand: values, entropies, boundaries, what a step is, and where the trouble began (eq. 5-9)."""
+"""The monitor by hand: values, entropies, boundaries, what a step is, and the root step (eq. 5-9)."""
 
 import itertools
 import math
@@ -29,14 +29,14 @@ def judge(text: str, logprobs, entropies, *, eps0=0.5, theta=1.0, alive=None, ma
         stop=jnp.asarray([[c == "$" for c in text]]),
         closes=jnp.asarray([[c == "." for c in text]]),
     )
-    open_, steps, place, taken = open_step(1), empty_steps(1, 8), jnp.zeros(1, jnp.int32), []
+    open_, steps, length, taken = open_step(1), empty_steps(1, 8), jnp.zeros(1, jnp.int32), []
     for begin, end in itertools.pairwise([0, *(cut or []), count]):
         part = jax.tree.map(lambda x, begin=begin, end=end: x[:, begin:end], columns)
         open_, steps, accepted, breach = observe(
-            open_, steps, part, place, jnp.array([may_stray]),
+            open_, steps, part, length, jnp.array([may_stray]),
             eps0=jnp.float32(eps0), theta=jnp.float32(theta), **{"source": Source.STUDENT, **whose},
         )  # fmt: skip
-        place = place + jnp.sum(accepted, axis=1)
+        length = length + jnp.sum(accepted, axis=1)
         taken += accepted[0].tolist()
         if breach[0]:
             break
@@ -171,10 +171,11 @@ def test_scores_equal_numpy(top_k):
     hidden = jax.random.normal(jax.random.key(5), (3, 4, model.config.width))
     tokens = jax.random.randint(jax.random.key(6), (3, 4), 0, VOCAB)
     scores = score_hidden(model, hidden, tokens, MonitorSpec(entropy_top_k=top_k), vocab_size=VOCAB)
-    logprob, entropy = scores.logprob, scores.entropy
     logits = np.asarray(unembed(model.params, model.config, hidden), np.float64)[..., :VOCAB]
-    whole = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    np.testing.assert_allclose(logprob, np.take_along_axis(whole, np.asarray(tokens)[..., None], -1)[..., 0], atol=1e-5)
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    np.testing.assert_allclose(
+        scores.logprob, np.take_along_axis(logprobs, np.asarray(tokens)[..., None], -1)[..., 0], atol=1e-5
+    )
     logits = np.sort(logits, axis=-1)[..., -top_k:]
     some = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    np.testing.assert_allclose(entropy, -(np.exp(some) * some).sum(-1), atol=1e-5)
+    np.testing.assert_allclose(scores.entropy, -(np.exp(some) * some).sum(-1), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Other methods' judgements by hand: averages, running means, patience, the side of the alarm, what may be lost."""
+"""Other methods' judgements by hand: averages, running means, patience, the side of the alarm, discard limits."""
 
 import itertools
 from dataclasses import replace
@@ -20,23 +20,23 @@ MEAN = MonitorSpec(signal="top_k")  # a step's value is the mean of its signal, 
 HIGH = replace(MEAN, alarm_is_high=True)
 
 
-def judge(signals, *, spec, eps0, cut=None, lost=0, before=(), judged=True, limits=None, **changes):
+def judge(signals, *, spec, eps0, cut=None, discarded=0, before=(), judged=True, limits=None, **changes):
     """Observe one row in which every token is a step; `before`: (value, stray, source) of steps entered earlier."""
     count, steps = len(signals), empty_steps(1, 16)
-    for place, (value, stray, source) in enumerate(before):
-        entry = {"value": value, "stray": stray, "source": source, "start": place, "end": place + 1}
-        steps = steps.replace(**{name: getattr(steps, name).at[0, place].set(x) for name, x in entry.items()})
+    for index, (value, stray, source) in enumerate(before):
+        entry = {"value": value, "stray": stray, "source": source, "start": index, "end": index + 1}
+        steps = steps.replace(**{name: getattr(steps, name).at[0, index].set(x) for name, x in entry.items()})
     steps = steps.replace(count=jnp.array([len(before)]))
     yes = jnp.ones((1, count), bool)
     columns = Columns(jnp.asarray([signals], jnp.float32), jnp.zeros((1, count)), yes, ~yes, yes)
-    open_, place, taken = open_step(1).replace(**changes), jnp.array([len(before)]), 0
+    open_, index, taken = open_step(1).replace(**changes), jnp.array([len(before)]), 0
     for begin, end in itertools.pairwise([0, *(cut or []), count]):
         part = jax.tree.map(lambda x, begin=begin, end=end: x[:, begin:end], columns)
         open_, steps, accepted, breach = observe(
-            open_, steps, part, place, jnp.array([True]), eps0=jnp.float32(eps0), theta=jnp.float32(0.0),
-            source=Source.STUDENT, judged=judged, spec=spec, discarded=jnp.array([lost]), **(limits or {}),
+            open_, steps, part, index, jnp.array([True]), eps0=jnp.float32(eps0), theta=jnp.float32(0.0),
+            source=Source.STUDENT, judged=judged, spec=spec, discarded=jnp.array([discarded]), **(limits or {}),
         )  # fmt: skip
-        place, taken = place + jnp.sum(accepted, axis=1), taken + int(accepted.sum())
+        index, taken = index + jnp.sum(accepted, axis=1), taken + int(accepted.sum())
         if breach[0]:
             break
     return steps, taken, bool(breach[0])
@@ -91,14 +91,14 @@ def test_patience_does_not_reach_back_beyond_a_hand_back():
     assert not judge([0.1], spec=replace(MEAN, patience=2), eps0=0.5, before=before, first=jnp.array([1]))[2]
 
 
-@pytest.mark.parametrize(("most", "lost", "whole", "breach"), [
+@pytest.mark.parametrize(("limit", "discarded", "all_", "breach"), [
     (4, 3, False, True), (3, 3, False, False), (4, 1, True, True), (3, 1, True, False), (None, 9, True, True),
 ])  # fmt: skip
-def test_a_text_loses_no_more_than_it_may(most, lost, whole, breach):
-    """The log has 4 tokens when the last step strays: `lost` of them are lost already, the step is 1 long."""
-    limits = {"discard_limit": most, "may_discard_all": whole}
+def test_a_row_loses_no_more_than_it_may(limit, discarded, all_, breach):
+    """The log has 4 tokens when the last step strays: `discarded` of them are discarded, the step is 1 long."""
+    limits = {"discard_limit": limit, "may_discard_all": all_}
     before = [(0.9, False, Source.STUDENT)] * 3
-    found = judge([0.1], spec=MEAN, eps0=0.5, lost=lost, before=before, limits=limits)
+    found = judge([0.1], spec=MEAN, eps0=0.5, discarded=discarded, before=before, limits=limits)
     assert found[2] == breach and bool(found[0].stray[0, 3])
 
 
@@ -117,16 +117,16 @@ def test_windows_are_counted():
 
 
 def test_signals_by_hand():
-    theirs, mine = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.2, 0.6])
-    teacher, student = jnp.log(jnp.asarray(theirs)) + 3.0, jnp.log(jnp.asarray(mine)) - 1.0
+    teacher_probs, student_probs = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.2, 0.6])
+    teacher, student = jnp.log(jnp.asarray(teacher_probs)) + 3.0, jnp.log(jnp.asarray(student_probs)) - 1.0
     token, logprob, entropy = jnp.array(2), jnp.log(jnp.float32(0.2)), jnp.float32(1.25)
     want = {
         "likelihood": np.log(0.2),
         "likelihood_ratio": np.log(0.2 / 0.6),
         "teacher_entropy": 1.25,
-        "student_entropy": -np.sum(mine * np.log(mine)),
-        "reverse_kl": np.sum(mine * np.log(mine / theirs)),
-        "forward_kl": np.sum(theirs * np.log(theirs / mine)),
+        "student_entropy": -np.sum(student_probs * np.log(student_probs)),
+        "reverse_kl": np.sum(student_probs * np.log(student_probs / teacher_probs)),
+        "forward_kl": np.sum(teacher_probs * np.log(teacher_probs / student_probs)),
     }
     for name, value in want.items():
         found = signal_of(name, teacher, student, logprob, entropy, token, top_k=0)

@@ -1,16 +1,23 @@
-"""The figures of a batch against plain NumPy on the host, and which rows are shown."""
+"""The statistics of a batch by hand and by identities, and which rows are shown."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from motab_jax.data.sources import Source
+from motab_jax.rollout.counters import count, zero_counts
 from motab_jax.rollout.monitor import NO_BOUNDARY
 from motab_jax.rollout.summary import samples, statistics
-from motab_jax.rollout.trajectory import KEPT, FinishReason
+from motab_jax.rollout.trajectory import FinishReason, empty_trajectory
 from tests.rollout.pair import ROWS, outcome
 
-describe = jax.jit(statistics)
+jitted = jax.jit(statistics)
+
+
+def describe(trajectory) -> dict[str, float]:
+    """The statistics as Python numbers."""
+    return {name: float(value) for name, value in jitted(trajectory).items()}
 
 
 @pytest.fixture(scope="module")
@@ -18,44 +25,72 @@ def found():
     return outcome(eps0=0.02)
 
 
-def reference(host) -> dict:
-    """The same, said in NumPy."""
-    used = np.arange(host.tokens.shape[1]) < host.length[:, None]
-    kept = used & (host.discarded_by == KEPT)
-    steps = host.steps
-    real = np.arange(steps.start.shape[1]) < steps.count[:, None]
-    student, lengths = real & (steps.source == Source.STUDENT), kept.sum(axis=1)
-    counts = {name: float(value) for name, value in vars(host.counters).items()}
-    decoded = counts["student_columns"] + counts["teacher_columns"]
-    return {
-        "occupancy": counts["busy_columns"] / decoded,
-        "dead_columns": 1.0 - counts["live_columns"] / counts["tape_columns"],
-        "teacher_scored_per_token": counts["teacher_scored"] / used.sum(),
-        "teacher_reread_per_token": counts["teacher_reread"] / used.sum(),
-        "tokens_student": (used & (host.sources == Source.STUDENT)).sum(),
-        "tokens_teacher": (used & (host.sources == Source.TEACHER)).sum(),
-        "tokens_discarded": (used & ~kept).sum(),
-        "strayed": (student & steps.stray).any(axis=1).mean(),
-        "rewinds": host.num_rewinds.mean(),
-        "value": steps.value[student].mean(),
-        "boundary": steps.boundary[student & (np.abs(steps.boundary) < NO_BOUNDARY)].mean(),
-        "length_mean": lengths.mean(),
-        "length_max": lengths.max(),
-        "truncated": (host.finish == FinishReason.LENGTH).mean(),
+def by_hand():
+    """Four rows: one of one step, one with a rewind and the teacher's step, one left out, one at the length limit."""
+    log = empty_trajectory(jnp.zeros((4, 2), jnp.int32), jnp.zeros((4, 2), jnp.int32), 8, 1, 0, jnp.float32)
+    student, teacher = Source.STUDENT, Source.TEACHER
+    rewound = log.steps.discarded_by.at[1, 1].set(0)
+    steps = log.steps.replace(
+        source=jnp.array([[student] * 8, [student, student, teacher] + 5 * [student], [student] * 8, [student] * 8]),
+        value=jnp.zeros((4, 8)).at[:, 0].set(jnp.array([0.5, 0.9, 7.0, 0.3])).at[1, 1:3].set(jnp.array([0.1, 0.7])),
+        boundary=jnp.full((4, 8), 0.2).at[1, 0].set(0.3).at[3, 0].set(-NO_BOUNDARY),
+        stray=jnp.zeros((4, 8), bool).at[1, 1].set(True).at[2, 0].set(True),
+        discarded_by=rewound,
+        count=jnp.array([1, 3, 0, 1]),
+    )
+    counts = {"student_columns": 20, "teacher_columns": 5, "busy_columns": 20, "tape_columns": 100, "live_columns": 40}
+    return log.replace(
+        steps=steps,
+        sources=jnp.full((4, 8), student).at[1, 4:6].set(int(teacher)),
+        discarded_by=log.discarded_by.at[1, 2:4].set(0),
+        length=jnp.array([5, 6, 0, 8]),
+        num_rewinds=jnp.array([0, 1, 0, 0]),
+        finish=jnp.array([FinishReason.STOP, FinishReason.STOP, FinishReason.RUNNING, FinishReason.LENGTH]),
+        counters=count(zero_counts(), teacher_scored=38, teacher_reread=19, **counts),
+    )
+
+
+def test_the_statistics_of_a_batch_by_hand():
+    expected = {
+        "occupancy": 20 / 25,
+        "dead_columns": 60 / 100,
+        "teacher_scored_per_token": 38 / 19,
+        "teacher_reread_per_token": 19 / 19,
+        "tokens_student": 5 + 4 + 8,
+        "tokens_teacher": 2,
+        "tokens_discarded": 2,
+        "strayed": 1 / 4,
+        "rewinds": 1 / 4,
+        "value": (0.5 + 0.9 + 0.1 + 0.3) / 4,
+        "boundary": (0.2 + 0.3 + 0.2) / 3,
+        "length_mean": (5 + 4 + 0 + 8) / 4,
+        "length_max": 8,
+        "truncated": 1 / 4,
     }
+    assert describe(by_hand()) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_figures_are_those_of_numpy(found):
-    got, expected = jax.device_get(describe(found)), reference(found)
-    assert expected["tokens_discarded"] > 0 and 0 < expected["strayed"] < 1, "the batch shows something"
-    assert got.keys() == expected.keys()
-    for name, value in expected.items():
-        assert got[name] == pytest.approx(value, rel=1e-5), name
+def test_statistics_do_not_depend_on_the_order_of_rows(found):
+    order = np.random.default_rng(0).permutation(ROWS)
+    shuffled = jax.tree.map(lambda x: x[order] if x.ndim else x, found)
+    one, other = describe(found), describe(shuffled)
+    assert one == pytest.approx(other, rel=1e-6) and one["tokens_discarded"] > 0 and 0 < one["strayed"] < 1
+
+
+def test_every_token_has_one_source_and_is_kept_or_discarded(found):
+    got = describe(found)
+    assert got["tokens_student"] + got["tokens_teacher"] == found.length.sum()
+    assert got["tokens_discarded"] + ROWS * got["length_mean"] == pytest.approx(found.length.sum())
+
+
+def test_without_decoding_there_is_no_occupancy():
+    got = describe(by_hand().replace(counters=zero_counts()))
+    assert np.isnan(got["occupancy"]) and np.isnan(got["dead_columns"])
 
 
 def test_the_mean_of_nothing_is_nan(found):
     none = found.replace(steps=found.steps.replace(count=np.zeros_like(found.steps.count)))
-    got = jax.device_get(describe(none))
+    got = describe(none)
     assert np.isnan(got["value"]) and np.isnan(got["boundary"]) and got["strayed"] == 0
 
 

@@ -114,8 +114,8 @@ def test_the_step_table_is_what_fresh_passes_say(name):
     for row in range(ROWS):
         logprobs, steps = logprobs_of(result, row), steps_of(result, row)
         count, length = int(result.steps.count[row]), int(result.length[row])
-        mine = [getattr(result.steps, field)[row, :count].tolist() for field in ("start", "end", "source")]
-        assert list(zip(*mine, strict=True)) == steps
+        found = [getattr(result.steps, field)[row, :count].tolist() for field in ("start", "end", "source")]
+        assert list(zip(*found, strict=True)) == steps
         each = logprobs[np.arange(length), result.tokens[row, :length]]
         np.testing.assert_allclose(result.teacher_logprob[row, :length], each, atol=1e-4)
         values = [np.exp(each[start:end].mean()) for start, end, _ in steps]
