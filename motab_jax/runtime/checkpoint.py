@@ -1,8 +1,8 @@
-"""Checkpoints: a pytree of arrays and a JSON dictionary, kept by orbax, written while the run goes on.
+"""Checkpoints: a pytree of arrays and a JSON dictionary, kept by orbax, written while the run continues.
 
-A step's folder gets its name only when it is complete, so a run killed in the middle of a save goes back to the one
+A step's folder gets its name only when it is complete, so a run killed in the middle of a save resumes from the step
 before. Typed PRNG keys are stored as their data. Orbax has no checksum over array data (a flipped byte came back as
-another number), so a digest of every leaf is kept beside it. Left out: what the state is made of, and when to save.
+another number), so a digest of every leaf is stored with it. Left out: what the state is made of, and when to save.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,15 @@ import orbax.checkpoint as ocp
 from motab_jax.config import UserError
 from motab_jax.runtime.digest import digests
 
-# What orbax and tensorstore raise on damaged or alien folders; running out of memory is not among them.
+# What orbax and tensorstore raise on folders that are damaged or hold something else; lack of memory is not among them.
 _DAMAGE = (ValueError, KeyError, TypeError, OSError, AttributeError, EOFError)
 
 
 class _Damage:
-    """Turns the errors of a damaged folder into UserError, and lets all others through.
+    """Turns the errors of a damaged folder into UserError, and no others.
 
-    Not an `except` clause, because orbax raises a plain Exception for a shortened file, which no clause can name
-    without taking every other error too.
+    It is no `except` clause, because orbax raises a plain Exception for a shortened file, and a clause that names
+    Exception catches every other error too.
     """
 
     def __init__(self, explain: Callable[[BaseException], str]):
@@ -39,10 +39,16 @@ class _Damage:
 
 
 class Checkpointer:
-    """Saves and restores (state, extra) in `folder`, one subfolder a step; keeps the newest `keep`.
+    """Saves and restores (state, extra), in one subfolder a step. A context manager, which waits for the writes.
 
-    Every process of a run makes one, over the same shared folder, and calls the same methods. A context manager:
-    leaving it waits for the writes. Raises UserError if the folder cannot be made or written.
+    Every process of a run makes one, over the same shared folder, and calls the same methods in the same order.
+
+    Args:
+      folder: made where it is missing.
+      keep: the number of steps that are kept, the newest.
+
+    Raises:
+      UserError: the folder can't be made or written.
     """
 
     def __init__(self, folder: str | Path, keep: int):
@@ -57,7 +63,13 @@ class Checkpointer:
             raise UserError(f"{self.folder}: cannot keep checkpoints here: {error}") from None
 
     def save(self, step: int, state: Any, extra: dict) -> None:
-        """Start writing; returns when `state` may be donated. Leaves: arrays, typed keys, numbers."""
+        """Start writing; returns when the arrays of `state` may be donated.
+
+        Args:
+          step: names the subfolder.
+          state: a tree of arrays, typed PRNG keys and numbers.
+          extra: what JSON can hold.
+        """
         stored = jax.tree.map(_stored, state)
         record = {"extra": extra, "digests": digests(stored)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(stored), extra=ocp.args.JsonSave(record))
@@ -68,18 +80,27 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict]:
-        """(state, extra) of a step, each array with the shape, dtype and sharding of its leaf in `abstract_state`.
+        """Read what was saved at a step.
 
-        Leaves are arrays or ShapeDtypeStructs with a sharding; numbers come back as NumPy arrays of no dimension.
-        Raises UserError naming the folder if it is missing, damaged, or made by another configuration.
+        Args:
+          step: one that was saved.
+          abstract_state: a tree like the saved one, of arrays or ShapeDtypeStructs with shardings.
+
+        Returns:
+          (state, extra). Each array has the shape, dtype and sharding of its leaf in `abstract_state`; numbers are
+          NumPy arrays without dimensions.
+
+        Raises:
+          UserError: the folder is missing, damaged, or was saved with another configuration; it names the folder.
         """
         target = jax.tree.map(_abstract, abstract_state)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
         with _Damage(lambda error: self._cannot_restore(step, error)):
-            found = self._manager.restore(step, args=args)
-            if digests(found["state"]) != found["extra"]["digests"]:
+            restored = self._manager.restore(step, args=args)
+            if digests(restored["state"]) != restored["extra"]["digests"]:
                 raise ValueError("the arrays are not those that were saved")
-            return jax.tree.map(_revived, abstract_state, found["state"]), dict(found["extra"]["extra"])
+            state = jax.tree.map(_with_key_type, abstract_state, restored["state"])
+            return state, dict(restored["extra"]["extra"])
 
     def _cannot_restore(self, step: int, error: BaseException) -> str:
         earlier = [other for other in self._manager.all_steps() if other < step]
@@ -95,7 +116,7 @@ class Checkpointer:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait for the writes, then let go of the threads."""
+        """Wait for the writes, then end orbax's threads."""
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -111,7 +132,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _stored(leaf: Any) -> Any:
-    """What orbax writes for a leaf: it knows neither typed keys nor NumPy scalars."""
+    """What orbax is given for a leaf: it takes neither typed keys nor NumPy scalars."""
     if _is_key(leaf):
         return jax.random.key_data(leaf)
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
@@ -126,16 +147,16 @@ def _abstract(leaf: Any) -> Any:
 
 
 def _data_sharding(leaf: Any) -> Any:
-    """A key's data has one dimension more, which no mesh axis cuts: the same partition serves."""
+    """The sharding of a leaf, or of a key's data, whose extra dimension is replicated."""
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return sharding
 
 
-def _revived(leaf: Any, found: Any) -> Any:
-    """`found` as the caller had it: a typed key where `leaf` is one."""
-    return jax.random.wrap_key_data(found, impl=_key_impl(leaf)) if _is_key(leaf) else found
+def _with_key_type(leaf: Any, stored: Any) -> Any:
+    """The stored array, as a typed key where `leaf` is one."""
+    return jax.random.wrap_key_data(stored, impl=_key_impl(leaf)) if _is_key(leaf) else stored
 
 
 def _key_impl(leaf: Any) -> Any:

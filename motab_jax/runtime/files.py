@@ -1,4 +1,4 @@
-"""Output files: replaced whole, so that a reader never sees half of one, and checked before work starts."""
+"""Output files: replaced in one step, so that a reader never sees half of one, and checked before work starts."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import TextIO
 from motab_jax.config import UserError
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is either the old one or the new one, never half of it."""
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file in one step: a reader sees the old content or the new, never half of it."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
@@ -23,7 +23,7 @@ def open_output(word: str, path: Path) -> TextIO:
 
 
 def check_writable(word: str, path: Path) -> None:
-    """Check that the file a verb's word names can be replaced whole; leaves nothing behind. Raises UserError."""
+    """Check that the file a verb's word names can be replaced; leaves nothing behind. Raises UserError."""
     if path.exists() and not path.is_file():
         raise UserError(f"{word}={path}: can't be written: it is not a file")
     partial = path.with_name(path.name + ".partial")

@@ -1,7 +1,7 @@
-"""Logs as JSON lines, one object a step, and the curves that trackers draw from them.
+"""Logs as JSON lines, one object a step, and the trackers that draw curves of them.
 
-The file is the record; TensorBoard, wandb and trackio get a copy, are imported only when asked for, and have an extra
-each. Left out: what is measured.
+The file is the record; TensorBoard, wandb and trackio get a copy. Each has an extra and is imported only when its
+switch in the section `log` is on. Left out: what is measured.
 """
 
 import json
@@ -18,7 +18,7 @@ from motab_jax.runtime.distributed import is_main
 
 
 class Tracker(NamedTuple):
-    """Where curves go: `log(step, figures)` takes flat names and finite numbers; `close()` flushes."""
+    """A service that draws curves: `log(step, figures)` takes flat names and finite numbers; `close()` flushes."""
 
     log: Callable[[int, dict[str, float]], None]
     close: Callable[[], None]
@@ -43,7 +43,12 @@ class MetricsLog:
                 raise UserError(f"{self.path}: cannot write the log: {error}") from None
 
     def append(self, step: int, record: Mapping[str, Any]) -> None:
-        """Write one line: the step, then the record; arrays of one element become numbers, others lists."""
+        """Write one line.
+
+        Args:
+          step: of the run.
+          record: by name, what JSON can hold and arrays; those of one element become numbers, others lists.
+        """
         if self._file is None:
             return
         plain = {"step": int(step), **as_json(record)}
@@ -56,9 +61,9 @@ class MetricsLog:
                 tracker.log(int(step), figures)
 
     def truncate_after(self, step: int) -> None:
-        """Drop the lines of later steps and a half-written last line, as a run that resumes at `step` must.
+        """Drop the lines of later steps and a half-written last line, for a run that resumes at `step`.
 
-        Raises UserError naming the line if one before the last is not a JSON object with a `step`.
+        Raises UserError, which names the line, if one before the last is not a JSON object with a `step`.
         """
         if self._file is None:
             return
@@ -77,7 +82,7 @@ class MetricsLog:
         self._file = self.path.open("a", encoding="utf-8")
 
     def close(self) -> None:
-        """Close the file and the trackers; again is harmless."""
+        """Close the file and the trackers; a second call does nothing."""
         if self._file is not None and not self._file.closed:
             self._file.close()
             for tracker in self._trackers:
@@ -91,7 +96,7 @@ class MetricsLog:
 
 
 def read_log(path: str | Path) -> list[dict]:
-    """All whole lines of a log, in order; a half-written last line is left out."""
+    """The records of a log, in order; a half-written last line is left out."""
     lines = Path(path).read_bytes().splitlines()
     return [json.loads(line) for line in lines if _step_of(line) is not None]
 
@@ -105,7 +110,11 @@ def _step_of(line: bytes) -> int | None:
 
 
 def as_json(value: Any) -> Any:
-    """`value` in JSON's terms: arrays as numbers or lists, NaN and infinities as null."""
+    """A value as JSON can hold it: arrays as numbers or lists, NaN and infinities as None.
+
+    >>> as_json({"loss": np.float32(0.5), "counts": np.array([1, 2]), "ratio": float("nan")})
+    {'loss': 0.5, 'counts': [1, 2], 'ratio': None}
+    """
     if isinstance(value, Mapping):
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -136,9 +145,18 @@ def open_trackers(
     trackio: bool = False,
     step: int = 0,
 ) -> tuple[Tracker, ...]:
-    """The trackers asked for, for a run `name` in `folder` that goes on at `step`; none but on the main process.
+    """The trackers whose switch is on; none on processes other than the main one.
 
-    Raises UserError naming the extra to install if one is missing.
+    Args:
+      folder: of the run.
+      name: of the run, and its id with wandb.
+      tensorboard: the switch of TensorBoard.
+      wandb: the switch of wandb.
+      trackio: the switch of trackio.
+      step: the step that the run resumes at; 0 for a new run.
+
+    Raises:
+      UserError: a tracker is not installed; it names the extra.
     """
     if not is_main():
         return ()

@@ -1,18 +1,23 @@
-"""Where the shipped recipes lie: `configs/` in a checkout, `motab_jax/configs/` in an installed copy."""
+"""Where the shipped recipes are: `configs/` in a checkout, `motab_jax/configs/` in an installed copy."""
 
 from pathlib import Path
 
 from motab_jax.config import UserError
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def recipe_path(name: str) -> Path:
-    """The YAML file of a shipped recipe, by name: `quickstart` or `quickstart.yaml`.
+def recipe_path(name: str, package: Path = PACKAGE) -> Path:
+    """The YAML file of a shipped recipe; a checkout's `configs/` comes before an installed copy's.
 
-    A checkout's `configs/` comes before an installed copy's. Raises UserError that lists the recipes there are.
+    Args:
+      name: such as `quickstart` or `quickstart.yaml`.
+      package: the folder of the package.
+
+    Raises:
+      UserError: there is none of that name; it lists the recipes.
     """
-    folders = [folder for folder in (_checkout(), _PACKAGE / "configs") if folder is not None and folder.is_dir()]
+    folders = [folder for folder in (_checkout(package), package / "configs") if folder is not None and folder.is_dir()]
     for folder in folders:
         path = folder / f"{name.removesuffix('.yaml')}.yaml"
         if path.is_file():
@@ -21,7 +26,7 @@ def recipe_path(name: str) -> Path:
     raise UserError(f"there is no recipe '{name}'; the shipped ones are: {', '.join(known) or 'none'}")
 
 
-def _checkout() -> Path | None:
-    """`configs/` beside the package, if the package lies in a checkout (site-packages may hold another's configs)."""
-    root = _PACKAGE.parent
+def _checkout(package: Path) -> Path | None:
+    """`configs/` beside the package, if the package is in a checkout (site-packages may hold another's configs)."""
+    root = package.parent
     return root / "configs" if (root / "setup.py").is_file() else None

@@ -1,6 +1,6 @@
-"""Progress: one live line with the figures that matter on a terminal, a plain line now and then elsewhere.
+"""Progress of a loop: one live line on a terminal, a plain line now and then elsewhere.
 
-Only the main process speaks.
+Only the main process prints.
 """
 
 import time
@@ -14,15 +14,21 @@ from rich.progress import Progress as Bar
 
 from motab_jax.runtime.distributed import is_main
 
-PERIOD = 3600.0  # seconds that the live line's time left is reckoned from: a step may take minutes
+PERIOD = 3600.0  # seconds over which the live line estimates the pace: a step may take minutes
 
 
 class Progress:
-    """Shows step `n` of `total` under `label`, and the time that is left; a context manager.
+    """Shows the step, figures and the time that is left. A context manager.
 
     Off a terminal it prints the first update, the last one (step == total), and between them one every `every`
-    seconds. `done` steps were done before, in another process. Time left is reckoned from the pace since the first
-    update, as that one may have waited for the compiler.
+    seconds. The time left is estimated from the pace since the first update, which may have waited for the compiler.
+
+    Args:
+      total: steps.
+      label: what is counted.
+      done: steps that an earlier process did.
+      every: seconds between two lines off a terminal.
+      console: where to print; None: standard output.
     """
 
     def __init__(self, total: int, label: str, *, done: int = 0, every: float = 10.0, console: Console | None = None):
@@ -49,7 +55,7 @@ class Progress:
             self._bar = None
 
     def update(self, step: int, figures: Mapping[str, Any] | None = None) -> None:
-        """Say that `step` of `total` are done, with figures (name -> number or text)."""
+        """Show that `step` of `total` are done, with figures (name -> number or text)."""
         if self._quiet:
             return
         text = "  ".join(f"{name} {_format(value)}" for name, value in (figures or {}).items())

@@ -20,7 +20,7 @@ from motab_jax.config.compare import differences
 from motab_jax.config.sections import ObjectiveSection, RunSection
 from motab_jax.data.records import Prompt
 from motab_jax.runtime.distributed import is_main
-from motab_jax.runtime.files import write_whole
+from motab_jax.runtime.files import write_atomically
 
 FIELDS = (
     *("id", "sample", "prompt", "prompt_tokens", "text", "tokens", "sources", "target_text", "steps", "rewinds"),
@@ -72,7 +72,7 @@ class RecordLog:
             if self.size > self.kept:
                 print(f"{self.path}: a half-written last line is cut off and computed again", file=sys.stderr)
                 file.truncate(self.kept)
-            write_whole(self.sidecar, dump_config(self.config))
+            write_atomically(self.sidecar, dump_config(self.config))
             yield file
 
 

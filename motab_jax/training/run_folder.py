@@ -12,7 +12,7 @@ import jax
 from motab_jax.config import Config, UserError, dump_config, load_config
 from motab_jax.config.compare import differences
 from motab_jax.runtime.distributed import barrier, is_main
-from motab_jax.runtime.files import write_whole
+from motab_jax.runtime.files import write_atomically
 from motab_jax.runtime.hosts import any_process, from_main
 from motab_jax.runtime.metrics import MetricsLog, open_trackers
 
@@ -67,7 +67,7 @@ def _check_shared(folder: Path) -> None:
 def write_config(folder: Path, config: Config) -> None:
     """config.yaml, whole; the main process writes it."""
     if is_main():
-        write_whole(folder / "config.yaml", dump_config(config))
+        write_atomically(folder / "config.yaml", dump_config(config))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,4 +92,4 @@ def open_logs(opened: contextlib.ExitStack, config: Config, folder: Path, step: 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """summary.json, whole."""
-    write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")

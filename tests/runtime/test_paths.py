@@ -3,7 +3,7 @@
 import pytest
 
 from motab_jax.config import UserError
-from motab_jax.runtime import paths
+from motab_jax.runtime.paths import recipe_path
 
 
 def lay_out(root, folder):
@@ -13,14 +13,14 @@ def lay_out(root, folder):
     return root / "motab_jax"
 
 
-def test_in_a_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "_PACKAGE", lay_out(tmp_path, "configs"))
+def test_in_a_checkout(tmp_path):
+    package = lay_out(tmp_path, "configs")
     (tmp_path / "setup.py").write_text("")
-    assert paths.recipe_path("tiny") == paths.recipe_path("tiny.yaml") == tmp_path / "configs" / "tiny.yaml"
+    assert recipe_path("tiny", package) == recipe_path("tiny.yaml", package) == tmp_path / "configs" / "tiny.yaml"
 
 
-def test_in_an_installed_copy(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "_PACKAGE", lay_out(tmp_path, "motab_jax/configs"))
-    assert paths.recipe_path("tiny") == tmp_path / "motab_jax" / "configs" / "tiny.yaml"
+def test_in_an_installed_copy(tmp_path):
+    package = lay_out(tmp_path, "motab_jax/configs")
+    assert recipe_path("tiny", package) == tmp_path / "motab_jax" / "configs" / "tiny.yaml"
     with pytest.raises(UserError, match="no recipe 'huge'; the shipped ones are: tiny"):
-        paths.recipe_path("huge")
+        recipe_path("huge", package)
