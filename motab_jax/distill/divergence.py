@@ -1,44 +1,63 @@
-"""Per-token losses between next-token distributions, in nats, named by their direction.
+"""Per-token losses that compare two next-token distributions, in nats; a name says the direction.
 
-All take logits [..., V] (any float dtype; computed in float32) and return f32[...]. Sources: forward and reverse KL as
-in MiniLLM (arXiv 2306.08543); generalised Jensen-Shannon divergence as in GKD (arXiv 2306.13649, eq. 1). Their
-derivatives are written out: each is one more pass over the logits, where differentiating the formulas takes several.
+All take logits of any float dtype, compute in float32 and return one float32 value for each leading index. Forward and
+reverse KL as in MiniLLM (arXiv 2306.08543); the generalised Jensen-Shannon divergence as in GKD (arXiv 2306.13649,
+eq. 1). Derivatives are written by hand: one more pass over the logits, where autodiff of the formulas takes several.
+Left out: weights and masks of tokens (objective.py), and chunks of them (heads.py).
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
 
 SMALLEST_TAIL = 1e-6
 HEAD_MASS = 0.5
 
 
-def cross_entropy(student_logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """-log p_S(label); labels i32[...]."""
+def cross_entropy(student_logits: Float[Array, "*N V"], labels: Int[Array, "*N"]) -> Float32[Array, "*N"]:
+    """-log p_S(label) in nats."""
     return _cross_entropy(student_logits.astype(jnp.float32), labels)
 
 
-def forward_kl(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
-    """KL(teacher || student): covers what the teacher does.
+def forward_kl(student_logits: Float[Array, "*N V"], teacher_logits: Float[Array, "*N V"]) -> Float32[Array, "*N"]:
+    """KL(teacher || student) in nats; it makes the student cover everything that the teacher does.
 
-    >>> import jax.numpy as jnp
-    >>> float(forward_kl(jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.5, 0.5]))))
-    0.0
+    >>> student, teacher = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{forward_kl(student, teacher):.4f}")  # 0.9 log(0.9 / 0.5) + 0.1 log(0.1 / 0.5)
+    0.3681
     """
     return _kl(teacher_logits.astype(jnp.float32), student_logits.astype(jnp.float32))
 
 
-def reverse_kl(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
-    """KL(student || teacher): avoids what the teacher doesn't do."""
+def reverse_kl(student_logits: Float[Array, "*N V"], teacher_logits: Float[Array, "*N V"]) -> Float32[Array, "*N"]:
+    """KL(student || teacher) in nats; it makes the student avoid what the teacher does not do.
+
+    >>> student, teacher = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{reverse_kl(student, teacher):.4f}")  # 0.5 log(0.5 / 0.9) + 0.5 log(0.5 / 0.1)
+    0.5108
+    """
     return _kl(student_logits.astype(jnp.float32), teacher_logits.astype(jnp.float32))
 
 
-def jsd(student_logits: jax.Array, teacher_logits: jax.Array, *, reverse_weight: float = 0.5) -> jax.Array:
-    """Generalised Jensen-Shannon divergence with w = reverse_weight in [0,1].
+def jsd(
+    student_logits: Float[Array, "*N V"], teacher_logits: Float[Array, "*N V"], *, reverse_weight: float = 0.5
+) -> Float32[Array, "*N"]:
+    """Generalised Jensen-Shannon divergence in nats: w KL(p_T || m) + (1 - w) KL(p_S || m), m = w p_T + (1 - w) p_S.
 
-    m = w p_T + (1 - w) p_S;  JSD = w KL(p_T || m) + (1 - w) KL(p_S || m). At w = 0 it is forward_kl and at w = 1
-    reverse_kl, the limits of JSD / w and JSD / (1 - w), as the GKD paper has it.
+    >>> student, teacher = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{jsd(student, teacher):.4f}")  # m = (0.7, 0.3): half of 0.1163, the teacher's KL, and of 0.0872
+    0.1017
+
+    Args:
+        student_logits: the student's logits.
+        teacher_logits: the teacher's logits.
+        reverse_weight: w in [0, 1]. 0 gives forward_kl and 1 reverse_kl, the limits of JSD / w and JSD / (1 - w), as
+            the GKD paper has it (arXiv 2306.13649, eq. 1).
+
+    Returns:
+        The divergence of each token.
     """
     if reverse_weight == 0.0:
         return forward_kl(student_logits, teacher_logits)
@@ -47,27 +66,47 @@ def jsd(student_logits: jax.Array, teacher_logits: jax.Array, *, reverse_weight:
     return _jsd(student_logits.astype(jnp.float32), teacher_logits.astype(jnp.float32), reverse_weight)
 
 
-def adaptive_kl(student_logits: jax.Array, teacher_logits: jax.Array, *, head_mass: float = HEAD_MASS) -> jax.Array:
-    """AKL (arXiv 2404.02657): w KL(p_T || p_S) + (1 - w) KL(p_S || p_T), each token with a w of its own.
+def adaptive_kl(
+    student_logits: Float[Array, "*N V"], teacher_logits: Float[Array, "*N V"], *, head_mass: float = HEAD_MASS
+) -> Float32[Array, "*N"]:
+    """AKL (arXiv 2404.02657) in nats: w KL(p_T || p_S) + (1 - w) KL(p_S || p_T), with a weight w for each token.
 
-    w is the head's share of sum_v |p_T(v) - p_S(v)| and has no gradient. The head: the teacher's likeliest tokens, as
-    many as together have at most a probability of head_mass (the paper's mu), the likeliest always; ties go together.
+    w is the head's share of sum_v |p_T(v) - p_S(v)|; it has no gradient. The head are the teacher's likeliest tokens.
+
+    Args:
+        student_logits: the student's logits.
+        teacher_logits: the teacher's logits.
+        head_mass: the largest probability of the head's tokens together (the paper's mu). The likeliest token is in the
+            head always; tokens of equal probability are in it together or not at all.
+
+    Returns:
+        The divergence of each token.
     """
     student, teacher = student_logits.astype(jnp.float32), teacher_logits.astype(jnp.float32)
     p, q = (jax.nn.softmax(jax.lax.stop_gradient(x), axis=-1) for x in (teacher, student))
-    gap = jnp.abs(p - q)
-    in_head = jnp.sum(jnp.where(p >= _head_threshold(p, head_mass), gap, 0.0), axis=-1)
-    # Equal distributions have no gap: neither direction counts then, and both are 0.
-    weight = in_head / jnp.maximum(jnp.sum(gap, axis=-1), jnp.finfo(jnp.float32).tiny)
+    difference = jnp.abs(p - q)
+    in_head = jnp.sum(jnp.where(p >= _head_threshold(p, head_mass), difference, 0.0), axis=-1)
+    # Equal distributions have no difference: neither direction counts then, and both are 0.
+    weight = in_head / jnp.maximum(jnp.sum(difference, axis=-1), jnp.finfo(jnp.float32).tiny)
     return weight * forward_kl(student, teacher) + (1.0 - weight) * reverse_kl(student, teacher)
 
 
-def entropy_gated_kl(student_logits: jax.Array, teacher_logits: jax.Array, *, gate: float = 0.8) -> jax.Array:
-    """KL(p_S || p_T), and KL(p_T || p_S) on top of it where the teacher's entropy is above `gate` nats.
+def entropy_gated_kl(
+    student_logits: Float[Array, "*N V"], teacher_logits: Float[Array, "*N V"], *, gate: float = 0.8
+) -> Float32[Array, "*N"]:
+    """KL(p_S || p_T) in nats, plus KL(p_T || p_S) where the teacher's entropy is above `gate`.
 
     Source: entropy-aware on-policy distillation, EOPD (arXiv 2603.07079), whose abstract says that forward KL is added
     where the teacher's entropy is high. The exact formula and the released code weren't available. The choice made
     here: a step at the gate, weight 1 for both parts, all three quantities exact and over the whole vocabulary.
+
+    Args:
+        student_logits: the student's logits.
+        teacher_logits: the teacher's logits.
+        gate: the entropy in nats.
+
+    Returns:
+        The loss of each token.
     """
     student, teacher = student_logits.astype(jnp.float32), teacher_logits.astype(jnp.float32)
     log_p = jax.nn.log_softmax(jax.lax.stop_gradient(teacher), axis=-1)
@@ -76,11 +115,14 @@ def entropy_gated_kl(student_logits: jax.Array, teacher_logits: jax.Array, *, ga
     return reverse_kl(student, teacher) + jnp.where(entropy > gate, forward_kl(student, teacher), 0.0)
 
 
-def with_tail(logprobs: jax.Array) -> jax.Array:
-    """Log-probabilities f32[...,k] of k tokens and of all others together, f32[...,k+1].
+def with_tail(logprobs: Float[Array, "*N K"]) -> Float32[Array, "*N K+1"]:
+    """Append the log-probability of all other tokens together to that of K tokens.
 
-    A divergence of two of them is that between the coarser distributions: never more than that of the full ones, and
-    equal at k = V. The tail's mass is at least SMALLEST_TAIL: below, it is the rounding of the sum, without gradient.
+    A divergence of two results is that of the coarser distributions: never more than that of the full ones, and equal
+    at K = V. The tail's mass is at least SMALLEST_TAIL: below, it is the rounding of the sum, without gradient.
+
+    >>> jnp.exp(with_tail(jnp.log(jnp.array([0.5, 0.25])))).round(4).tolist()
+    [0.5, 0.25, 0.25]
     """
     logprobs = logprobs.astype(jnp.float32)
     tail = 1.0 - jnp.sum(jnp.exp(logprobs), axis=-1, keepdims=True)
@@ -88,11 +130,11 @@ def with_tail(logprobs: jax.Array) -> jax.Array:
     return jnp.concatenate([logprobs, jnp.log(jnp.where(tail > SMALLEST_TAIL, tail, SMALLEST_TAIL))], axis=-1)
 
 
-def _head_threshold(p: jax.Array, mass: float) -> jax.Array:
-    """The least probability f32[...,1] such that the tokens of p f32[...,V] at or above it come to at most `mass`.
+def _head_threshold(p: Float32[Array, "*N V"], mass: float) -> Float32[Array, "*N 1"]:
+    """The least probability such that the tokens at or above it have at most `mass` together; at most the largest.
 
-    Never more than the largest. It is found by bisection over the bit patterns of float32, which order as the numbers
-    do: nothing sorts the vocabulary (docs/decisions.md).
+    It is found by bisection over the bit patterns of float32, which order as the numbers do: nothing sorts the
+    vocabulary (docs/decisions.md).
     """
     high = jax.lax.bitcast_convert_type(jnp.max(p, axis=-1, keepdims=True), jnp.int32)
 
@@ -107,17 +149,17 @@ def _head_threshold(p: jax.Array, mass: float) -> jax.Array:
     return jax.lax.bitcast_convert_type(high, jnp.float32)
 
 
-def _along(slope: jax.Array, tangent: jax.Array) -> jax.Array:
-    return jnp.sum(slope * tangent, axis=-1)
+def _dot(gradient: Float[Array, "*N V"], tangent: Float[Array, "*N V"]) -> Float[Array, "*N"]:
+    return jnp.sum(gradient * tangent, axis=-1)
 
 
-def _log_ratio(probability: jax.Array, log: jax.Array, other: jax.Array | float) -> jax.Array:
-    """log - other; 0 where the probability is 0, so that the token contributes nothing, not 0 * inf."""
-    return jnp.where(probability > 0, log - other, 0.0)
+def _log_ratio(p: Float[Array, "*N V"], log_p: Float[Array, "*N V"], log_q: Float[Array, "*N V"] | float):
+    """log p - log q; 0 where p is 0, so that the token contributes nothing, not 0 * inf."""
+    return jnp.where(p > 0, log_p - log_q, 0.0)
 
 
 @jax.custom_jvp
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def _cross_entropy(logits: Float32[Array, "*N V"], labels: Int[Array, "*N"]) -> Float32[Array, "*N"]:
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
@@ -125,51 +167,53 @@ def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 @_cross_entropy.defjvp
 def _cross_entropy_jvp(primals, tangents):
     logits, labels = primals
-    label = jnp.arange(logits.shape[-1]).reshape((1,) * labels.ndim + (-1,)) == labels[..., None]
-    slope = jnp.exp(jax.nn.log_softmax(logits, axis=-1)) - label
-    return _cross_entropy(logits, labels), _along(slope, tangents[0])
+    one_hot = jnp.arange(logits.shape[-1]).reshape((1,) * labels.ndim + (-1,)) == labels[..., None]
+    gradient = jnp.exp(jax.nn.log_softmax(logits, axis=-1)) - one_hot
+    return _cross_entropy(logits, labels), _dot(gradient, tangents[0])
 
 
 @jax.custom_jvp
-def _kl(left: jax.Array, right: jax.Array) -> jax.Array:
+def _kl(left: Float32[Array, "*N V"], right: Float32[Array, "*N V"]) -> Float32[Array, "*N"]:
     """sum_v p (log p - log q) of logits left (p) and right (q)."""
-    return _kl_parts(left, right)[0]
-
-
-def _kl_parts(left: jax.Array, right: jax.Array):
     log_p, log_q = jax.nn.log_softmax(left, axis=-1), jax.nn.log_softmax(right, axis=-1)
     p = jnp.exp(log_p)
-    ratio = _log_ratio(p, log_p, log_q)
-    return jnp.sum(p * ratio, axis=-1), p, ratio, log_q
+    return jnp.sum(p * _log_ratio(p, log_p, log_q), axis=-1)
 
 
 @_kl.defjvp
 def _kl_jvp(primals, tangents):
-    value, p, ratio, log_q = _kl_parts(*primals)
-    left, right = p * (ratio - value[..., None]), jnp.exp(log_q) - p
-    return value, _along(left, tangents[0]) + _along(right, tangents[1])
+    """The value again, and its derivative: p (log p - log q - KL) in left, q - p in right."""
+    left, right = primals
+    log_p, log_q = jax.nn.log_softmax(left, axis=-1), jax.nn.log_softmax(right, axis=-1)
+    p = jnp.exp(log_p)
+    log_ratio = _log_ratio(p, log_p, log_q)
+    value = jnp.sum(p * log_ratio, axis=-1)
+    left_gradient, right_gradient = p * (log_ratio - value[..., None]), jnp.exp(log_q) - p
+    return value, _dot(left_gradient, tangents[0]) + _dot(right_gradient, tangents[1])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _jsd(student: jax.Array, teacher: jax.Array, weight: float) -> jax.Array:
-    from_teacher, from_student, *_ = _jsd_parts(student, teacher, weight)
-    return weight * from_teacher + (1.0 - weight) * from_student
+def _jsd(student: Float32[Array, "*N V"], teacher: Float32[Array, "*N V"], weight: float) -> Float32[Array, "*N"]:
+    teacher_kl, student_kl, *_ = _jsd_terms(student, teacher, weight)
+    return weight * teacher_kl + (1.0 - weight) * student_kl
 
 
-def _jsd_parts(student: jax.Array, teacher: jax.Array, weight: float):
+def _jsd_terms(student: Float32[Array, "*N V"], teacher: Float32[Array, "*N V"], weight: float):
     """KL(p_T || m), KL(p_S || m), then p and log(p / m) of the teacher and of the student."""
     log_p, log_q = jax.nn.log_softmax(teacher, axis=-1), jax.nn.log_softmax(student, axis=-1)
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     # Where both underflow the bound keeps the logarithm finite; nothing comes of it.
     log_m = jnp.log(jnp.maximum(weight * p + (1.0 - weight) * q, jnp.finfo(jnp.float32).tiny))
-    theirs, ours = _log_ratio(p, log_p, log_m), _log_ratio(q, log_q, log_m)
-    return jnp.sum(p * theirs, axis=-1), jnp.sum(q * ours, axis=-1), p, theirs, q, ours
+    teacher_ratio, student_ratio = _log_ratio(p, log_p, log_m), _log_ratio(q, log_q, log_m)
+    teacher_kl, student_kl = jnp.sum(p * teacher_ratio, axis=-1), jnp.sum(q * student_ratio, axis=-1)
+    return teacher_kl, student_kl, p, teacher_ratio, q, student_ratio
 
 
 @_jsd.defjvp
 def _jsd_jvp(weight, primals, tangents):
-    from_teacher, from_student, p, theirs, q, ours = _jsd_parts(*primals, weight)
-    student = (1.0 - weight) * q * (ours - from_student[..., None])
-    teacher = weight * p * (theirs - from_teacher[..., None])
-    value = weight * from_teacher + (1.0 - weight) * from_student
-    return value, _along(student, tangents[0]) + _along(teacher, tangents[1])
+    student, teacher = primals
+    teacher_kl, student_kl, p, teacher_ratio, q, student_ratio = _jsd_terms(student, teacher, weight)
+    student_gradient = (1.0 - weight) * q * (student_ratio - student_kl[..., None])
+    teacher_gradient = weight * p * (teacher_ratio - teacher_kl[..., None])
+    value = weight * teacher_kl + (1.0 - weight) * student_kl
+    return value, _dot(student_gradient, tangents[0]) + _dot(teacher_gradient, tangents[1])

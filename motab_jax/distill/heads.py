@@ -1,32 +1,39 @@
-"""The student's output head over chunks of trained tokens: the loss's sums and, if wanted, its gradient, in one pass.
+"""The loss over chunks of trained tokens: the student's head, the sums of the loss and their gradient, in one pass.
 
-A chunk's logits give its losses, their derivative, and at once what that is worth to states and head, so the backward
-pass recomputes nothing. Tokens that aren't trained are left out before the head sees them; the number of chunks
-follows from how many remain. Memory depends on neither the vocabulary nor the number of tokens.
+Each chunk computes its logits, its losses and their derivatives, and applies these to hidden states and head at once,
+so the backward pass recomputes nothing. Tokens that aren't trained are left out before the head; the number of chunks
+depends on how many remain. Memory depends on neither the vocabulary nor the number of tokens. Left out: which loss a
+token has (objective.py).
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Integer
 
-from motab_jax.distill.targets import KINDS, TargetBatch
+from motab_jax.distill.targets import TargetBatch, TokenKind
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import Params, unembed
 
 
-class LossSums(NamedTuple):
-    """Sums over the tokens of each of G groups; the gradients are None where nobody asked for them."""
+class LossSums(flax.struct.PyTreeNode):
+    """Sums over the tokens of each of G groups; the gradients are None where none are computed.
 
-    loss: jax.Array  # f32[G]; weighted
-    per_kind: jax.Array  # f32[G,5]; unweighted losses by kind
-    d_hidden: jax.Array | None  # [G,n,D], in the hidden states' dtype
-    d_head: jax.Array | None  # f32[G,...], each group's share of the head's gradient
+    T tokens a group, D the student's width, U kinds of tokens.
+    """
+
+    loss: Float32[Array, "G"]  # weighted
+    per_kind: Float32[Array, "G U"]  # unweighted losses by TokenKind
+    d_hidden: Float[Array, "G T D"] | None  # the loss's gradient in the hidden states, in their dtype
+    d_head: Float32[Array, "G _ _"] | None  # in the head's weight: each group's share
 
 
 def head_params(params: Params) -> Params:
-    """The parameter that `unembed` reads, under its name: a head [D,V], or else the tied embedding [V,D]."""
+    """The parameter that `unembed` needs, under its name: a head [D,V], or else the tied embedding [V,D]."""
     name = "head" if "head" in params else "embed"
     return {name: params[name]}
 
@@ -34,120 +41,149 @@ def head_params(params: Params) -> Params:
 def chunked_loss_sums(
     head: Params,
     config: ModelConfig,
-    hidden: jax.Array,
+    hidden: Float[Array, "G T D"],
     batch: TargetBatch,
-    weight: jax.Array,
-    losses_of: Callable[[jax.Array, TargetBatch], jax.Array],
+    weight: Float[Array, "G T"],
+    losses_of: Callable[..., Array],
     *,
-    size: int,
-    d_head: jax.Array | None = None,
+    chunk_tokens: int,
+    d_head: Float32[Array, "G _ _"] | None = None,
 ) -> LossSums:
-    """Sum of weight * loss over all tokens; the state one column before a token predicts it.
+    """Sum of weight * loss over all tokens, and its gradient. A token is predicted by the hidden state before it.
 
-    head is what `head_params` gives; hidden [G,n,D], weight f32[G,n] and the batch's arrays [G,n,...] lie in G groups
-    that never mix, so that each can stay on a device of its own. losses_of(logits f32[G,size,V], batch [G,size]) is
-    each token's unweighted loss; it gets `size` tokens of each group at a time. Where d_head f32[G,...] is given, the
-    gradient is computed as well, the head's on top of it.
+    The G groups never mix, so that each can stay on a device of its own.
+
+    Args:
+        head: the student's head, from `head_params`.
+        config: the student's architecture.
+        hidden: the student's final hidden states.
+        batch: the targets, with arrays [G,T,...].
+        weight: weight of each token; 0: not trained.
+        losses_of: function (logits [G,chunk_tokens,V], batch=[G,chunk_tokens,...]) -> unweighted losses
+            f32[G,chunk_tokens].
+        chunk_tokens: tokens of each group in a chunk.
+        d_head: where the head's gradient is added to. None: no gradient is computed.
+
+    Returns:
+        The sums.
     """
     groups = weight.shape[0]
-    order, place, count = _trained_first((weight > 0) & (batch.positions > 0), size)
+    order, rank, count = _trained_first((weight > 0) & (batch.positions > 0), chunk_tokens)
 
-    def chunk(number, total: LossSums) -> LossSums:
-        index, state = _chunk(order, number * size, size, hidden)
-        part, share = take(batch, index), take(weight, index)
-        logits = unembed(head, config, state)
+    def add_chunk(number, total: LossSums) -> LossSums:
+        columns, states = _chunk(order, number * chunk_tokens, chunk_tokens, hidden)
+        targets, weights = take_columns(batch, columns), take_columns(weight, columns)
+        logits = unembed(head, config, states)
         if d_head is None:
-            each, grads = losses_of(logits, part), (None, None)
+            losses, gradients = losses_of(logits, batch=targets), {}
         else:
-            each, pullback = jax.vjp(lambda logits: losses_of(logits, part), logits)
-            grads = _add(total, *_pull(head, state, *pullback(share)), number * size)
-        return LossSums(total.loss + jnp.sum(each * share, axis=1), total.per_kind + _by_kind(each, part.kinds), *grads)
+            losses, pullback = jax.vjp(functools.partial(losses_of, batch=targets), logits)
+            d_states, d_weight = _head_vjp(head, states, *pullback(weights))
+            gradients = _add_gradients(total, d_states, d_weight, number * chunk_tokens)
+        loss = total.loss + jnp.sum(losses * weights, axis=1)
+        return total.replace(loss=loss, per_kind=total.per_kind + _sum_by_kind(losses, targets.kinds), **gradients)
 
     in_order = None if d_head is None else jnp.zeros((*order.shape, hidden.shape[-1]), hidden.dtype)
-    total = LossSums(jnp.zeros((groups,)), jnp.zeros((groups, len(KINDS))), in_order, d_head)
-    total = jax.lax.fori_loop(0, -(-jnp.max(count) // size), chunk, total)
+    total = LossSums(jnp.zeros((groups,)), jnp.zeros((groups, len(TokenKind))), in_order, d_head)
+    total = jax.lax.fori_loop(0, -(-jnp.max(count) // chunk_tokens), add_chunk, total)
     if d_head is None:
         return total
-    behind = jnp.pad(place[:, 1:], ((0, 0), (0, 1)), constant_values=order.shape[1])
-    return total._replace(d_hidden=take(total.d_hidden, behind))
+    next_rank = jnp.pad(rank[:, 1:], ((0, 0), (0, 1)), constant_values=order.shape[1])
+    return total.replace(d_hidden=take_columns(total.d_hidden, next_rank))
 
 
 def chunked_token_values(
     head: Params,
     config: ModelConfig,
-    hidden: jax.Array,
+    hidden: Float[Array, "G T D"],
     batch: TargetBatch,
-    wanted: jax.Array,
-    function: Callable[[jax.Array, TargetBatch], jax.Array],
+    wanted: Bool[Array, "G T"],
+    values_of: Callable[[Array, TargetBatch], Array],
     *,
-    size: int,
-) -> jax.Array:
-    """function(logits f32[G,size,V], batch [G,size]) of every wanted token (bool[G,n]), f32[G,n]; 0 elsewhere.
+    chunk_tokens: int,
+) -> Float32[Array, "G T"]:
+    """A value of each wanted token, 0 elsewhere, without gradient.
 
-    Arguments as of `chunked_loss_sums`; nothing is differentiated.
+    Args:
+        head: the student's head, from `head_params`.
+        config: the student's architecture.
+        hidden: the student's final hidden states.
+        batch: the targets, with arrays [G,T,...].
+        wanted: the tokens to compute a value of.
+        values_of: function (logits [G,chunk_tokens,V], batch [G,chunk_tokens,...]) -> values f32[G,chunk_tokens].
+        chunk_tokens: tokens of each group in a chunk.
+
+    Returns:
+        The values.
     """
-    order, place, count = _trained_first(wanted & (batch.positions > 0), size)
+    order, rank, count = _trained_first(wanted & (batch.positions > 0), chunk_tokens)
 
-    def chunk(number, found):
-        index, state = _chunk(order, number * size, size, hidden)
-        each = function(unembed(head, config, state), take(batch, index))
-        return jax.lax.dynamic_update_slice_in_dim(found, each, number * size, axis=1)
+    def add_chunk(number, values):
+        columns, states = _chunk(order, number * chunk_tokens, chunk_tokens, hidden)
+        chunk_values = values_of(unembed(head, config, states), take_columns(batch, columns))
+        return jax.lax.dynamic_update_slice_in_dim(values, chunk_values, number * chunk_tokens, axis=1)
 
-    return take(jax.lax.fori_loop(0, -(-jnp.max(count) // size), chunk, jnp.zeros(order.shape)), place)
-
-
-def take(tree: Any, index: jax.Array) -> Any:
-    """From arrays [G,n,...], the entries index i32[G,m] of each group; zeros where the index is n or more."""
-
-    def one(x: jax.Array) -> jax.Array:
-        spread = index.reshape(*index.shape, *(1,) * (x.ndim - 2))
-        return jnp.take_along_axis(x, spread, axis=1, mode="fill", fill_value=0)
-
-    return jax.tree.map(one, tree)
+    number_of_chunks = -(-jnp.max(count) // chunk_tokens)
+    return take_columns(jax.lax.fori_loop(0, number_of_chunks, add_chunk, jnp.zeros(order.shape)), rank)
 
 
-def _trained_first(trained: jax.Array, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Where each group's trained columns (bool[G,n]) are, where they went, and how many they are.
+def take_columns(tree: Any, columns: Integer[Array, "G M"]) -> Any:
+    """Columns of each group from a tree of arrays [G,T,...]: [G,M,...]; zeros where the column is T or more."""
 
-    order i32[G,m] holds their columns in front, n behind them (m: the next multiple of `size`); place i32[G,n] is each
-    one's entry of order, m where it isn't trained; count i32[G].
+    def take(x: Array) -> Array:
+        index = columns.reshape(*columns.shape, *(1,) * (x.ndim - 2))
+        return jnp.take_along_axis(x, index, axis=1, mode="fill", fill_value=0)
+
+    return jax.tree.map(take, tree)
+
+
+def _trained_first(
+    trained: Bool[Array, "G T"], chunk_tokens: int
+) -> tuple[Int[Array, "G M"], Int[Array, "G T"], Int[Array, "G"]]:
+    """The trained columns of each group, in front of a table of M entries, the next multiple of chunk_tokens.
+
+    Returns order (the columns, then T), rank (each column's entry of order; M where it isn't trained) and their count.
     """
     columns = trained.shape[1]
-    room = columns + -columns % size
-    place = jnp.where(trained, jnp.cumsum(trained, axis=1) - 1, room)
+    entries = columns + -columns % chunk_tokens
+    rank = jnp.where(trained, jnp.cumsum(trained, axis=1) - 1, entries)
     # A batched scatter: with the group as an index, it would gather all groups on each device.
-    empty, column = jnp.full((room,), columns, jnp.int32), jnp.arange(columns, dtype=jnp.int32)
-    order = jax.vmap(lambda place: empty.at[place].set(column, mode="drop"))(place)
-    return order, place, jnp.sum(trained, axis=1)
+    empty, column = jnp.full((entries,), columns, jnp.int32), jnp.arange(columns, dtype=jnp.int32)
+    order = jax.vmap(lambda rank: empty.at[rank].set(column, mode="drop"))(rank)
+    return order, rank, jnp.sum(trained, axis=1)
 
 
-def _chunk(order: jax.Array, start, size: int, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The columns i32[G,size] of `size` tokens of each group, from `start` on, and the states that predict them."""
+def _chunk(
+    order: Int[Array, "G M"], start: Int[Array, ""] | int, chunk_tokens: int, hidden: Float[Array, "G T D"]
+) -> tuple[Int[Array, "G {chunk_tokens}"], Float[Array, "G {chunk_tokens} D"]]:
+    """The columns of the chunk that starts at entry `start` of order, and the hidden states that predict them."""
     columns = hidden.shape[1]
-    index = jax.lax.dynamic_slice_in_dim(order, start, size, axis=1)
-    return index, take(hidden, jnp.where(index < columns, index - 1, columns))
+    index = jax.lax.dynamic_slice_in_dim(order, start, chunk_tokens, axis=1)
+    return index, take_columns(hidden, jnp.where(index < columns, index - 1, columns))
 
 
-def _by_kind(losses: jax.Array, kinds: jax.Array) -> jax.Array:
-    """Sums f32[G,5] of losses f32[G,t] by kind."""
-    mine = kinds[..., None] == jnp.arange(len(KINDS))[None, None]
-    return jnp.sum(jnp.where(mine, losses[..., None], 0.0), axis=1)
+def _sum_by_kind(losses: Float32[Array, "G T"], kinds: Int[Array, "G T"]) -> Float32[Array, "G U"]:
+    of_kind = kinds[..., None] == jnp.arange(len(TokenKind))[None, None]
+    return jnp.sum(jnp.where(of_kind, losses[..., None], 0.0), axis=1)
 
 
-def _pull(head: Params, state: jax.Array, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """From the loss's slope in the logits f32[G,t,V]: that in the states and, of each group, in the head: f32.
+def _head_vjp(
+    head: Params, states: Float[Array, "G T D"], cotangent: Float[Array, "G T V"]
+) -> tuple[Float32[Array, "G T D"], Float32[Array, "G _ _"]]:
+    """From the loss's cotangent of the logits: the gradients in the states and, for each group, in the head's weight.
 
     The products are taken in the head's dtype and summed in float32.
     """
     [(name, weights)] = head.items()
-    slope, state = slope.astype(weights.dtype), state.astype(weights.dtype)
-    pair, axes = ((state, slope), "dv") if name == "head" else ((slope, state), "vd")
-    d_state = jnp.einsum(f"gtv,{axes}->gtd", slope, weights, preferred_element_type=jnp.float32)
-    return d_state, jnp.einsum(f"gt{axes[0]},gt{axes[1]}->g{axes}", *pair, preferred_element_type=jnp.float32)
+    cotangent, states = cotangent.astype(weights.dtype), states.astype(weights.dtype)
+    pair, axes = ((states, cotangent), "dv") if name == "head" else ((cotangent, states), "vd")
+    d_states = jnp.einsum(f"gtv,{axes}->gtd", cotangent, weights, preferred_element_type=jnp.float32)
+    return d_states, jnp.einsum(f"gt{axes[0]},gt{axes[1]}->g{axes}", *pair, preferred_element_type=jnp.float32)
 
 
-def _add(total: LossSums, d_state: jax.Array, d_head: jax.Array, start) -> tuple[jax.Array, jax.Array]:
-    """The totals with one chunk's states put in at `start`, and its head's gradient added."""
-    d_state = d_state.astype(total.d_hidden.dtype)
-    d_hidden = jax.lax.dynamic_update_slice_in_dim(total.d_hidden, d_state, start, axis=1)
-    return d_hidden, total.d_head + d_head
+def _add_gradients(total: LossSums, d_states: Array, d_head: Array, start) -> dict[str, Array]:
+    """The totals' gradients with a chunk's: its states' set from entry `start` on, its head's added."""
+    assert total.d_hidden is not None and total.d_head is not None
+    d_states = d_states.astype(total.d_hidden.dtype)
+    d_hidden = jax.lax.dynamic_update_slice_in_dim(total.d_hidden, d_states, start, axis=1)
+    return {"d_hidden": d_hidden, "d_head": total.d_head + d_head}

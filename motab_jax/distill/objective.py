@@ -1,14 +1,18 @@
-"""The loss: each source of tokens has its own, and no more than a chunk of logits exists at a time.
+"""The loss of a batch: each kind of token has its own, and no more than a chunk of logits exists at a time.
 
-The teacher's distributions come from what its scoring left in the trajectory (hidden states, or its k likeliest
-tokens), so the update makes no teacher pass. Both heads are applied a chunk of tokens at a time (heads.py).
+The teacher's distributions come from what the rollout kept in the trajectory (hidden states, or the K likeliest
+tokens), so the update makes no forward pass of the teacher. Both heads are applied to a chunk of tokens at a time
+(heads.py). Left out: the sums' way into parameters (update.py).
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
 
 from motab_jax.config import UserError
 from motab_jax.distill.divergence import (
@@ -21,8 +25,8 @@ from motab_jax.distill.divergence import (
     with_tail,
 )
 from motab_jax.distill.heads import LossSums, chunked_loss_sums, chunked_token_values, head_params
-from motab_jax.distill.sampled import policy_gradient, reinforce, reward_to_go, sampled_reward
-from motab_jax.distill.targets import KINDS, TargetBatch, targets_name
+from motab_jax.distill.sampled import mean_reward_to_go, policy_gradient, reinforce, teacher_log_ratio
+from motab_jax.distill.targets import LOSS_KINDS, TargetBatch, TokenKind, targets_name
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.topk import TopK
 from motab_jax.models.transformer import Model, Params, encode, unembed
@@ -33,32 +37,44 @@ from motab_jax.models.transformer import Model, Params, encode, unembed
 CHUNK_ELEMENTS, CHUNK_TOKENS = 1 << 23, 256
 ACCELERATED = 4
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "adaptive_kl", "entropy_gated_kl", "minillm")
-OF_SAMPLES = ("policy_gradient", "minillm")
+SAMPLED_LOSSES = ("policy_gradient", "minillm")
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenLoss:
-    """One source's loss and its weight: cross_entropy, masked, or one of DIVERGENCES and OF_SAMPLES."""
+    """The loss of one kind of token and its weight: cross_entropy, masked, or one of DIVERGENCES and SAMPLED_LOSSES."""
 
     name: str = "cross_entropy"
     weight: float = 1.0
     reverse_weight: float = 0.5  # jsd
-    gate: float = 0.8  # entropy_gated_kl
+    gate: float = 0.8  # entropy_gated_kl; nats
 
     @property
     def trained(self) -> bool:
-        """Whether tokens of this source count at all."""
+        """Whether tokens of this kind count at all."""
         return self.name != "masked" and self.weight > 0
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether it compares with the teacher's distribution."""
+        """Whether the loss needs the teacher's distribution."""
         return self.trained and self.name in DIVERGENCES
 
     @property
     def needs_logprob(self) -> bool:
-        """Whether it takes the teacher's log-probability of the sampled token."""
-        return self.trained and self.name in OF_SAMPLES
+        """Whether the loss needs the teacher's log-probability of the sampled token."""
+        return self.trained and self.name in SAMPLED_LOSSES
+
+    @property
+    def divergence(self) -> Callable[[Array, Array], Array]:
+        """The divergence in it: a function of student's and teacher's logits."""
+        return {
+            "forward_kl": forward_kl,
+            "reverse_kl": reverse_kl,
+            "jsd": functools.partial(jsd, reverse_weight=self.reverse_weight),
+            "adaptive_kl": adaptive_kl,
+            "entropy_gated_kl": functools.partial(entropy_gated_kl, gate=self.gate),
+            "minillm": reverse_kl,  # of a single step
+        }[self.name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,102 +89,119 @@ class Objective:
     normalize: str = "token"  # or sequence
     vocab_size: int = 0
 
-    def losses(self) -> dict[int, TokenLoss]:
-        """Kind code -> loss, of the kinds that are trained."""
-        each = {KINDS.index(name): getattr(self, name) for name in KINDS[1:]}
-        return {kind: loss for kind, loss in each.items() if loss.trained}
+    def loss_of(self, kind: TokenKind) -> TokenLoss:
+        """The loss of a kind of token."""
+        return getattr(self, kind.word)
+
+    def losses(self) -> dict[TokenKind, TokenLoss]:
+        """The losses of the kinds that are trained."""
+        return {kind: self.loss_of(kind) for kind in LOSS_KINDS if self.loss_of(kind).trained}
 
     @property
     def needs_logprob(self) -> bool:
-        """Whether one of the losses takes the teacher's log-probabilities of the sampled tokens."""
+        """Whether one of the losses needs the teacher's log-probabilities of the sampled tokens."""
         return any(loss.needs_logprob for loss in self.losses().values())
 
     @property
-    def rewarded_kinds(self) -> tuple[int, ...]:
-        """Kind codes whose loss rewards a token by those behind it."""
+    def rewarded_kinds(self) -> tuple[TokenKind, ...]:
+        """The kinds whose loss rewards a token by the later ones."""
         return tuple(kind for kind, loss in self.losses().items() if loss.name == "minillm")
 
 
-def check_targets(objective: Objective, kind: str) -> None:
-    """UserError if what the rollout keeps of the teacher (hidden, topk or sampled) doesn't carry the losses."""
-    divergences = [name for name in KINDS[1:] if getattr(objective, name).needs_teacher]
-    if kind == "sampled" and divergences:
-        name = divergences[0]
+def check_targets(objective: Objective, targets: str) -> None:
+    """UserError if what the rollout keeps of the teacher (hidden, topk or sampled) isn't enough for the losses."""
+    divergences = [kind for kind in LOSS_KINDS if objective.loss_of(kind).needs_teacher]
+    if targets == "sampled" and divergences:
+        kind = divergences[0]
         raise UserError(
-            f"rollout.targets=sampled keeps no distribution of the teacher's, which "
-            f"objective.{name}_loss={getattr(objective, name).name} needs; use hidden or topk, or another loss"
+            f"rollout.targets=sampled keeps no distribution of the teacher, which "
+            f"objective.{kind.word}_loss={objective.loss_of(kind).name} needs; use hidden or topk, or another loss"
         )
-    if kind != "hidden" and (divergences or objective.needs_logprob) and objective.temperature != 1.0:
+    if targets != "hidden" and (divergences or objective.needs_logprob) and objective.temperature != 1.0:
         raise UserError(
-            f"objective.temperature={objective.temperature} with rollout.targets={kind}: the log-probabilities that "
-            "are kept don't tell those at another temperature; use temperature 1, or rollout.targets=hidden"
+            f"objective.temperature={objective.temperature} with rollout.targets={targets}: log-probabilities that "
+            "are kept at temperature 1 don't give those at another; use temperature 1, or rollout.targets=hidden"
         )
 
 
-def token_losses(student_logits, teacher, labels, kinds, objective: Objective, **given) -> jax.Array:
-    """Unweighted loss f32[...] of each token by its kind; zero where it isn't trained.
+def token_losses(
+    student_logits: Float[Array, "*N V"],
+    teacher: Float[Array, "*N V"] | TopK | None,
+    labels: Int[Array, "*N"],
+    kinds: Int[Array, "*N"],
+    objective: Objective,
+    *,
+    teacher_logprob: Float[Array, "*N"] | None = None,
+    reward_to_go: Float[Array, "*N"] | None = None,
+) -> Float32[Array, "*N"]:
+    """The unweighted loss of each token by its kind; zero where it isn't trained.
 
-    student_logits [...,V]; teacher: logits [...,V], or TopK, whose tail counts as one more token (None where neither a
-    divergence nor its log-probabilities are used); labels, kinds i32[...]. Given by name, f32[...]: teacher_logprob of
-    the labels, where a loss needs it and there are no teacher logits; reward_to_go, for `minillm`.
+    Args:
+        student_logits: the student's logits.
+        teacher: the teacher's logits, or its likeliest tokens, with all others as one more. None where no loss needs
+            them.
+        labels: the tokens.
+        kinds: their `TokenKind`s.
+        objective: the losses.
+        teacher_logprob: log p_T(label) in nats, where a loss needs it and there are no teacher's logits.
+        reward_to_go: mean reward of the later tokens in nats, for `minillm`.
+
+    Returns:
+        The losses in nats.
     """
+    temperature = objective.temperature
     computed, total = {}, jnp.zeros(labels.shape, jnp.float32)
     for kind, loss in objective.losses().items():
         recipe = (loss.name, loss.reverse_weight, loss.gate)
         if recipe not in computed:
-            computed[recipe] = _loss(loss, student_logits, teacher, labels, objective.temperature, **given)
+            if loss.name == "cross_entropy":
+                losses = cross_entropy(student_logits, labels)
+            elif loss.name == "policy_gradient":
+                scaled = student_logits / temperature
+                losses = policy_gradient(
+                    scaled, labels, _teacher_logprob(teacher, labels, temperature, teacher_logprob)
+                )
+            else:
+                losses = loss.divergence(*_comparable(student_logits, teacher, temperature))
+            if loss.name == "minillm":
+                assert reward_to_go is not None
+                losses = losses + reinforce(student_logits / temperature, labels, reward_to_go)
+            computed[recipe] = losses
         total = total + jnp.where(kinds == kind, computed[recipe], 0.0)
     return total
 
 
-def _loss(
-    loss: TokenLoss, student_logits, teacher, labels, temperature: float, *, teacher_logprob=None, reward_to_go=None
-):
-    if loss.name == "cross_entropy":
-        return cross_entropy(student_logits, labels)
-    if loss.name == "policy_gradient":
-        return policy_gradient(
-            student_logits / temperature, labels, _logprob(teacher, labels, temperature, teacher_logprob)
-        )
-    distance = _divergence(loss, student_logits, teacher, temperature)
-    if loss.name == "minillm":
-        return distance + reinforce(student_logits / temperature, labels, reward_to_go)
-    return distance
-
-
-def _divergence(loss: TokenLoss, student_logits, teacher, temperature: float) -> jax.Array:
-    divergence = {
-        "forward_kl": forward_kl,
-        "reverse_kl": reverse_kl,
-        "jsd": functools.partial(jsd, reverse_weight=loss.reverse_weight),
-        "adaptive_kl": adaptive_kl,
-        "entropy_gated_kl": functools.partial(entropy_gated_kl, gate=loss.gate),
-        "minillm": reverse_kl,  # of a single step
-    }[loss.name]
+def _comparable(student_logits: Array, teacher: Array | TopK | None, temperature: float) -> tuple[Array, Array]:
+    """Both models' logits over the same tokens: the vocabulary, or the teacher's likeliest ones and all others."""
     if isinstance(teacher, TopK):
         total = jax.nn.logsumexp(student_logits, axis=-1, keepdims=True)
-        mine = jnp.take_along_axis(student_logits, teacher.ids, axis=-1) - total
-        return divergence(with_tail(mine), with_tail(teacher.logprobs))
-    return divergence(student_logits / temperature, teacher / temperature)
+        student_logprobs = jnp.take_along_axis(student_logits, teacher.ids, axis=-1) - total
+        return with_tail(student_logprobs), with_tail(teacher.logprobs)
+    assert teacher is not None, "a divergence needs the teacher's distribution"
+    return student_logits / temperature, teacher / temperature
 
 
-def _logprob(teacher, labels, temperature: float, kept) -> jax.Array:
-    """The teacher's log-probability f32[...] of the labels: from its logits, or else what was kept of it."""
-    return kept if teacher is None or isinstance(teacher, TopK) else -cross_entropy(teacher / temperature, labels)
+def _teacher_logprob(teacher: Array | TopK | None, labels: Array, temperature: float, kept: Array | None) -> Array:
+    """log p_T(label): from the teacher's logits, or else the value that the rollout kept."""
+    if teacher is None or isinstance(teacher, TopK):
+        assert kept is not None, "the loss needs the teacher's log-probabilities"
+        return kept
+    return -cross_entropy(teacher / temperature, labels)
 
 
-def token_weights(kinds: jax.Array, objective: Objective) -> jax.Array:
-    """Weight f32[B,N] of each token such that the batch's loss is sum(weight * token loss).
+def token_weights(kinds: Int[Array, "N T"], objective: Objective) -> Float32[Array, "N T"]:
+    """The weight of each token such that the batch's loss is sum(weight * token loss).
 
-    normalize 'token' divides by the batch's trained tokens, 'sequence' by each row's and then by the rows.
+    `normalize` 'token' divides by the batch's trained tokens, 'sequence' by each row's and then by the rows.
     """
-    table = jnp.array([objective.losses()[k].weight if k in objective.losses() else 0.0 for k in range(len(KINDS))])
+    losses = objective.losses()
+    table = jnp.array([losses[kind].weight if kind in losses else 0.0 for kind in TokenKind])
     weight = table[kinds]
     trained = weight > 0
     if objective.normalize == "token":
         return weight / jnp.maximum(jnp.sum(trained), 1)
-    each = jnp.sum(trained, axis=1, keepdims=True)
-    return weight / jnp.maximum(each, 1) / jnp.maximum(jnp.sum(each > 0), 1)
+    row_tokens = jnp.sum(trained, axis=1, keepdims=True)
+    return weight / jnp.maximum(row_tokens, 1) / jnp.maximum(jnp.sum(row_tokens > 0), 1)
 
 
 def batch_loss(
@@ -176,95 +209,140 @@ def batch_loss(
     config: ModelConfig,
     teacher: Model | None,
     batch: TargetBatch,
-    weight: jax.Array,
+    weight: Float32[Array, "N T"],
     objective: Objective,
     *,
     groups: int = 1,
-    platform: str | None = None,
-):
-    """The weighted loss f32[] and, per kind, sums of unweighted losses f32[5]; the loss is differentiable in params.
+    chunk_tokens: int | None = None,
+) -> tuple[Float32[Array, ""], Float32[Array, "U"]]:
+    """The weighted loss of a batch, differentiable in params. The state at column t - 1 predicts the token at t.
 
-    weight f32[B,N] from `token_weights` (of the whole batch, so that micro-batches add up). Column n is predicted by
-    the student's state at column n-1. The rows are cut into `groups` whose tokens stay apart: one for each device.
-    platform: what it is compiled for; None: the default backend.
+    Args:
+        params: the student's parameters.
+        config: the student's architecture.
+        teacher: at least the teacher's head; None where no loss needs it.
+        batch: the targets.
+        weight: from `token_weights` of the whole batch, so that micro-batches add up.
+        objective: the losses.
+        groups: the rows are split into so many groups whose tokens stay apart, one for each device.
+        chunk_tokens: tokens of each group whose logits exist at a time. None: `tokens_per_chunk` of this platform.
+
+    Returns:
+        The loss, and the sums of unweighted losses by kind, in nats.
     """
     hidden, _ = encode(params, config, batch.tokens, batch.positions)
     hidden, batch, weight = flatten_groups((hidden, batch, weight), groups)
-    chunk = tokens_per_chunk(objective.vocab_size, platform or jax.default_backend())
-    return _batch_loss(config, objective, chunk, head_params(params), hidden, teacher, batch, weight)
+    chunk_tokens = chunk_tokens or tokens_per_chunk(objective.vocab_size, jax.default_backend())
+    return _differentiable_loss(config, objective, chunk_tokens, head_params(params), hidden, teacher, batch, weight)
 
 
-def flatten_groups(tree, groups: int):
-    """Arrays [B,N,...] as [groups, B/groups * N, ...]."""
+def flatten_groups(tree: Any, groups: int) -> Any:
+    """A tree of arrays [N,T,...] as [groups, N / groups * T, ...]."""
     return jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[2:]), tree)
 
 
 def objective_loss_sums(
     config: ModelConfig,
     objective: Objective,
-    chunk: int,
+    chunk_tokens: int,
     head: Params,
-    hidden: jax.Array,
+    hidden: Float[Array, "G T D"],
     teacher: Model | None,
     batch: TargetBatch,
-    weight: jax.Array,
-    d_head: jax.Array | None = None,
+    weight: Float32[Array, "G T"],
+    d_head: Float32[Array, "G _ _"] | None = None,
 ) -> LossSums:
-    """`chunked_loss_sums` by an objective, `chunk` tokens at a time.
+    """`chunked_loss_sums` of an objective.
 
-    teacher: at least its head; None where no loss compares with the teacher, or with other targets than hidden states.
+    Args:
+        config: the student's architecture.
+        objective: the losses.
+        chunk_tokens: tokens of each group whose logits exist at a time.
+        head: the student's head, from `head_params`.
+        hidden: the student's final hidden states.
+        teacher: at least the teacher's head; None where no loss needs it, or the batch has no hidden states.
+        batch: the targets, with arrays [G,T,...].
+        weight: the tokens' weights.
+        d_head: where the head's gradient is added to. None: no gradient is computed.
+
+    Returns:
+        The sums.
+
+    Raises:
+        UserError: the batch lacks the teacher's distributions that a loss needs.
+        ValueError: it lacks the teacher's log-probabilities of the tokens.
     """
-    kind, size = targets_name(batch), objective.vocab_size
-    check_targets(objective, kind)
-    if kind != "hidden" and objective.needs_logprob and batch.teacher_logprob is None:
+    targets, vocab_size = targets_name(batch), objective.vocab_size
+    check_targets(objective, targets)
+    if targets != "hidden" and objective.needs_logprob and batch.teacher_logprob is None:
         raise ValueError("the losses need the teacher's log-probabilities: build_targets(..., logprobs=True)")
 
-    def target_of(part: TargetBatch):
-        if kind == "hidden" and teacher is not None:
-            return unembed(teacher.params, teacher.config, part.teacher_hidden, size)
-        return part.teacher_topk
+    def teacher_of(batch: TargetBatch) -> Array | TopK | None:
+        if batch.teacher_topk is not None or batch.teacher_hidden is None or teacher is None:
+            return batch.teacher_topk
+        return unembed(teacher.params, teacher.config, batch.teacher_hidden, vocab_size)
 
-    def losses_of(logits: jax.Array, part: TargetBatch) -> jax.Array:
-        target, given = target_of(part), {"teacher_logprob": part.teacher_logprob, "reward_to_go": part.reward_to_go}
-        return token_losses(logits[..., :size], target, part.tokens, part.kinds, objective, **given)
+    def losses_of(logits: Array, batch: TargetBatch) -> Array:
+        teacher_target = teacher_of(batch)
+        return token_losses(
+            logits[..., :vocab_size], teacher_target, batch.tokens, batch.kinds, objective,
+            teacher_logprob=batch.teacher_logprob, reward_to_go=batch.reward_to_go,
+        )  # fmt: skip
 
-    def reward_of(logits: jax.Array, part: TargetBatch) -> jax.Array:
-        theirs = _logprob(target_of(part), part.tokens, objective.temperature, part.teacher_logprob)
-        return sampled_reward(logits[..., :size] / objective.temperature, part.tokens, theirs)
+    def reward_of(logits: Array, batch: TargetBatch) -> Array:
+        temperature = objective.temperature
+        teacher_logprob = _teacher_logprob(teacher_of(batch), batch.tokens, temperature, batch.teacher_logprob)
+        return teacher_log_ratio(logits[..., :vocab_size] / temperature, batch.tokens, teacher_logprob)
 
-    chunk = min(weight.shape[1], chunk)
+    chunk_tokens = min(weight.shape[1], chunk_tokens)
     if objective.rewarded_kinds:
         counted = jnp.isin(batch.kinds, jnp.array(objective.rewarded_kinds)) & (batch.positions > 0)
-        reward = chunked_token_values(head, config, hidden, batch, counted, reward_of, size=chunk)
-        batch = batch.replace(reward_to_go=reward_to_go(reward, counted, batch.positions))
-    return chunked_loss_sums(head, config, hidden, batch, weight, losses_of, size=chunk, d_head=d_head)
+        reward = chunked_token_values(head, config, hidden, batch, counted, reward_of, chunk_tokens=chunk_tokens)
+        batch = batch.replace(reward_to_go=mean_reward_to_go(reward, counted, batch.positions))
+    return chunked_loss_sums(head, config, hidden, batch, weight, losses_of, chunk_tokens=chunk_tokens, d_head=d_head)
 
 
 def tokens_per_chunk(vocab_size: int, platform: str) -> int:
-    """Tokens of a chunk, for vocab_size logits a token on each device; whole tiles of 128 where so many fit."""
+    """Tokens of a chunk by the vocabulary's size on each device; whole tiles of 128 where so many fit.
+
+    >>> tokens_per_chunk(151_936, "cpu"), tokens_per_chunk(151_936, "tpu")
+    (55, 128)
+    """
     times = 1 if platform == "cpu" else ACCELERATED
     size = max(1, min(times * CHUNK_TOKENS, times * CHUNK_ELEMENTS // vocab_size))
     return size if size < 128 else size - size % 128
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _batch_loss(config, objective, chunk: int, head: Params, hidden, teacher, batch, weight):
-    scored = objective_loss_sums(config, objective, chunk, head, hidden, teacher, batch, weight)
-    return jnp.sum(scored.loss), jnp.sum(scored.per_kind, axis=0)
+def _differentiable_loss(
+    config: ModelConfig,
+    objective: Objective,
+    chunk_tokens: int,
+    head: Params,
+    hidden: Float[Array, "G T D"],
+    teacher: Model | None,
+    batch: TargetBatch,
+    weight: Float32[Array, "G T"],
+) -> tuple[Float32[Array, ""], Float32[Array, "U"]]:
+    sums = objective_loss_sums(config, objective, chunk_tokens, head, hidden, teacher, batch, weight)
+    return jnp.sum(sums.loss), jnp.sum(sums.per_kind, axis=0)
 
 
-def _with_gradient(config, objective, chunk, head: Params, hidden, teacher, batch, weight):
-    [(name, weights)] = head.items()
-    zeros = jnp.zeros((hidden.shape[0], *weights.shape), jnp.float32)
-    scored = objective_loss_sums(config, objective, chunk, head, hidden, teacher, batch, weight, zeros)
-    gradients = {name: jnp.sum(scored.d_head, axis=0).astype(weights.dtype)}, scored.d_hidden
-    return (jnp.sum(scored.loss), jnp.sum(scored.per_kind, axis=0)), gradients
+def _loss_and_gradients(config, objective, chunk_tokens, head, hidden, teacher, batch, weight):
+    """The forward pass: the loss, and its gradients in head and hidden states for the backward pass to scale."""
+    [(name, head_weight)] = head.items()
+    zeros = jnp.zeros((hidden.shape[0], *head_weight.shape), jnp.float32)
+    sums = objective_loss_sums(config, objective, chunk_tokens, head, hidden, teacher, batch, weight, zeros)
+    assert sums.d_head is not None
+    gradients = {name: jnp.sum(sums.d_head, axis=0).astype(head_weight.dtype)}, sums.d_hidden
+    return (jnp.sum(sums.loss), jnp.sum(sums.per_kind, axis=0)), gradients
 
 
-def _scale(config, objective, chunk, gradients, slope):
-    """The backward pass: the gradients are there already. The sums by kind are for the log and have none."""
-    head, hidden = jax.tree.map(lambda x: x * slope[0].astype(x.dtype), gradients)
+def _scale_gradients(config, objective, chunk_tokens, gradients, cotangents):
+    """The backward pass. The sums by kind are for the log and have no gradient."""
+    loss_cotangent, _ = cotangents
+    head, hidden = jax.tree.map(lambda x: x * loss_cotangent.astype(x.dtype), gradients)
     return head, hidden, None, None, None
 
 
-_batch_loss.defvjp(_with_gradient, _scale)
+_differentiable_loss.defvjp(_loss_and_gradients, _scale_gradients)

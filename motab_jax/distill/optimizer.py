@@ -3,13 +3,31 @@
 Its state is float32 whatever the parameters' dtype. Left out: other optimizers; any optax chain fits `make_update`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, PyTree
 
 
 def make_schedule(kind: str, *, peak: float, floor: float, steps: int, warmup_ratio: float) -> optax.Schedule:
-    """Learning rate by step: linear warm-up over warmup_ratio * steps, then cosine or linear to floor, or constant."""
+    """The learning rate by update: linear warm-up, then a decay from peak to floor.
+
+    >>> schedule = make_schedule("linear", peak=1.0, floor=0.0, steps=12, warmup_ratio=1 / 6)
+    >>> [float(schedule(update)) for update in (0, 1, 2, 7, 12)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+
+    Args:
+        kind: `cosine` or `linear` decay, or `constant` at the peak.
+        peak: the learning rate after the warm-up.
+        floor: the learning rate of the last update.
+        steps: all updates.
+        warmup_ratio: the share of them that is warm-up.
+
+    Returns:
+        The schedule.
+    """
     warmup = round(warmup_ratio * steps)
     rest = max(steps - warmup, 1)
     after = {
@@ -24,14 +42,16 @@ def make_schedule(kind: str, *, peak: float, floor: float, steps: int, warmup_ra
     return optax.join_schedules([rise, after], [warmup])
 
 
-def make_optimizer(schedule: optax.Schedule, *, weight_decay: float, clip: float, beta1: float, beta2: float):
+def make_optimizer(
+    schedule: optax.Schedule, *, weight_decay: float, clip: float, beta1: float, beta2: float
+) -> optax.GradientTransformation:
     """AdamW (arXiv 1711.05101); norms and biases aren't decayed; clip 0 switches clipping off."""
     adamw = optax.adamw(schedule, b1=beta1, b2=beta2, weight_decay=weight_decay, mask=decay_mask)
     return optax.chain(optax.clip_by_global_norm(clip), adamw) if clip > 0 else adamw
 
 
-def decay_mask(params) -> dict:
-    """True for weights that decay: everything but norms and biases, which their names tell."""
+def decay_mask(params: PyTree) -> dict:
+    """True for weights that decay: all but norms and biases, which are recognised by their names."""
 
     def decays(path, _) -> bool:
         return not path[-1].key.endswith(("norm", "bias"))
@@ -39,6 +59,6 @@ def decay_mask(params) -> dict:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def to_float32(tree):
+def to_float32(tree: PyTree[Array]) -> Any:
     """The tree in float32."""
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)

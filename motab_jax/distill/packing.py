@@ -1,74 +1,107 @@
-"""Packing: the texts of a batch side by side in as few rows as hold them, so that padding isn't computed.
+"""Packing: the sequences of a batch side by side in as few rows as hold them, so that padding isn't computed.
 
-A bin is as wide as one row of the batch, or a few. Texts are placed first-fit-decreasing, on the device, in static
-shapes; the number of bins in use is a value, not a shape. Rows are cut into groups, one for each shard of the batch,
-and no text leaves its group. Left out: texts without a trained token, which the update doesn't need.
+A bin is as wide as one row of the batch, or a few. Sequences are placed first-fit-decreasing, on the device, in static
+shapes; the number of bins in use is a value, not a shape. Rows are split into groups, one for each shard of the batch,
+and no sequence leaves its group. Left out: sequences without a trained token, which the update doesn't need.
 """
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int
 
-from motab_jax.distill.heads import take
+from motab_jax.distill.heads import take_columns
 from motab_jax.distill.targets import TargetBatch
 
 EMPTY = -1
 
 
-@flax.struct.dataclass
-class Packing:
-    """Which cell of the batch each cell of the bins holds; G groups of R rows, up to M bins of W columns each."""
+class Packing(flax.struct.PyTreeNode):
+    """Which token of the batch each column of the bins holds; G groups of N rows, up to M bins of W columns each."""
 
-    cells: jax.Array  # i32[G,M,W]; row * N + column inside the group, EMPTY where empty
-    used: jax.Array  # i32[G]; bins that hold something
+    index: Int[Array, "G M W"]  # row * T + column inside the group; EMPTY: no token
+    bins_used: Int[Array, "G"]  # bins that hold something
 
     @property
-    def padding(self) -> jax.Array:
-        """Share of the cells of the bins in use that hold no text, f32[]."""
-        room = jnp.maximum(jnp.sum(self.used) * self.cells.shape[-1], 1)
-        return 1.0 - jnp.sum(self.cells != EMPTY) / room
+    def padding(self) -> Float[Array, ""]:
+        """Share of the columns of the bins in use that hold no token."""
+        columns = jnp.maximum(jnp.sum(self.bins_used) * self.index.shape[-1], 1)
+        return 1.0 - jnp.sum(self.index != EMPTY) / columns
 
 
-def pack(positions: jax.Array, trained: jax.Array, multiple: int = 1, *, wide: int = 1) -> Packing:
-    """Bins, each as wide as `wide` rows, for texts with positions i32[G,R,N].
+def pack(
+    positions: Int[Array, "G N T"], trained: Bool[Array, "G N"], multiple: int = 1, *, rows_per_bin: int = 1
+) -> Packing:
+    """Assign each sequence its columns of a bin.
 
-    Positions are 0, 1, ... in neighbouring columns; -1: padding.
+    >>> packing = pack(jnp.array([[[0, 1, -1], [0, -1, -1], [0, 1, 2]]]), jnp.array([[True, True, True]]))
+    >>> packing.index[0].tolist()  # row * 3 + column: the longest sequence first, then two in a bin
+    [[6, 7, 8], [0, 1, 3], [-1, -1, -1]]
+    >>> packing.bins_used.tolist()
+    [2]
 
-    trained bool[G,R]: rows that are wanted. M is R rounded up to a multiple of `multiple`, the bins taken at a time.
+    Args:
+        positions: 0, 1, ... in neighbouring columns of each row; -1: padding.
+        trained: the rows to pack; the others are left out.
+        multiple: the bins that are computed at a time. The number of bins M is N rounded up to a multiple of it.
+        rows_per_bin: the width of a bin, in rows of T columns.
+
+    Returns:
+        The packing.
     """
-    rows, width = positions.shape[1:]
+    rows, row_width = positions.shape[1:]
     bins = rows + -rows % multiple
     alive = (positions >= 0) & trained[:, :, None]
-    room = wide * width
-    start, used = jax.vmap(lambda lengths: first_fit_decreasing(lengths, room))(jnp.sum(alive, axis=2))
+    width = rows_per_bin * row_width
+    start, bins_used = jax.vmap(lambda lengths: first_fit_decreasing(lengths, width))(jnp.sum(alive, axis=2))
 
-    def lay(alive, positions, start):
-        cell = jnp.arange(rows * width, dtype=jnp.int32)
-        there = jnp.where(alive, start[:, None] + positions, bins * room).reshape(-1)
-        return jnp.full((bins * room,), EMPTY, jnp.int32).at[there].set(cell, mode="drop").reshape(bins, room)
+    def fill(alive, positions, start):
+        token = jnp.arange(rows * row_width, dtype=jnp.int32)
+        column = jnp.where(alive, start[:, None] + positions, bins * width).reshape(-1)
+        return jnp.full((bins * width,), EMPTY, jnp.int32).at[column].set(token, mode="drop").reshape(bins, width)
 
-    return Packing(jax.vmap(lay)(alive, positions, start), used)
+    return Packing(jax.vmap(fill)(alive, positions, start), bins_used)
 
 
-def first_fit_decreasing(lengths: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
-    """Texts i32[R], none longer than width, longest first into the first bin with room: each one's first cell
-    (bin * width + column) i32[R], and the number of bins in use i32[]."""
+def first_fit_decreasing(lengths: Int[Array, "N"], width: int) -> tuple[Int[Array, "N"], Int[Array, ""]]:
+    """Put sequences into bins, the longest first, each into the first bin with enough columns left.
 
-    def place(room, length):
-        number = jnp.argmax(room >= length)
-        return room.at[number].add(-length), number * width + width - room[number]
+    >>> start, bins_used = first_fit_decreasing(jnp.array([2, 5, 3, 1]), 6)
+    >>> start.tolist(), int(bins_used)
+    ([9, 0, 6, 5], 2)
+
+    Args:
+        lengths: the sequences' lengths, at most `width`.
+        width: columns of a bin.
+
+    Returns:
+        Each sequence's first column (bin * width + column), and the number of bins in use.
+    """
+
+    def place(free, length):
+        number = jnp.argmax(free >= length)
+        return free.at[number].add(-length), number * width + width - free[number]
 
     order = jnp.argsort(-lengths)
-    room, start = jax.lax.scan(place, jnp.full(lengths.shape, width, lengths.dtype), lengths[order])
-    return jnp.zeros_like(start).at[order].set(start), jnp.sum(room < width)
+    free, start = jax.lax.scan(place, jnp.full(lengths.shape, width, lengths.dtype), lengths[order])
+    return jnp.zeros_like(start).at[order].set(start), jnp.sum(free < width)
 
 
-def gather(batch: TargetBatch, weight: jax.Array, cells: jax.Array, width: int):
-    """Some bins, cells i32[G,p,W], of a batch [G,R*N,...] with weight f32[G,R*N], N = width.
+def gather_bins(
+    batch: TargetBatch, weight: Float32[Array, "G L"], index: Int[Array, "G M W"], row_width: int
+) -> tuple[TargetBatch, Float32[Array, "G M*W"], Int[Array, "G M W"]]:
+    """Some bins of a batch.
 
-    Returns both as [G,p*W,...], and the segments i32[G,p,W] that keep the texts of a bin apart.
+    Args:
+        batch: arrays [G,L,...], with the L = N * T tokens of a group in one dimension.
+        weight: the tokens' weights.
+        index: bins of a `Packing`.
+        row_width: T, the columns of a row.
+
+    Returns:
+        Batch and weight of the bins' columns, [G,M*W,...], and segment ids that keep the sequences of a bin apart.
     """
-    index = cells.reshape(cells.shape[0], -1)
-    empty = index == EMPTY
-    part, weight = take((batch, weight), jnp.where(empty, weight.shape[1], index))
-    return part.replace(positions=jnp.where(empty, -1, part.positions)), weight, cells // width
+    columns = index.reshape(index.shape[0], -1)
+    empty = columns == EMPTY
+    bins, weight = take_columns((batch, weight), jnp.where(empty, weight.shape[1], columns))
+    return bins.replace(positions=jnp.where(empty, -1, bins.positions)), weight, index // row_width

@@ -3,51 +3,81 @@
 Their value is an estimate of a reverse KL in nats, their gradient that of -advantage * log p_S(token), in which the
 advantage is a number. Both are right on average for tokens drawn from p_S itself: top-k, top-p and a sampling
 temperature other than the loss's bias them.
-Left out: importance weights, since a trajectory is used once, by the weights that wrote it; teacher-mixed sampling;
+Left out: importance weights, since a trajectory is used once, by the weights that generated it; teacher-mixed sampling;
 clipping; discounts.
 """
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from motab_jax.distill.divergence import cross_entropy
-from motab_jax.distill.heads import take
+from motab_jax.distill.heads import take_columns
 
 
-def policy_gradient(student_logits: jax.Array, labels: jax.Array, teacher_logprob: jax.Array) -> jax.Array:
-    """log p_S(label) - log p_T(label) of student_logits [...,V], labels i32[...] and log p_T f32[...]: f32[...].
+def policy_gradient(
+    student_logits: Float[Array, "*N V"], labels: Int[Array, "*N"], teacher_logprob: Float[Array, "*N"]
+) -> Float32[Array, "*N"]:
+    """log p_S(label) - log p_T(label) in nats, with the gradient of a policy gradient.
 
     The advantage is the negative of it, as in Thinking Machines' "On-Policy Distillation" (2025): a token is its own
-    reward, and none of those behind it counts.
+    reward, and none of the later ones counts.
+
+    Args:
+        student_logits: the student's logits, divided by the loss's temperature.
+        labels: the sampled tokens.
+        teacher_logprob: log p_T(label) in nats, at the same temperature.
+
+    Returns:
+        The loss of each token.
     """
-    return reinforce(student_logits, labels, sampled_reward(student_logits, labels, teacher_logprob))
+    return reinforce(student_logits, labels, teacher_log_ratio(student_logits, labels, teacher_logprob))
 
 
-def sampled_reward(student_logits: jax.Array, labels: jax.Array, teacher_logprob: jax.Array) -> jax.Array:
-    """log p_T(label) - log p_S(label), f32[...], without gradient: what a sampled token is rewarded with."""
+def teacher_log_ratio(
+    student_logits: Float[Array, "*N V"], labels: Int[Array, "*N"], teacher_logprob: Float[Array, "*N"]
+) -> Float32[Array, "*N"]:
+    """log p_T(label) - log p_S(label) in nats, without gradient: the reward of a sampled token."""
     return jax.lax.stop_gradient(teacher_logprob + cross_entropy(student_logits, labels))
 
 
-def reinforce(student_logits: jax.Array, labels: jax.Array, advantage: jax.Array) -> jax.Array:
-    """-advantage f32[...], with the gradient of -advantage * log p_S(label)."""
-    surprise, advantage = cross_entropy(student_logits, labels), jax.lax.stop_gradient(advantage)
-    return advantage * (surprise - jax.lax.stop_gradient(surprise)) - advantage
+def reinforce(
+    student_logits: Float[Array, "*N V"], labels: Int[Array, "*N"], advantage: Float[Array, "*N"]
+) -> Float32[Array, "*N"]:
+    """-advantage, with the gradient of -advantage * log p_S(label)."""
+    nll, advantage = cross_entropy(student_logits, labels), jax.lax.stop_gradient(advantage)
+    return advantage * (nll - jax.lax.stop_gradient(nll)) - advantage
 
 
-def reward_to_go(reward: jax.Array, counted: jax.Array, positions: jax.Array) -> jax.Array:
-    """Mean of the rewards f32[G,n] of the counted tokens (bool[G,n]) behind each token in its own text; 0 if none.
+def mean_reward_to_go(
+    reward: Float[Array, "G T"], counted: Bool[Array, "G T"], positions: Int[Array, "G T"]
+) -> Float32[Array, "G T"]:
+    """Mean reward of the counted tokens after each token in its own sequence; 0 where there are none.
 
-    MiniLLM's (arXiv 2306.08543) length-normalised reward of the long-range part, with the number of later tokens as
-    the length. Texts lie side by side: a position i32[G,n] above 0 goes on with the text of the column before.
+    MiniLLM's length-normalised reward of the long-range part (arXiv 2306.08543), with the number of later tokens as the
+    length.
+
+    >>> reward, positions = jnp.array([[9.0, 1.0, 3.0, 9.0, 5.0]]), jnp.array([[0, 1, 2, 0, 1]])
+    >>> mean_reward_to_go(reward, jnp.ones((1, 5), bool), positions).tolist()
+    [[2.0, 3.0, 0.0, 5.0, 0.0]]
+
+    Args:
+        reward: each token's reward.
+        counted: the tokens whose rewards count.
+        positions: each token's position in its sequence; sequences lie side by side, and a position above 0 belongs to
+            the sequence of the column before.
+
+    Returns:
+        The means.
     """
     column = jnp.arange(reward.shape[1], dtype=jnp.int32)[None]
-    text = column - positions  # the column where it begins
+    start = column - positions  # the first column of the token's sequence
 
     def double(number, sums):
-        """From sums over up to 2^number tokens behind each to those over twice as many."""
-        there = jnp.broadcast_to(column + 2**number, positions.shape)
-        same = take(text, there) == text
-        return jax.tree.map(lambda near, far: near + jnp.where(same, far, 0.0), sums, take(sums, there))
+        """From sums over up to 2^number tokens after each token to sums over twice as many."""
+        later = jnp.broadcast_to(column + 2**number, positions.shape)
+        same = take_columns(start, later) == start
+        return jax.tree.map(lambda near, far: near + jnp.where(same, far, 0.0), sums, take_columns(sums, later))
 
     own = jnp.where(counted, reward, 0.0), counted.astype(jnp.float32)
     first = jax.tree.map(lambda x: jnp.where(positions[:, 1:] > 0, x[:, 1:], 0.0), own)

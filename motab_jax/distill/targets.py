@@ -1,50 +1,81 @@
-"""From a trajectory to a training batch: the stitched target (MOTAB, eq. 11) and the spliced one.
+"""From a trajectory to a training batch: the stitched target (MOTAB, arXiv 2605.19433, eq. 11) and the spliced one.
 
-stitched: prompt, everything written in the order of writing, the flawed steps included, and the transition text in
-front of each of the teacher's interventions. spliced: prompt and completion, the flawed steps dropped.
+stitched: the prompt, all tokens in the order of generation, the flawed steps included, and the transition text in front
+of each of the teacher's interventions. spliced: prompt and completion, the flawed steps dropped. Left out: losses and
+weights (objective.py); `reward_to_go`, which the loss fills in.
 """
+
+import enum
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
 
 from motab_jax.data.sources import Source
 from motab_jax.models.topk import TopK
 
-NONE, STUDENT_KIND, TEACHER_KIND, FLAWED_KIND, TRANSITION_KIND = range(5)
-KINDS = ("none", "student", "teacher", "flawed", "transition")
+
+class TokenKind(enum.IntEnum):
+    """What a token of a training target is; it chooses the token's loss.
+
+    >>> [kind.word for kind in TokenKind]
+    ['none', 'student', 'teacher', 'flawed', 'transition']
+    """
+
+    NONE = 0  # prompt and padding: not trained on
+    STUDENT = 1
+    TEACHER = 2
+    FLAWED = 3  # a student's token that a rewind discarded
+    TRANSITION = 4
+
+    @property
+    def word(self) -> str:
+        """The word that metrics and the fields of an `Objective` have for it."""
+        return self.name.lower()
 
 
-@flax.struct.dataclass
-class TargetBatch:
-    """What the update trains on; B rows, N columns, D teacher width."""
+LOSS_KINDS = tuple(kind for kind in TokenKind if kind != TokenKind.NONE)
 
-    tokens: jax.Array  # i32[B,N]
-    positions: jax.Array  # i32[B,N]; -1: padding
-    kinds: jax.Array  # i32[B,N]; whose token it is (index into KINDS), which chooses its loss
-    teacher_hidden: jax.Array | None = None  # [B,N,D]; the teacher's state that predicted the token; zeros: none did
-    teacher_topk: TopK | None = None  # [B,N,k]; its k likeliest tokens there, in place of the state
-    teacher_logprob: jax.Array | None = None  # f32[B,N]; its log-probability of the token; 0 where it gave none
-    reward_to_go: jax.Array | None = None  # f32[B,N]; what the loss `minillm` puts in: see sampled.py
+
+class TargetBatch(flax.struct.PyTreeNode):
+    """What the update trains on: N rows of T columns; D is the teacher's width, K its likeliest tokens."""
+
+    tokens: Int[Array, "*N T"]
+    positions: Int[Array, "*N T"]  # -1: padding
+    kinds: Int[Array, "*N T"]  # TokenKind
+    teacher_hidden: Float[Array, "*N T D"] | None = None  # the teacher's state that predicts the token; else zeros
+    teacher_topk: TopK | None = None  # [*N,T,K]; the teacher's likeliest tokens there, in place of the state
+    teacher_logprob: Float[Array, "*N T"] | None = None  # log p_T(token) in nats; 0 where the teacher did not score it
+    reward_to_go: Float[Array, "*N T"] | None = None  # for the loss `minillm`: see sampled.py
 
 
 def targets_name(batch: TargetBatch) -> str:
-    """What a batch carries of the teacher's distributions: topk, hidden, or nothing but the sampled tokens."""
+    """The value of `rollout.targets` that a batch is made for: topk, hidden, or sampled (the tokens alone)."""
     if batch.teacher_topk is not None:
         return "topk"
     return "sampled" if batch.teacher_hidden is None else "hidden"
 
 
 def build_targets(
-    trajectory, *, target: str, transition: jax.Array, max_tokens: int | None = None, logprobs: bool = False
+    trajectory: Any, *, target: str, transition: Int[Array, "J"], max_tokens: int | None = None, logprobs: bool = False
 ) -> TargetBatch:
-    """The training batch of a `Trajectory`; transition i32[J] are the transition text's tokens.
+    """The training batch of a `Trajectory`.
 
-    At most max_tokens columns follow the prompt (None: room for all that can have been written; a spliced target
-    never needs more than the rollout's max_new_tokens). logprobs: carry the teacher's log-probabilities of the tokens,
-    for losses that need them and have no hidden states to take them from.
+    A teacher's token keeps the distribution of the teacher's own context: the teacher never saw the flawed steps.
 
-    A teacher's token keeps the distribution of the teacher's own clean context: it never saw the flawed steps.
+    Args:
+        trajectory: a `Trajectory` of N rows, P prompt columns and E log entries.
+        target: `stitched` or `spliced`.
+        transition: the tokens of the transition text.
+        max_tokens: columns after the prompt; longer targets are truncated. None: as many as a target can need. A
+            spliced target never needs more than the rollout's max_new_tokens.
+        logprobs: keep the teacher's log-probabilities of the tokens, for losses that need them where no hidden states
+            are there to compute them from.
+
+    Returns:
+        Rows of P + max_tokens columns.
     """
     stitched = target == "stitched"
     rows, entries = trajectory.tokens.shape
@@ -53,54 +84,54 @@ def build_targets(
     size = transition.shape[0]
     width = min(entries + rewinds * size, max_tokens or entries + rewinds * size)
     keep = trajectory.used if stitched else trajectory.kept
-    place = jnp.cumsum(keep, axis=1) - 1
+    column = jnp.cumsum(keep, axis=1) - 1
     if stitched:
         earlier = happened[:, None, :] & (trajectory.rewind_at[:, None, :] <= jnp.arange(entries)[None, :, None])
-        place = place + size * jnp.sum(earlier, axis=-1)
-    place = jnp.where(keep & (place < width), place, width)
-    source = _inverse(place, width)
-    kinds = jnp.where(trajectory.sources == Source.TEACHER, TEACHER_KIND, STUDENT_KIND)
-    kinds = jnp.where(trajectory.discarded_by >= 0, FLAWED_KIND, kinds)
-    tokens, kinds = _take(trajectory.tokens, source), _take(kinds, source)
+        column = column + size * jnp.sum(earlier, axis=-1)
+    column = jnp.where(keep & (column < width), column, width)
+    entry = _entry_of_column(column, width)
+    kinds = jnp.where(trajectory.sources == Source.TEACHER, TokenKind.TEACHER, TokenKind.STUDENT)
+    kinds = jnp.where(trajectory.discarded_by >= 0, TokenKind.FLAWED, kinds)
+    tokens, kinds = _take_entries(trajectory.tokens, entry), _take_entries(kinds, entry)
     if stitched and size:
         numbers = jnp.arange(rewinds)[None]
         begin = jnp.where(happened, trajectory.rewind_at + size * numbers, width)
-        index = (begin[:, :, None] + jnp.arange(size)[None, None]).reshape(rows, -1)
-        each = jnp.arange(rows)[:, None]
-        tokens = tokens.at[each, index].set(jnp.tile(transition, (rows, rewinds)), mode="drop")
-        kinds = kinds.at[each, index].set(TRANSITION_KIND, mode="drop")
+        columns = (begin[:, :, None] + jnp.arange(size)[None, None]).reshape(rows, -1)
+        row = jnp.arange(rows)[:, None]
+        tokens = tokens.at[row, columns].set(jnp.tile(transition, (rows, rewinds)), mode="drop")
+        kinds = kinds.at[row, columns].set(TokenKind.TRANSITION, mode="drop")
     topk = getattr(trajectory, "teacher_topk", None)
     hidden = None if topk is not None or trajectory.teacher_hidden.shape[-1] == 0 else trajectory.teacher_hidden
     teacher = hidden, topk, trajectory.teacher_logprob if logprobs else None
-    return _with_prompt(trajectory, tokens, kinds, jax.tree.map(lambda x: _take(x, source), teacher))
+    return _with_prompt(trajectory, tokens, kinds, jax.tree.map(lambda x: _take_entries(x, entry), teacher))
 
 
-def _inverse(place: jax.Array, width: int) -> jax.Array:
-    """For each of `width` places the log entry that stands there, i32[B,width]; -1 where none."""
-    rows, entries = place.shape
-    source = jnp.full((rows, width), -1, jnp.int32)
-    number = jnp.broadcast_to(jnp.arange(entries, dtype=jnp.int32), place.shape)
-    return source.at[jnp.arange(rows)[:, None], place].set(number, mode="drop")
+def _entry_of_column(column: Int[Array, "N E"], width: int) -> Int[Array, "N {width}"]:
+    """The log entry that each of `width` columns takes; -1 where none. The inverse of `column`."""
+    rows, entries = column.shape
+    empty = jnp.full((rows, width), -1, jnp.int32)
+    number = jnp.broadcast_to(jnp.arange(entries, dtype=jnp.int32), column.shape)
+    return empty.at[jnp.arange(rows)[:, None], column].set(number, mode="drop")
 
 
-def _take(table: jax.Array, source: jax.Array) -> jax.Array:
-    """table[b, source[b, n]], zero where source is -1."""
-    index = jnp.maximum(source, 0)
+def _take_entries(table: Array, entry: Int[Array, "N T"]) -> Array:
+    """table[n, entry[n, t]] of a table [N,E,...]; zero where entry is -1."""
+    index = jnp.maximum(entry, 0)
     extra = (...,) + (None,) * (table.ndim - 2)
-    return jnp.where(source[extra] >= 0, jnp.take_along_axis(table, index[extra], axis=1), 0)
+    return jnp.where(entry[extra] >= 0, jnp.take_along_axis(table, index[extra], axis=1), 0)
 
 
-def _with_prompt(trajectory, tokens, kinds, teacher) -> TargetBatch:
-    """Put the left-padded prompt in front; teacher: its hidden states, top k and log-probabilities, or None each."""
-    prompt, before = trajectory.prompt_tokens, trajectory.prompt_positions
-    length = jnp.max(before, axis=1, keepdims=True) + 1
-    positions = jnp.where(kinds != NONE, length + jnp.arange(tokens.shape[1])[None], -1)
+def _with_prompt(trajectory: Any, tokens: Int[Array, "N T"], kinds: Int[Array, "N T"], teacher: PyTree) -> TargetBatch:
+    """Prepend the left-padded prompt; teacher: its hidden states, top k and log-probabilities, each of them or None."""
+    prompt, prompt_positions = trajectory.prompt_tokens, trajectory.prompt_positions
+    length = jnp.max(prompt_positions, axis=1, keepdims=True) + 1
+    positions = jnp.where(kinds != TokenKind.NONE, length + jnp.arange(tokens.shape[1])[None], -1)
     pad = ((0, 0), (prompt.shape[1], 0))
     hidden, topk, logprob = jax.tree.map(lambda x: jnp.pad(x, (*pad, *[(0, 0)] * (x.ndim - 2))), teacher)
     return TargetBatch(
         tokens=jnp.concatenate([prompt, tokens], axis=1),
-        positions=jnp.concatenate([before, positions], axis=1),
-        kinds=jnp.pad(kinds, pad, constant_values=NONE),
+        positions=jnp.concatenate([prompt_positions, positions], axis=1),
+        kinds=jnp.pad(kinds, pad, constant_values=TokenKind.NONE),
         teacher_hidden=hidden,
         teacher_topk=topk,
         teacher_logprob=logprob,

@@ -1,18 +1,23 @@
-"""The update: one jitted, donated, sharded function from a batch of targets to the next training state."""
+"""The update: one jitted, donated, sharded function from a batch of targets to the next training state.
 
-import functools
+Left out: the targets themselves (targets.py), which the run's program builds in front of it.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Float32, Int
 
-from motab_jax.distill import heads
+from motab_jax.distill.heads import head_params
 from motab_jax.distill.objective import Objective, flatten_groups, objective_loss_sums, token_weights, tokens_per_chunk
 from motab_jax.distill.optimizer import to_float32
-from motab_jax.distill.packing import gather, pack
-from motab_jax.distill.targets import KINDS, TargetBatch
+from motab_jax.distill.packing import gather_bins, pack
+from motab_jax.distill.targets import LOSS_KINDS, TargetBatch, TokenKind
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import Model, Params, encode, weight_specs
 from motab_jax.runtime.mesh import batch_sharding, layout_shardings, platform_of
@@ -20,27 +25,29 @@ from motab_jax.runtime.mesh import batch_sharding, layout_shardings, platform_of
 # Columns of a micro-batch on each device: enough of them to use it well, few enough to leave few bins empty.
 MICRO_TOKENS = {"cpu": 640}
 MICRO_TOKENS_ELSEWHERE = 8192
-WIDE_BELOW = 512  # columns; bins of two rows' width leave less empty, and short texts attend to few columns too many
+TWO_ROWS_BELOW = 512  # columns; bins of two rows' width leave less empty, and short rows attend to few columns too many
 
 
-@flax.struct.dataclass
-class TrainState:
-    """Everything a step changes."""
+class TrainState(flax.struct.PyTreeNode):
+    """Everything an update changes."""
 
-    step: jax.Array  # i32[]; updates asked for, the skipped ones included
+    step: Int[Array, ""]  # updates so far, the skipped ones included
     params: Params  # float32 or bfloat16
     opt_state: optax.OptState  # float32
-    skipped: jax.Array  # i32[]; non-finite updates so far
-    skipped_in_a_row: jax.Array  # i32[]
+    skipped: Int[Array, ""]  # non-finite updates so far
+    skipped_in_a_row: Int[Array, ""]
 
 
-@flax.struct.dataclass
-class Totals:
-    """Sums over micro-batches."""
+class Totals(flax.struct.PyTreeNode):
+    """Sums over micro-batches; U kinds of tokens."""
 
     grads: Params  # float32
-    loss: jax.Array  # f32[]
-    per_kind: jax.Array  # f32[5]; unweighted losses by kind
+    loss: Float32[Array, ""]
+    per_kind: Float32[Array, "U"]  # unweighted losses by TokenKind
+
+
+Gradient = Callable[[Params, Model | None, TargetBatch], tuple[Totals, Float[Array, ""]]]
+Update = Callable[[TrainState, Model | None, TargetBatch], tuple[TrainState, dict[str, Array]]]
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -51,12 +58,12 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def select_teacher_head(teacher: Model | None, objective: Objective) -> Model | None:
-    """The part of the teacher that the loss needs: its output head, or nothing at all."""
+    """The part of the teacher that the loss needs: its output head, or None if no loss compares with the teacher."""
     if not any(loss.needs_teacher or loss.needs_logprob for loss in objective.losses().values()):
         return None
     if teacher is None:
         raise ValueError("the loss compares with a teacher, and there is none")
-    return Model(heads.head_params(teacher.params), teacher.config)
+    return Model(head_params(teacher.params), teacher.config)
 
 
 def make_update(
@@ -69,21 +76,37 @@ def make_update(
     dtype: str | None = None,
     groups: int = 1,
     mesh: Mesh | None = None,
-):
+    micro_tokens: int | None = None,
+) -> Update:
     """The pure function update(state, teacher_head, batch) -> (state, metrics); jit it with `donate_argnums=0`.
 
-    Options as of `make_gradient`. A loss or gradient that isn't finite leaves parameters and moments as they were and
-    is counted.
+    A loss or gradient that isn't finite leaves parameters and moments as they were and is counted.
+
+    Args:
+        config: the student's architecture.
+        optimizer: from `make_optimizer`, or any other.
+        objective: the losses.
+        accumulate: see `make_gradient`, as for all that follow.
+        remat: what the backward pass recomputes.
+        dtype: of weights and activations in both passes.
+        groups: shards of the batch's rows.
+        mesh: the devices.
+        micro_tokens: columns of a micro-batch on each device.
+
+    Returns:
+        The function; its metrics are the loss, the gradient's norm, tokens and mean loss by kind, the skipped updates,
+        and the share of padding.
     """
     gradient = make_gradient(
-        config, objective, accumulate=accumulate, remat=remat, dtype=dtype, groups=groups, mesh=mesh
-    )
+        config, objective, accumulate=accumulate, remat=remat, dtype=dtype, groups=groups, mesh=mesh,
+        micro_tokens=micro_tokens,
+    )  # fmt: skip
 
-    def update(state: TrainState, teacher: Model | None, batch: TargetBatch):
+    def update(state: TrainState, teacher: Model | None, batch: TargetBatch) -> tuple[TrainState, dict[str, Array]]:
         total, padding = gradient(state.params, teacher, batch)
         norm = optax.tree.norm(total.grads)
         finite = jnp.isfinite(total.loss) & jnp.isfinite(norm)
-        params, opt_state = _apply(optimizer, state, total.grads, finite)
+        params, opt_state = _apply_gradient(optimizer, state, total.grads, finite)
         bad = (~finite).astype(jnp.int32)
         state = TrainState(state.step + 1, params, opt_state, state.skipped + bad, (state.skipped_in_a_row + 1) * bad)
         return state, {**_metrics(total, norm, batch, state), "padding": padding}
@@ -92,124 +115,130 @@ def make_update(
 
 
 def make_gradient(
-    config: ModelConfig, objective: Objective, *, accumulate: int, remat: str, groups: int, mesh: Mesh | None,
+    config: ModelConfig,
+    objective: Objective,
+    *,
+    accumulate: int,
+    remat: str,
+    groups: int,
+    mesh: Mesh | None,
     dtype: str | None = None,
-):  # fmt: skip
-    """The pure function gradient(params, teacher_head, batch) -> (Totals, share of the bins' cells without text).
+    micro_tokens: int | None = None,
+) -> Gradient:
+    """The pure function gradient(params, teacher_head, batch) -> (Totals, share of padding in the bins).
 
-    The B rows are packed into bins, and the bins in use are computed a micro-batch at a time, whose gradients add up
-    to the whole batch's: at most B / accumulate bins, and the last micro-batch may compute some that hold nothing.
-    remat: see `encode`. dtype: of weights and activations in both passes (None: the parameters'). groups: shards of the
-    batch's rows (data * fsdp), each packed on its own; with a mesh they stay on their devices, the weights come to
-    them, and its devices are what it is compiled for.
+    The N rows are packed into bins, and the bins in use are computed a micro-batch at a time, whose gradients add up
+    to the whole batch's.
+
+    Args:
+        config: the student's architecture.
+        objective: the losses.
+        accumulate: a micro-batch has at most N / accumulate rows; the last may have bins that hold nothing.
+        remat: what the backward pass recomputes of each layer: see `encode`.
+        groups: shards of the batch's rows (data * fsdp), each packed on its own. With a mesh they stay on their
+            devices and the weights are gathered there.
+        mesh: the devices that it is compiled for. None: one device of the default backend.
+        dtype: of weights and activations in both passes. None: the parameters'.
+        micro_tokens: columns of a micro-batch on each device. None: MICRO_TOKENS of the platform.
+
+    Returns:
+        The function.
     """
-    platform, ways = jax.default_backend(), 1
+    platform, shards = jax.default_backend(), 1
     if mesh is not None:
-        platform, ways = platform_of(mesh), mesh.shape["tensor"]
-    chunk = tokens_per_chunk(-(-objective.vocab_size // ways), platform)
-    score_all = functools.partial(objective_loss_sums, config, objective, chunk)
+        platform, shards = platform_of(mesh), mesh.shape["tensor"]
+    chunk_tokens = tokens_per_chunk(-(-objective.vocab_size // shards), platform)
+    micro_tokens = micro_tokens or MICRO_TOKENS.get(platform, MICRO_TOKENS_ELSEWHERE)
 
-    def gradient(params: Params, teacher: Model | None, batch: TargetBatch):
+    def gradient(params: Params, teacher: Model | None, batch: TargetBatch) -> tuple[Totals, Float[Array, ""]]:
         params = jax.tree.map(lambda x: x.astype(dtype or x.dtype), params)
-        rows, width = batch.tokens.shape
-        bins, wide = micro_batch_shape(rows // groups // accumulate, width, platform)
-        max_text_columns = width if platform == "cpu" else None  # measured on CPUs only
+        rows, row_width = batch.tokens.shape
+        bins, rows_per_bin = micro_batch_shape(rows // groups // accumulate, row_width, micro_tokens)
+        max_text_columns = row_width if platform == "cpu" else None  # measured on CPUs only
         weight = token_weights(batch.kinds, objective)
         trained = jnp.any(weight > 0, axis=1)
-        packing = pack(*(x.reshape(groups, -1, *x.shape[1:]) for x in (batch.positions, trained)), bins, wide=wide)
+        positions, trained = (x.reshape(groups, -1, *x.shape[1:]) for x in (batch.positions, trained))
+        packing = pack(positions, trained, bins, rows_per_bin=rows_per_bin)
         batch, weight = flatten_groups((batch, weight), groups)
 
-        def micro(number, total: Totals) -> Totals:
-            cells = jax.lax.dynamic_slice_in_dim(packing.cells, number * bins, bins, axis=1)
-            part = _whole(gather(batch, weight, cells, width), mesh)
-            return _add_micro(
-                params,
-                config,
-                score_all,
-                teacher,
-                total,
-                part,
-                max_text_columns=max_text_columns,
-                remat=remat,
-                mesh=mesh,
+        def add_micro_batch(number, total: Totals) -> Totals:
+            index = jax.lax.dynamic_slice_in_dim(packing.index, number * bins, bins, axis=1)
+            micro, micro_weight, segments = gather_bins(batch, weight, index, row_width)
+            micro = _replicate_teacher_hidden(micro, mesh)
+            width = segments.shape[-1]
+            tokens, positions, segments = (x.reshape(-1, width) for x in (micro.tokens, micro.positions, segments))
+
+            def body(params: Params) -> Array:
+                hidden, _ = encode(
+                    params, config, tokens, positions, segments=segments, max_text_columns=max_text_columns,
+                    remat=remat, constrain=_column_constraint(width, mesh),
+                )  # fmt: skip
+                return hidden if mesh is None else jax.lax.with_sharding_constraint(hidden, batch_sharding(mesh))
+
+            hidden, pullback = jax.vjp(body, params)
+            head = _replicate_head(head_params(params), config, mesh)
+            [name] = head
+            head_total = total.grads[name]
+            # One group's share is added to the total at once; several stay on their devices until all chunks are done.
+            d_head = head_total[None] if groups == 1 else jnp.zeros((groups, *head[name].shape), jnp.float32)
+            grouped = flatten_groups(hidden, groups)
+            sums = objective_loss_sums(
+                config, objective, chunk_tokens, head, grouped, teacher, micro, micro_weight, d_head
             )
+            assert sums.d_head is not None and sums.d_hidden is not None
+            d_head = sums.d_head[0] if groups == 1 else head_total + jnp.sum(sums.d_head, axis=0)
+            [grads] = pullback(sums.d_hidden.reshape(hidden.shape))
+            grads = jax.tree.map(jnp.add, {**total.grads, name: d_head}, to_float32(grads))
+            return Totals(grads, total.loss + jnp.sum(sums.loss), total.per_kind + jnp.sum(sums.per_kind, axis=0))
 
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-        total = Totals(zeros, jnp.float32(0.0), jnp.zeros((len(KINDS),)))
-        return jax.lax.fori_loop(0, -(-jnp.max(packing.used) // bins), micro, total), packing.padding
+        total = Totals(zeros, jnp.float32(0.0), jnp.zeros((len(TokenKind),)))
+        micro_batches = -(-jnp.max(packing.bins_used) // bins)
+        return jax.lax.fori_loop(0, micro_batches, add_micro_batch, total), packing.padding
 
     return gradient
 
 
-def micro_batch_shape(rows: int, width: int, platform: str) -> tuple[int, int]:
-    """Bins of a micro-batch of at most `rows` rows on each device, and the width of one in rows."""
-    wide = 2 if width <= WIDE_BELOW and rows >= 2 else 1
-    columns = MICRO_TOKENS.get(platform, MICRO_TOKENS_ELSEWHERE)
-    return max(1, min(columns // (wide * width), rows // wide)), wide
+def micro_batch_shape(rows: int, row_width: int, micro_tokens: int) -> tuple[int, int]:
+    """Bins of a micro-batch on each device, and the width of a bin in rows.
+
+    >>> micro_batch_shape(64, 144, 640), micro_batch_shape(16, 4096, 8192)
+    ((2, 2), (2, 1))
+
+    Args:
+        rows: the most rows that the micro-batch may be as large as.
+        row_width: columns of a row.
+        micro_tokens: the most columns of a micro-batch, if it has more than one bin.
+    """
+    rows_per_bin = 2 if row_width <= TWO_ROWS_BELOW and rows >= 2 else 1
+    return max(1, min(micro_tokens // (rows_per_bin * row_width), rows // rows_per_bin)), rows_per_bin
 
 
-def _whole(part, mesh: Mesh | None):
-    """A micro-batch with the teacher's states whole on each device of a group; in the batch they may be cut over
-    `tensor`, and cut so the compiler would bring the head's weights to them, not them to the weights."""
-    batch, *others = part
+def _replicate_teacher_hidden(batch: TargetBatch, mesh: Mesh | None) -> TargetBatch:
+    """A micro-batch with the teacher's states replicated over `tensor`.
+
+    In the batch they may be sharded over it, and the compiler would then bring the head's weights to them, not them to
+    the weights.
+    """
     if mesh is None or batch.teacher_hidden is None:
-        return part
+        return batch
     hidden = jax.lax.with_sharding_constraint(batch.teacher_hidden, batch_sharding(mesh))
-    return batch.replace(teacher_hidden=hidden), *others
+    return batch.replace(teacher_hidden=hidden)
 
 
-def _add_micro(
-    params: Params,
-    config,
-    score_all,
-    teacher,
-    total: Totals,
-    part,
-    *,
-    max_text_columns: int | None,
-    remat: str,
-    mesh: Mesh | None,
-):
-    """The totals and those of a micro-batch: bins [G,p,W] of a batch, with their weights and segments."""
-    batch, weight, segments = part
-    groups, (_, width) = weight.shape[0], segments.shape[1:]
-    tokens, positions, texts = (x.reshape(-1, width) for x in (batch.tokens, batch.positions, segments))
+def _column_constraint(width: int, mesh: Mesh | None) -> Callable[[Array], Array] | None:
+    """Between layers, where no column depends on another, the columns are sharded over `tensor` if they divide.
 
-    def body(params: Params) -> jax.Array:
-        constrain = None if mesh is None or width % mesh.shape["tensor"] else _over_columns(mesh)
-        hidden, _ = encode(
-            params,
-            config,
-            tokens,
-            positions,
-            segments=texts,
-            max_text_columns=max_text_columns,
-            remat=remat,
-            constrain=constrain,
-        )
-        return hidden if mesh is None else jax.lax.with_sharding_constraint(hidden, batch_sharding(mesh))
-
-    hidden, pullback = jax.vjp(body, params)
-    head = _replicate(heads.head_params(params), config, mesh)
-    [name] = head
-    # One group's share goes on top of the total at once; several stay with their devices until all chunks are done.
-    before = total.grads[name][None] if groups == 1 else jnp.zeros((groups, *head[name].shape), jnp.float32)
-    scored = score_all(head, *flatten_groups((hidden,), groups), teacher, batch, weight, before)
-    d_head = scored.d_head[0] if groups == 1 else total.grads[name] + jnp.sum(scored.d_head, axis=0)
-    [grads] = pullback(scored.d_hidden.reshape(hidden.shape))
-    grads = jax.tree.map(jnp.add, {**total.grads, name: d_head}, to_float32(grads))
-    return Totals(grads, total.loss + jnp.sum(scored.loss), total.per_kind + jnp.sum(scored.per_kind, axis=0))
+    Each device then keeps an equal share for the backward pass (arXiv 2205.05198, section 4.2.2).
+    """
+    if mesh is None or width % mesh.shape["tensor"]:
+        return None
+    sharding = NamedSharding(mesh, PartitionSpec(*batch_sharding(mesh).spec, "tensor"))
+    return lambda x: jax.lax.with_sharding_constraint(x, sharding)
 
 
-def _over_columns(mesh: Mesh):
-    """Between layers, where nothing looks at other columns, they lie over `tensor`: an equal share of what is kept for
-    the backward pass on each device (arXiv 2205.05198, section 4.2.2)."""
-    place = NamedSharding(mesh, PartitionSpec(*batch_sharding(mesh).spec, "tensor"))
-    return lambda x: jax.lax.with_sharding_constraint(x, place)
-
-
-def _replicate(head: Params, config: ModelConfig, mesh: Mesh | None) -> Params:
-    """The head as in the layout `serve`, once for all chunks: tokens stay where they are, weights come to them."""
+def _replicate_head(head: Params, config: ModelConfig, mesh: Mesh | None) -> Params:
+    """The head in the layout `serve`, once for all chunks: weights are gathered, tokens stay on their devices."""
     if mesh is None:
         return head
     [name] = head
@@ -218,23 +247,25 @@ def _replicate(head: Params, config: ModelConfig, mesh: Mesh | None) -> Params:
     )
 
 
-def _apply(optimizer, state: TrainState, grads, finite):
+def _apply_gradient(
+    optimizer: optax.GradientTransformation, state: TrainState, grads: Params, finite: Bool[Array, ""]
+) -> tuple[Params, optax.OptState]:
     """The next parameters and optimizer state, or the old ones where the gradient isn't finite."""
-    wide = to_float32(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, wide)
-    params = jax.tree.map(lambda w, u, old: (w + u).astype(old.dtype), wide, updates, state.params)
+    exact = to_float32(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, exact)
+    params = jax.tree.map(lambda w, u, old: (w + u).astype(old.dtype), exact, updates, state.params)
 
-    def choose(new, old):
+    def choose(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
     return choose(params, state.params), choose(opt_state, state.opt_state)
 
 
-def _metrics(total: Totals, norm, batch: TargetBatch, state: TrainState) -> dict[str, jax.Array]:
+def _metrics(total: Totals, norm: Float[Array, ""], batch: TargetBatch, state: TrainState) -> dict[str, Array]:
     counts = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
     metrics = {"loss": total.loss, "grad_norm": norm, **counts}
-    for code, name in enumerate(KINDS[1:], start=1):
-        count = jnp.sum(batch.kinds == code)
-        metrics[f"tokens/{name}"] = count
-        metrics[f"loss/{name}"] = total.per_kind[code] / jnp.maximum(count, 1)
+    for kind in LOSS_KINDS:
+        count = jnp.sum(batch.kinds == kind)
+        metrics[f"tokens/{kind.word}"] = count
+        metrics[f"loss/{kind.word}"] = total.per_kind[kind] / jnp.maximum(count, 1)
     return metrics

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from motab_jax.distill import Objective, TargetBatch, TokenLoss
-from motab_jax.distill.targets import KINDS, NONE
+from motab_jax.distill.targets import LOSS_KINDS, TokenKind
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import Model, encode, forward, init
 
@@ -44,7 +44,7 @@ def teacher() -> Model:
 
 def uniform(name: str, **numbers) -> Objective:
     """The same loss for every kind of token."""
-    return Objective(**dict.fromkeys(KINDS[1:], LOSSES[name]), vocab_size=VOCAB, **numbers)
+    return Objective(**dict.fromkeys((kind.word for kind in LOSS_KINDS), LOSSES[name]), vocab_size=VOCAB, **numbers)
 
 
 def rivals(**numbers) -> Objective:
@@ -61,7 +61,9 @@ def random_batch(seed: int = 0, rows: int = ROWS) -> TargetBatch:
     column = np.arange(COLUMNS)
     before, length = rng.integers(0, PROMPT, rows)[:, None], rng.integers(PROMPT + 2, COLUMNS + 1, rows)[:, None]
     positions = np.where((column >= before) & (column < length), column - before, -1)
-    kinds = np.where((column >= PROMPT) & (column < length), rng.integers(1, len(KINDS), (rows, COLUMNS)), NONE)
+    kinds = np.where(
+        (column >= PROMPT) & (column < length), rng.integers(1, len(TokenKind), (rows, COLUMNS)), TokenKind.NONE
+    )
     tokens, positions, kinds = (jnp.asarray(x, jnp.int32) for x in (tokens, positions, kinds))
     hidden, _ = encode(teacher().params, TEACHER, tokens, positions)
     shifted = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
@@ -110,9 +112,9 @@ def naive_loss(params, batch: TargetBatch, objective: Objective):
     labels, kinds = batch.tokens[:, 1:], batch.kinds[:, 1:]
     total, trained = jnp.zeros(labels.shape), jnp.zeros(labels.shape, bool)
     rewarded = sum((kinds == code for code in objective.rewarded_kinds), start=jnp.zeros(labels.shape, bool))
-    for code, kind in enumerate(KINDS):
-        loss = getattr(objective, kind, None)
-        if loss is None or loss.name == "masked" or loss.weight == 0:
+    for kind in LOSS_KINDS:
+        loss = getattr(objective, kind.word)
+        if loss.name == "masked" or loss.weight == 0:
             continue
         temperature = 1.0 if loss.name == "cross_entropy" else objective.temperature
         later = jnp.zeros(labels.shape)
@@ -121,8 +123,8 @@ def naive_loss(params, batch: TargetBatch, objective: Objective):
         each = jax.vmap(jax.vmap(functools.partial(per_token, loss)))(
             ours / temperature, theirs / temperature, labels, later
         )
-        total = total + jnp.where(kinds == code, loss.weight * each, 0.0)
-        trained = trained | (kinds == code)
+        total = total + jnp.where(kinds == kind, loss.weight * each, 0.0)
+        trained = trained | (kinds == kind)
     if objective.normalize == "token":
         return jnp.sum(total) / jnp.sum(trained)
     counts = jnp.sum(trained, axis=1)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from motab_jax.distill import Objective, TargetBatch, TokenLoss, select_teacher_head
-from motab_jax.distill import objective as module
 from motab_jax.distill.objective import batch_loss, token_weights
-from motab_jax.distill.targets import KINDS, NONE
+from motab_jax.distill.targets import TokenKind
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import Model, forward, init
 from tests.distill.batches import (
@@ -38,17 +37,16 @@ OBJECTIVES = {name: uniform(name) for name in ("cross_entropy", "forward_kl", "r
 }
 
 
-def chunked(params, batch, objective):
+def chunked(params, batch, objective, **options):
     """The loss as the update computes it."""
     head = select_teacher_head(teacher(), objective)
-    return batch_loss(params, STUDENT, head, batch, token_weights(batch.kinds, objective), objective)
+    return batch_loss(params, STUDENT, head, batch, token_weights(batch.kinds, objective), objective, **options)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_value_and_gradient_equal_the_naive_loss(name, monkeypatch):
+def test_value_and_gradient_equal_the_naive_loss(name):
     objective, batch = OBJECTIVES[name], random_batch()
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", ROWS * VOCAB * 4)  # 14 columns: three chunks and a half
-    grad = jit(jax.value_and_grad(lambda p: chunked(p, batch, objective), has_aux=True))
+    grad = jit(jax.value_and_grad(lambda p: chunked(p, batch, objective, chunk_tokens=4 * ROWS), has_aux=True))
     (loss, per_kind), grads = grad(params_of())
     naive, naive_grads = jit(jax.value_and_grad(lambda p: naive_loss(p, batch, objective)))(params_of())
     assert float(loss) == pytest.approx(float(naive), abs=1e-5)
@@ -60,7 +58,7 @@ def test_value_and_gradient_equal_the_naive_loss(name, monkeypatch):
 
 
 def test_token_weights():
-    kinds = jnp.array([[NONE, 1, 1, 2], [3, 4, NONE, NONE], [4, 4, NONE, NONE]])
+    kinds = jnp.array([[0, 1, 1, 2], [3, 4, 0, 0], [4, 4, 0, 0]])
     losses = {"student": TokenLoss(weight=2.0), "teacher": TokenLoss(), "flawed": TokenLoss(weight=0.5)}
     objective = Objective(**losses, transition=TokenLoss("masked", weight=9.0))
     by_token = [[0, 2 / 4, 2 / 4, 1 / 4], [0.5 / 4, 0, 0, 0], [0, 0, 0, 0]]
@@ -75,7 +73,7 @@ def test_masked_kinds_get_no_gradient():
     batch = random_batch()
     masked = LOSSES["masked"]
     objective = Objective(masked, LOSSES["cross_entropy"], masked, TokenLoss(weight=0.0), vocab_size=VOCAB)
-    only = batch.replace(kinds=jnp.where(batch.kinds == KINDS.index("teacher"), batch.kinds, NONE))
+    only = batch.replace(kinds=jnp.where(batch.kinds == TokenKind.TEACHER, batch.kinds, TokenKind.NONE))
 
     grad = jit(jax.grad(lambda p, b: chunked(p, b, objective)[0]))
     grads = grad(params_of(), batch)
@@ -100,10 +98,9 @@ def test_logits_beyond_the_vocabulary_never_count():
     assert float(loss(params)) == float(loss(spoilt))
 
 
-def test_full_logits_are_never_held(monkeypatch):
+def test_full_logits_are_never_held():
     vocab, rows, columns = 4096, 4, 64
     config = ModelConfig("llama", vocab, 16, 32, 1, 2, 2, 8, 128, tied=True)
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", rows * vocab * 2)
     weights = init(config, jax.random.key(0))
     zero = jnp.zeros((rows, columns), jnp.int32)
     batch = TargetBatch(zero, zero + jnp.arange(columns)[None], zero + 1, jnp.zeros((rows, columns, config.width)))
@@ -111,7 +108,8 @@ def test_full_logits_are_never_held(monkeypatch):
 
     def chunked(params, judge, batch):
         judge = Model(judge, config)
-        return batch_loss(params, config, judge, batch, token_weights(batch.kinds, objective), objective)[0]
+        weight = token_weights(batch.kinds, objective)
+        return batch_loss(params, config, judge, batch, weight, objective, chunk_tokens=2 * rows)[0]
 
     def naive(params, judge, batch):
         ours = jax.nn.log_softmax(forward(params, config, batch.tokens, batch.positions))

@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from motab_jax.distill import TargetBatch, init_state, make_update, select_teacher_head
-from motab_jax.distill import update as module
 from motab_jax.distill.packing import EMPTY, first_fit_decreasing, pack
-from motab_jax.distill.targets import KINDS, NONE
+from motab_jax.distill.targets import TokenKind
+from motab_jax.distill.update import MICRO_TOKENS, micro_batch_shape
 from motab_jax.models.transformer import encode, is_spec, weight_specs
 from motab_jax.runtime.mesh import batch_sharding, layout_shardings, make_mesh, replicated
 from tests.distill.batches import (
@@ -57,7 +57,9 @@ def short_texts(seed: int = 0, rows: int = ROWS) -> TargetBatch:
     before, after = rng.integers(0, PROMPT, rows)[:, None], PROMPT + rng.integers(0, 8, rows)[:, None]
     after[0], after[1] = COLUMNS, PROMPT
     positions = np.where((column >= before) & (column < after), column - before, -1)
-    kinds = np.where((column >= PROMPT) & (positions >= 0), rng.integers(1, len(KINDS), (rows, COLUMNS)), NONE)
+    kinds = np.where(
+        (column >= PROMPT) & (positions >= 0), rng.integers(1, len(TokenKind), (rows, COLUMNS)), TokenKind.NONE
+    )
     tokens, positions, kinds = (
         jnp.asarray(x, jnp.int32) for x in (rng.integers(2, VOCAB, (rows, COLUMNS)), positions, kinds)
     )
@@ -72,9 +74,9 @@ def test_every_text_once_and_whole(groups):
     positions = np.asarray(batch.positions).reshape(groups, -1, COLUMNS)
     wanted = np.asarray(jnp.any(batch.kinds > 0, axis=1)).reshape(groups, -1)
     packing = jax.jit(pack, static_argnums=2)(positions, wanted, 3)
-    assert packing.cells.shape == (groups, -(-positions.shape[1] // 3) * 3, COLUMNS)
-    for group, used in enumerate(packing.used.tolist()):
-        cells = np.asarray(packing.cells[group])
+    assert packing.index.shape == (groups, -(-positions.shape[1] // 3) * 3, COLUMNS)
+    for group, used in enumerate(packing.bins_used.tolist()):
+        cells = np.asarray(packing.index[group])
         expected = np.flatnonzero((positions[group] >= 0) & wanted[group][:, None])
         assert sorted(cells[cells != EMPTY].tolist()) == expected.tolist()
         assert (cells[used:] == EMPTY).all() and (cells[:used] != EMPTY).any(axis=1).all()
@@ -83,16 +85,16 @@ def test_every_text_once_and_whole(groups):
             mine = np.argwhere(cells // COLUMNS == row)
             assert len(set(mine[:, 0])) == 1 and (np.diff(mine[:, 1]) == 1).all()
             assert (np.diff(positions[group].reshape(-1)[cells[tuple(mine.T)]]) == 1).all()
-    share = 1 - (packing.cells != EMPTY).sum() / (packing.used.sum() * COLUMNS)
+    share = 1 - (packing.index != EMPTY).sum() / (packing.bins_used.sum() * COLUMNS)
     assert float(packing.padding) == pytest.approx(float(share))
 
 
 def test_micro_batches_keep_to_their_limit():
-    assert module.micro_batch_shape(64, 144, "cpu") == (2, 2)
-    assert module.micro_batch_shape(64, 144, "tpu") == (28, 2)
-    assert module.micro_batch_shape(8, 144, "tpu") == (4, 2)
-    assert module.micro_batch_shape(1, 144, "tpu") == (1, 1)
-    assert module.micro_batch_shape(16, 4096, "tpu") == (2, 1)
+    assert micro_batch_shape(64, 144, 640) == (2, 2)
+    assert micro_batch_shape(64, 144, 8192) == (28, 2)
+    assert micro_batch_shape(8, 144, 8192) == (4, 2)
+    assert micro_batch_shape(1, 144, 8192) == (1, 1)
+    assert micro_batch_shape(16, 4096, 8192) == (2, 1)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -103,9 +105,9 @@ def test_little_is_padding(seed):
     lengths = rng.integers(12, 21, rows) + np.clip(rng.geometric(1 / 40, rows), 2, 96)
     column = np.arange(columns) - (prompt - 20)
     positions = np.where((column >= 0) & (column < lengths[:, None]), column, -1)
-    bins, wide = module.micro_batch_shape(rows, columns, "cpu")
-    packing = pack(jnp.asarray(positions)[None], jnp.ones((1, rows), bool), bins, wide=wide)
-    computed = bins * wide * columns * -(-int(packing.used[0]) // bins)
+    bins, rows_per_bin = micro_batch_shape(rows, columns, MICRO_TOKENS["cpu"])
+    packing = pack(jnp.asarray(positions)[None], jnp.ones((1, rows), bool), bins, rows_per_bin=rows_per_bin)
+    computed = bins * rows_per_bin * columns * -(-int(packing.bins_used[0]) // bins)
     share = 1 - lengths.sum() / computed
     assert float(packing.padding) - 1e-6 <= share <= min(0.15, float((positions < 0).mean()) - 0.4)
 
@@ -130,11 +132,10 @@ def gradient(batch: TargetBatch, objective, *, mesh=None, params=None, **options
         ({"groups": 4, "accumulate": 2}, uniform("minillm", normalize="sequence")),
     ],
 )
-def test_packed_texts_give_the_naive_gradient(options, objective, monkeypatch):
-    monkeypatch.setitem(module.MICRO_TOKENS, "cpu", 3 * COLUMNS)
+def test_packed_texts_give_the_naive_gradient(options, objective):
     batch = short_texts()
     naive, naive_grads = jit(jax.value_and_grad(lambda p: naive_loss(p, batch, objective)))(params_of())
-    grads, metrics = gradient(batch, objective, **options)
+    grads, metrics = gradient(batch, objective, micro_tokens=3 * COLUMNS, **options)
     assert float(metrics["loss"]) == pytest.approx(float(naive), abs=1e-5)
     assert_trees_close(grads, naive_grads)
     assert 0 < metrics["padding"] < float((batch.positions < 0).mean()) - 0.25

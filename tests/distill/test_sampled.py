@@ -8,7 +8,7 @@ import pytest
 from motab_jax.config import UserError
 from motab_jax.distill import Objective, build_targets, policy_gradient, reverse_kl
 from motab_jax.distill.objective import check_targets, objective_loss_sums, token_losses
-from motab_jax.distill.sampled import reward_to_go
+from motab_jax.distill.sampled import mean_reward_to_go
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.topk import top_k_of
 from motab_jax.models.transformer import Model
@@ -80,7 +80,7 @@ def test_rewards_to_go_keep_to_their_text(seed):
                 expected[group, place] = reward[group, behind].mean() if len(behind) else 0.0
             column += length + int(rng.integers(0, 2)) * int(rng.integers(0, 3))  # side by side, or a gap
     counted &= positions >= 0
-    found = jax.jit(reward_to_go)(jnp.asarray(reward, jnp.float32), jnp.asarray(counted), jnp.asarray(positions))
+    found = jax.jit(mean_reward_to_go)(jnp.asarray(reward, jnp.float32), jnp.asarray(counted), jnp.asarray(positions))
     np.testing.assert_allclose(np.where(positions >= 0, found, 0.0), expected, atol=1e-6)
 
 

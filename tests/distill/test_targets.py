@@ -9,7 +9,7 @@ import pytest
 
 from motab_jax.data.sources import Source
 from motab_jax.distill import build_targets
-from motab_jax.distill.targets import FLAWED_KIND, NONE, STUDENT_KIND, TEACHER_KIND, TRANSITION_KIND
+from motab_jax.distill.targets import TokenKind
 from motab_jax.rollout.trajectory import KEPT, empty_trajectory
 
 ROWS, PROMPT, ENTRIES, REWINDS, WIDTH = 12, 4, 40, 3, 2
@@ -30,11 +30,11 @@ class Row:
         out = []
         for entry, (token, source, dropped) in enumerate(self.log):
             if kind == "stitched" and entry in self.rewind_at:
-                out += [(t, TRANSITION_KIND, -1) for t in transition]
+                out += [(t, TokenKind.TRANSITION, -1) for t in transition]
             if dropped == KEPT:
-                out.append((token, TEACHER_KIND if source == Source.TEACHER else STUDENT_KIND, entry))
+                out.append((token, TokenKind.TEACHER if source == Source.TEACHER else TokenKind.STUDENT, entry))
             elif kind == "stitched":
-                out.append((token, FLAWED_KIND, entry))
+                out.append((token, TokenKind.FLAWED, entry))
         return out
 
 
@@ -60,7 +60,7 @@ def trajectory_of(rows: list[Row]):
     rng = np.random.default_rng(9)
     count = len(rows)
     prompts, positions = np.zeros((2, count, PROMPT), np.int32)
-    log = np.stack([rng.integers(2, 80, (count, ENTRIES)), *rng.integers(2, 4, (2, count, ENTRIES))])
+    log = np.stack([rng.integers(2, 80, (count, ENTRIES)), *rng.integers(1, 3, (2, count, ENTRIES))])
     log[2] = KEPT
     rewind_at = np.zeros((count, REWINDS), np.int32)
     for row, made in enumerate(rows):
@@ -109,7 +109,8 @@ def test_equals_a_plain_builder(target, transition, max_tokens):
         whole, size = PROMPT + len(expected), len(made.prompt)
         tokens, kinds, entries = zip(*expected, strict=True)
         assert batch.tokens[row, PROMPT - size : whole].tolist() == [*made.prompt, *tokens]
-        assert batch.kinds[row].tolist() == [NONE] * PROMPT + [*kinds] + [NONE] * (room - len(expected))
+        assert batch.kinds[row, :PROMPT].tolist() == [TokenKind.NONE] * PROMPT
+        assert batch.kinds[row, PROMPT:].tolist() == [*kinds] + [TokenKind.NONE] * (room - len(expected))
         behind = [-1] * (PROMPT + room - whole)
         assert batch.positions[row].tolist() == [-1] * (PROMPT - size) + [*range(size + len(expected))] + behind
         hidden = [trajectory.teacher_hidden[row, e].tolist() if e >= 0 else [0.0] * WIDTH for e in entries]
@@ -130,9 +131,10 @@ def test_by_hand():
     stitched = build(trajectory, target="stitched", transition=jnp.array([90]))
     assert stitched.tokens[0, 2:10].tolist() == [5, 6, 10, 11, 12, 90, 20, 21]
     assert stitched.kinds[0, 4:11].tolist() == [
-        STUDENT_KIND, FLAWED_KIND, FLAWED_KIND, TRANSITION_KIND, TEACHER_KIND, TEACHER_KIND, NONE,
+        TokenKind.STUDENT, TokenKind.FLAWED, TokenKind.FLAWED, TokenKind.TRANSITION,
+        TokenKind.TEACHER, TokenKind.TEACHER, TokenKind.NONE,
     ]  # fmt: skip
     spliced = build(trajectory, target="spliced", transition=jnp.array([90]))
     assert spliced.tokens[0, 2:7].tolist() == [5, 6, 10, 20, 21]
-    assert spliced.kinds[0, 4:8].tolist() == [STUDENT_KIND, TEACHER_KIND, TEACHER_KIND, NONE]
+    assert spliced.kinds[0, 4:8].tolist() == [TokenKind.STUDENT, TokenKind.TEACHER, TokenKind.TEACHER, TokenKind.NONE]
     assert spliced.positions[0, 2:8].tolist() == [0, 1, 2, 3, 4, -1]

@@ -12,7 +12,7 @@ from motab_jax.config import UserError
 from motab_jax.data.sources import Source
 from motab_jax.distill import Objective, TargetBatch, build_targets, init_state, make_update, select_teacher_head
 from motab_jax.distill.objective import check_targets, token_losses
-from motab_jax.distill.targets import KINDS, NONE, targets_name
+from motab_jax.distill.targets import TokenKind, targets_name
 from motab_jax.models.topk import TopK, top_k_of
 from motab_jax.models.transformer import unembed
 from motab_jax.rollout.trajectory import KEPT, empty_trajectory
@@ -129,7 +129,8 @@ def test_targets_take_what_the_trajectory_carries():
     assert batch.teacher_topk.ids[0, prompt:].tolist() == [*first, [0, 0]]
     assert batch.teacher_topk.ids[1, prompt:].tolist() == [*second, [0, 0], [0, 0]]
     np.testing.assert_array_equal(
-        batch.teacher_topk.logprobs, jnp.where((batch.kinds != NONE)[..., None], -1.0 - batch.teacher_topk.ids, 0.0)
+        batch.teacher_topk.logprobs,
+        jnp.where((batch.kinds != TokenKind.NONE)[..., None], -1.0 - batch.teacher_topk.ids, 0.0),
     )
     sampled = build_targets(
         trajectory.replace(teacher_topk=None), target="spliced", transition=jnp.zeros((0,), jnp.int32)
@@ -152,4 +153,3 @@ def test_targets_that_cannot_carry_the_losses_are_refused():
     batch = random_batch().replace(teacher_hidden=None)
     with pytest.raises(UserError, match="sampled"):
         make_update(STUDENT, optax.sgd(1.0), uniform("jsd"))(init_state(params_of(), optax.sgd(1.0)), None, batch)
-    assert len(KINDS) == 5

@@ -17,7 +17,7 @@ from motab_jax.distill import (
     make_update,
     select_teacher_head,
 )
-from motab_jax.distill.targets import KINDS
+from motab_jax.distill.targets import LOSS_KINDS, TokenKind
 from motab_jax.distill.update import make_gradient
 from motab_jax.models.transformer import is_spec, weight_specs
 from motab_jax.runtime.compilation import CompileClock
@@ -61,7 +61,7 @@ def program(accumulate: int = 1):
 def spoilt_batch():
     """A batch with one state that isn't a number, at a token that a divergence is for."""
     batch = random_batch()
-    row, column = np.argwhere(np.asarray(batch.kinds) == KINDS.index("student"))[0]
+    row, column = np.argwhere(np.asarray(batch.kinds) == TokenKind.STUDENT)[0]
     return batch.replace(teacher_hidden=batch.teacher_hidden.at[row, column].set(jnp.nan))
 
 
@@ -93,8 +93,8 @@ def test_metrics_and_gradient_are_those_of_the_naive_loss():
     state, metrics = run(program(), [batch])
     assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), abs=1e-5)
-    for code, name in enumerate(KINDS[1:], start=1):
-        assert metrics[f"tokens/{name}"] == (batch.kinds == code).sum()
+    for kind in LOSS_KINDS:
+        assert metrics[f"tokens/{kind.word}"] == (batch.kinds == kind).sum()
     assert metrics["loss/flawed"] == 0.0 and metrics["loss/teacher"] > 0.0
     updates, opt_state = jit(adamw().update)(grads, jit(adamw().init)(params_of()), params_of())
     assert_trees_close(state.opt_state, opt_state, atol=1e-6)

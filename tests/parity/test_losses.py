@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from motab_jax.distill import Objective, TokenLoss
 from motab_jax.distill.objective import token_losses
-from motab_jax.distill.sampled import reward_to_go, sampled_reward
+from motab_jax.distill.sampled import mean_reward_to_go, teacher_log_ratio
 
 pytestmark = pytest.mark.parity
 
@@ -101,7 +101,7 @@ def rewards(student, teacher):
     """Rewards-to-go f32[B,T]."""
     theirs = jnp.take_along_axis(jax.nn.log_softmax(teacher), LABELS[..., None], axis=-1)[..., 0]
     positions = jnp.where(ALIVE, jnp.arange(TIME)[None], -1)
-    return reward_to_go(sampled_reward(student, jnp.asarray(LABELS), theirs), jnp.asarray(ALIVE), positions)
+    return mean_reward_to_go(teacher_log_ratio(student, jnp.asarray(LABELS), theirs), jnp.asarray(ALIVE), positions)
 
 
 CASES = [
