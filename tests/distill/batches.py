@@ -70,10 +70,10 @@ def random_batch(seed: int = 0, rows: int = ROWS) -> TargetBatch:
     return TargetBatch(tokens, positions, kinds, jnp.where((kinds > 0)[..., None], shifted, 0.0))
 
 
-def per_token(loss: TokenLoss, student, theirs, label: int, later):
+def per_token(loss: TokenLoss, student, teacher, label: int, later):
     """One token's loss from two distributions [V] (logits), straight from the definition; later: minillm's reward."""
     name, w = loss.name, loss.reverse_weight
-    p, q = jax.nn.softmax(theirs), jax.nn.softmax(student)
+    p, q = jax.nn.softmax(teacher), jax.nn.softmax(student)
     if name == "cross_entropy":
         return -jnp.log(q[label])
     if name == "jsd":
@@ -96,9 +96,9 @@ def per_token(loss: TokenLoss, student, theirs, label: int, later):
     return -jnp.log(ratio) * lift if name == "policy_gradient" else reverse - later * lift
 
 
-def later_rewards(ours, theirs, labels, counted):
+def later_rewards(student_logits, teacher_logits, labels, counted):
     """Mean of log p_T - log p_S over the counted tokens of a row [T] behind each, from logits [T,V]; 0 if none."""
-    gain = jax.nn.log_softmax(theirs) - jax.nn.log_softmax(ours)
+    gain = jax.nn.log_softmax(teacher_logits) - jax.nn.log_softmax(student_logits)
     reward = jax.lax.stop_gradient(jnp.take_along_axis(gain, labels[:, None], axis=1)[:, 0])
     number = jnp.arange(len(labels))
     behind = (number[None] > number[:, None]) & counted[None]
@@ -107,8 +107,8 @@ def later_rewards(ours, theirs, labels, counted):
 
 def naive_loss(params, batch: TargetBatch, objective: Objective):
     """The whole loss f32[] over full logits [B,N,V], looping over the kinds of tokens."""
-    ours = forward(params, STUDENT, batch.tokens, batch.positions)[:, :-1, :VOCAB]
-    theirs = (batch.teacher_hidden[:, 1:] @ teacher().params["head"])[..., :VOCAB]
+    student_logits = forward(params, STUDENT, batch.tokens, batch.positions)[:, :-1, :VOCAB]
+    teacher_logits = (batch.teacher_hidden[:, 1:] @ teacher().params["head"])[..., :VOCAB]
     labels, kinds = batch.tokens[:, 1:], batch.kinds[:, 1:]
     total, trained = jnp.zeros(labels.shape), jnp.zeros(labels.shape, bool)
     rewarded = sum((kinds == code for code in objective.rewarded_kinds), start=jnp.zeros(labels.shape, bool))
@@ -117,12 +117,11 @@ def naive_loss(params, batch: TargetBatch, objective: Objective):
         if loss.name == "masked" or loss.weight == 0:
             continue
         temperature = 1.0 if loss.name == "cross_entropy" else objective.temperature
+        scaled = student_logits / temperature, teacher_logits / temperature
         later = jnp.zeros(labels.shape)
         if loss.name == "minillm":
-            later = jax.vmap(later_rewards)(ours / temperature, theirs / temperature, labels, rewarded)
-        each = jax.vmap(jax.vmap(functools.partial(per_token, loss)))(
-            ours / temperature, theirs / temperature, labels, later
-        )
+            later = jax.vmap(later_rewards)(*scaled, labels, rewarded)
+        each = jax.vmap(jax.vmap(functools.partial(per_token, loss)))(*scaled, labels, later)
         total = total + jnp.where(kinds == kind, loss.weight * each, 0.0)
         trained = trained | (kinds == kind)
     if objective.normalize == "token":

@@ -44,8 +44,8 @@ def test_against_float64():
     np.testing.assert_allclose(forward_kl(student, teacher), reference(student, teacher), rtol=2e-5)
     np.testing.assert_allclose(reverse_kl(student, teacher), reference(student, teacher, reverse=True), rtol=2e-5)
     for weight in (0.05, 0.5, 0.9):
-        ours = jsd(student, teacher, reverse_weight=weight)
-        np.testing.assert_allclose(ours, reference(student, teacher, weight), rtol=2e-5)
+        found = jsd(student, teacher, reverse_weight=weight)
+        np.testing.assert_allclose(found, reference(student, teacher, weight), rtol=2e-5)
     labels = rng.integers(0, 200, (4, 5))
     chosen = np.take_along_axis(student, labels[..., None], -1)[..., 0]
     expected = np.log(np.exp(student.astype(np.float64)).sum(-1)) - chosen
@@ -99,17 +99,17 @@ def test_computed_in_float32(divergence):
     assert float(value) == pytest.approx(float(divergence(student.astype(jnp.float32), teacher.astype(jnp.float32))))
 
 
-# Four tokens, so that head and tail, both directions and their slopes can be followed by hand.
+# Four tokens, so that head and tail, both directions and their gradients can be followed by hand.
 P, Q = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.25, 0.25, 0.4, 0.1])
 FORWARD, REVERSE = (P * np.log(P / Q)).sum(), (Q * np.log(Q / P)).sum()
-FORWARD_SLOPE, REVERSE_SLOPE = Q - P, Q * (np.log(Q / P) - REVERSE)
+FORWARD_GRADIENT, REVERSE_GRADIENT = Q - P, Q * (np.log(Q / P) - REVERSE)
 
 
-def check_at_four_tokens(divergence, value, slope):
-    """The value and the slope in the student's logits."""
+def check_at_four_tokens(divergence, value, gradient):
+    """The value and the gradient in the student's logits."""
     found = jax.value_and_grad(divergence)(*(jnp.log(jnp.asarray(x, jnp.float32)) for x in (Q, P)))
     assert float(found[0]) == pytest.approx(value, abs=1e-5)
-    np.testing.assert_allclose(found[1], slope, atol=1e-5)
+    np.testing.assert_allclose(found[1], gradient, atol=1e-5)
 
 
 @pytest.mark.parametrize(("head_mass", "head"), [(0.1, 1), (0.5, 1), (0.75, 2), (0.95, 3), (1.5, 4)])
@@ -117,14 +117,14 @@ def test_adaptive_kl_weighs_the_directions_by_the_heads_share_of_the_gap(head_ma
     gap = np.array([0.15, 0.05, 0.2, 0.0])
     w = gap[:head].sum() / gap.sum()
     divergence = functools.partial(adaptive_kl, head_mass=head_mass)
-    check_at_four_tokens(divergence, w * FORWARD + (1 - w) * REVERSE, w * FORWARD_SLOPE + (1 - w) * REVERSE_SLOPE)
+    check_at_four_tokens(divergence, w * FORWARD + (1 - w) * REVERSE, w * FORWARD_GRADIENT + (1 - w) * REVERSE_GRADIENT)
 
 
 @pytest.mark.parametrize(("gate", "forward"), [(0.0, 1), (1.27, 1), (1.29, 0), (1.5, 0)])
 def test_entropy_gated_kl_adds_forward_kl_above_the_gate(gate, forward):
     assert -(P * np.log(P)).sum() == pytest.approx(1.2799, abs=1e-4)
     divergence = functools.partial(entropy_gated_kl, gate=gate)
-    check_at_four_tokens(divergence, REVERSE + forward * FORWARD, REVERSE_SLOPE + forward * FORWARD_SLOPE)
+    check_at_four_tokens(divergence, REVERSE + forward * FORWARD, REVERSE_GRADIENT + forward * FORWARD_GRADIENT)
 
 
 def test_the_head_is_found_as_by_sorting():

@@ -37,9 +37,9 @@ def parts(groups: int = 1, dtype=jnp.float32):
 def scored(head, hidden, batch, weight, chunk: int = 256):
     """With gradients."""
     zeros = jnp.zeros((hidden.shape[0], *head["embed"].shape), jnp.float32)
-    judge = select_teacher_head(teacher(), OBJECTIVE)
+    teacher_head = select_teacher_head(teacher(), OBJECTIVE)
     whole = functools.partial(objective_loss_sums, STUDENT, OBJECTIVE, chunk)
-    return jit(lambda *x: whole(head, x[0], judge, *x[1:], zeros))(hidden, batch, weight)
+    return jit(lambda *x: whole(head, x[0], teacher_head, *x[1:], zeros))(hidden, batch, weight)
 
 
 def test_tokens_that_are_not_trained_never_reach_the_heads():
@@ -61,8 +61,8 @@ def test_groups_add_up(groups):
 
     def loss(params, groups):
         weight = token_weights(random_batch().kinds, OBJECTIVE)
-        judge = select_teacher_head(teacher(), OBJECTIVE)
-        return batch_loss(params, STUDENT, judge, random_batch(), weight, OBJECTIVE, groups=groups)[0]
+        teacher_head = select_teacher_head(teacher(), OBJECTIVE)
+        return batch_loss(params, STUDENT, teacher_head, random_batch(), weight, OBJECTIVE, groups=groups)[0]
 
     grads = [jit(jax.grad(lambda p, n=n: loss(p, n)))(params_of()) for n in (1, groups)]
     assert_trees_close(*grads, atol=1e-6)
@@ -80,11 +80,11 @@ def test_bfloat16_heads_are_summed_in_float32():
 
 
 def test_without_a_gradient_there_is_no_work_for_one():
-    batch, judge = random_batch(), select_teacher_head(teacher(), OBJECTIVE)
+    batch, teacher_head = random_batch(), select_teacher_head(teacher(), OBJECTIVE)
     weight = token_weights(batch.kinds, OBJECTIVE)
 
     def loss(params):
-        return batch_loss(params, STUDENT, judge, batch, weight, OBJECTIVE)[0]
+        return batch_loss(params, STUDENT, teacher_head, batch, weight, OBJECTIVE)[0]
 
     def body(params):
         return encode(params, STUDENT, batch.tokens, batch.positions)[0]
@@ -94,7 +94,7 @@ def test_without_a_gradient_there_is_no_work_for_one():
 
     assert products(loss) - products(body) == 2, "both heads"
     backward = products(jax.grad(lambda p: body(p).sum()))
-    assert products(jax.grad(loss)) - backward == 4, "both heads, once, and what the slope is worth"
+    assert products(jax.grad(loss)) - backward == 4, "both heads, once, and the products of the logits' cotangent"
 
 
 def test_chunks_fit_the_cache_and_whole_tiles():

@@ -106,20 +106,20 @@ def test_full_logits_are_never_held():
     batch = TargetBatch(zero, zero + jnp.arange(columns)[None], zero + 1, jnp.zeros((rows, columns, config.width)))
     objective = Objective(LOSSES["minillm"], LOSSES["forward_kl"], LOSSES["adaptive_kl"], vocab_size=vocab)
 
-    def chunked(params, judge, batch):
-        judge = Model(judge, config)
+    def chunked(params, teacher_head, batch):
+        teacher_head = Model(teacher_head, config)
         weight = token_weights(batch.kinds, objective)
-        return batch_loss(params, config, judge, batch, weight, objective, chunk_tokens=2 * rows)[0]
+        return batch_loss(params, config, teacher_head, batch, weight, objective, chunk_tokens=2 * rows)[0]
 
-    def naive(params, judge, batch):
-        ours = jax.nn.log_softmax(forward(params, config, batch.tokens, batch.positions))
-        theirs = jax.nn.log_softmax(batch.teacher_hidden @ judge["embed"].T)
-        return jnp.mean(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1))
+    def naive(params, teacher_head, batch):
+        student_logprobs = jax.nn.log_softmax(forward(params, config, batch.tokens, batch.positions))
+        teacher_logprobs = jax.nn.log_softmax(batch.teacher_hidden @ teacher_head["embed"].T)
+        return jnp.mean(jnp.sum(jnp.exp(teacher_logprobs) * (teacher_logprobs - student_logprobs), axis=-1))
 
     def memory(loss) -> int:
         return jax.jit(jax.grad(loss)).lower(weights, weights, batch).compile().memory_analysis().temp_size_in_bytes
 
-    logits, ours, theirs = rows * columns * vocab * 4, memory(chunked), memory(naive)
-    assert theirs >= logits
-    assert ours < logits / 2, "less than half of one array of full logits"
-    assert ours < theirs / 5
+    logits, in_chunks, at_once = rows * columns * vocab * 4, memory(chunked), memory(naive)
+    assert at_once >= logits
+    assert in_chunks < logits / 2, "less than half of one array of full logits"
+    assert in_chunks < at_once / 5

@@ -1,4 +1,4 @@
-"""Packing: every text once, whole and by itself, few cells empty, and the same numbers as without."""
+"""Packing: every sequence once, whole and by itself, little padding, and the same numbers as without."""
 
 import functools
 
@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from motab_jax.distill import TargetBatch, init_state, make_update, select_teacher_head
 from motab_jax.distill.packing import EMPTY, first_fit_decreasing, pack
@@ -41,17 +43,17 @@ def plain_first_fit(lengths, width: int):
     return start, sum(used > 0 for used in bins)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_first_fit_decreasing(seed):
-    lengths = np.random.default_rng(seed).integers(1, 21, 40).tolist()
-    start, used = jax.jit(first_fit_decreasing, static_argnums=1)(jnp.array(lengths), 20)
-    expected, bins = plain_first_fit(lengths, 20)
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(st.lists(st.integers(0, COLUMNS), min_size=ROWS, max_size=ROWS))
+def test_first_fit_decreasing(lengths):
+    start, used = jax.jit(first_fit_decreasing, static_argnums=1)(jnp.array(lengths), COLUMNS)
+    expected, bins = plain_first_fit(lengths, COLUMNS)
     assert start.tolist() == expected and int(used) == bins
 
 
 @functools.cache
-def short_texts(seed: int = 0, rows: int = ROWS) -> TargetBatch:
-    """Texts of which several fit a row, some of them with nothing that is trained."""
+def short_sequences(seed: int = 0, rows: int = ROWS) -> TargetBatch:
+    """Sequences of which several fit a row, some of them with nothing that is trained."""
     rng = np.random.default_rng(seed)
     column = np.arange(COLUMNS)
     before, after = rng.integers(0, PROMPT, rows)[:, None], PROMPT + rng.integers(0, 8, rows)[:, None]
@@ -68,25 +70,50 @@ def short_texts(seed: int = 0, rows: int = ROWS) -> TargetBatch:
     return TargetBatch(tokens, positions, kinds, jnp.where((kinds > 0)[..., None], shifted, 0.0))
 
 
-@pytest.mark.parametrize("groups", [1, 4])
-def test_every_text_once_and_whole(groups):
-    batch = short_texts()
-    positions = np.asarray(batch.positions).reshape(groups, -1, COLUMNS)
-    wanted = np.asarray(jnp.any(batch.kinds > 0, axis=1)).reshape(groups, -1)
-    packing = jax.jit(pack, static_argnums=2)(positions, wanted, 3)
-    assert packing.index.shape == (groups, -(-positions.shape[1] // 3) * 3, COLUMNS)
+packed = jax.jit(pack, static_argnums=2, static_argnames="rows_per_bin")
+
+
+def check_packing(packing, positions, trained):
+    """Every trained token once; a sequence in neighbouring columns of one bin; the bins in use are the first ones."""
     for group, used in enumerate(packing.bins_used.tolist()):
-        cells = np.asarray(packing.index[group])
-        expected = np.flatnonzero((positions[group] >= 0) & wanted[group][:, None])
-        assert sorted(cells[cells != EMPTY].tolist()) == expected.tolist()
-        assert (cells[used:] == EMPTY).all() and (cells[:used] != EMPTY).any(axis=1).all()
-        assert used < len(wanted[group]), "several texts share a bin"
-        for row in np.flatnonzero(wanted[group]):
-            mine = np.argwhere(cells // COLUMNS == row)
-            assert len(set(mine[:, 0])) == 1 and (np.diff(mine[:, 1]) == 1).all()
-            assert (np.diff(positions[group].reshape(-1)[cells[tuple(mine.T)]]) == 1).all()
-    share = 1 - (packing.index != EMPTY).sum() / (packing.bins_used.sum() * COLUMNS)
+        index = np.asarray(packing.index[group])
+        expected = np.flatnonzero((positions[group] >= 0) & trained[group][:, None])
+        assert sorted(index[index != EMPTY].tolist()) == expected.tolist()
+        assert (index[used:] == EMPTY).all() and (index[:used] != EMPTY).any(axis=1).all()
+        for row in np.flatnonzero(trained[group] & (positions[group] >= 0).any(axis=1)):
+            bins, columns = np.nonzero(index // COLUMNS == row)
+            assert len(set(bins)) == 1 and (np.diff(columns) == 1).all()
+            assert (np.diff(positions[group].reshape(-1)[index[bins, columns]]) == 1).all()
+    share = 1 - (packing.index != EMPTY).sum() / max(packing.bins_used.sum() * packing.index.shape[-1], 1)
     assert float(packing.padding) == pytest.approx(float(share))
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_several_sequences_share_a_bin(groups):
+    batch = short_sequences()
+    positions = np.asarray(batch.positions).reshape(groups, -1, COLUMNS)
+    trained = np.asarray(jnp.any(batch.kinds > 0, axis=1)).reshape(groups, -1)
+    packing = packed(positions, trained, 3)
+    assert packing.index.shape == (groups, -(-positions.shape[1] // 3) * 3, COLUMNS)
+    check_packing(packing, positions, trained)
+    assert all(used < len(trained[0]) for used in packing.bins_used.tolist())
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(
+    spans=st.lists(st.tuples(st.integers(0, COLUMNS), st.integers(0, COLUMNS)), min_size=ROWS, max_size=ROWS),
+    trained=st.lists(st.booleans(), min_size=ROWS, max_size=ROWS),
+    groups=st.sampled_from([1, 4]),
+    rows_per_bin=st.integers(1, 2),
+)
+def test_sequences_of_any_length_are_packed_whole(spans, trained, groups, rows_per_bin):
+    begin, end = (np.array(bound)[:, None] for bound in zip(*map(sorted, spans), strict=True))
+    column = np.arange(COLUMNS)
+    positions = np.where((column >= begin) & (column < end), column - begin, -1).reshape(groups, -1, COLUMNS)
+    trained = np.array(trained).reshape(groups, -1)
+    packing = packed(positions, trained, 3, rows_per_bin=rows_per_bin)
+    assert packing.index.shape[1] * packing.index.shape[2] >= positions[0].size
+    check_packing(packing, positions, trained)
 
 
 def test_micro_batches_keep_to_their_limit():
@@ -117,10 +144,10 @@ def gradient(batch: TargetBatch, objective, *, mesh=None, params=None, **options
     optimizer = optax.sgd(1.0)
     params = params_of() if params is None else params
     step = jit(make_update(STUDENT, optimizer, objective, mesh=mesh, **options))
-    judge = select_teacher_head(teacher(), objective)
+    teacher_head = select_teacher_head(teacher(), objective)
     if mesh is not None:
-        judge = jax.device_put(judge, replicated(mesh))
-    state, metrics = step(init_state(params, optimizer), judge, batch)
+        teacher_head = jax.device_put(teacher_head, replicated(mesh))
+    state, metrics = step(init_state(params, optimizer), teacher_head, batch)
     return jax.tree.map(jnp.subtract, params_of(), jax.device_get(state.params)), metrics
 
 
@@ -132,8 +159,8 @@ def gradient(batch: TargetBatch, objective, *, mesh=None, params=None, **options
         ({"groups": 4, "accumulate": 2}, uniform("minillm", normalize="sequence")),
     ],
 )
-def test_packed_texts_give_the_naive_gradient(options, objective):
-    batch = short_texts()
+def test_packed_sequences_give_the_naive_gradient(options, objective):
+    batch = short_sequences()
     naive, naive_grads = jit(jax.value_and_grad(lambda p: naive_loss(p, batch, objective)))(params_of())
     grads, metrics = gradient(batch, objective, micro_tokens=3 * COLUMNS, **options)
     assert float(metrics["loss"]) == pytest.approx(float(naive), abs=1e-5)
@@ -143,15 +170,15 @@ def test_packed_texts_give_the_naive_gradient(options, objective):
 
 def test_neither_order_nor_neighbours_matter():
     objective = uniform("forward_kl")
-    batch, order = short_texts(), np.random.default_rng(1).permutation(ROWS)
+    batch, order = short_sequences(), np.random.default_rng(1).permutation(ROWS)
     grads, metrics = gradient(batch, objective)
     again, others = gradient(jax.tree.map(lambda x: x[order], batch), objective)
     assert_trees_close(grads, again, atol=1e-6)
     assert float(metrics["loss"]) == pytest.approx(float(others["loss"]), abs=1e-6)
 
 
-def test_texts_with_nothing_to_train_are_left_out():
-    batch = short_texts()
+def test_sequences_with_nothing_to_train_are_left_out():
+    batch = short_sequences()
     untrained = ~jnp.any(batch.kinds > 0, axis=1)
     assert untrained.any()
     spoilt = batch.replace(teacher_hidden=jnp.where(untrained[:, None, None], jnp.nan, batch.teacher_hidden))
@@ -162,7 +189,7 @@ def test_texts_with_nothing_to_train_are_left_out():
 
 
 def test_groups_on_their_devices_equal_one_device(devices):
-    batch, objective = short_texts(), uniform("minillm")
+    batch, objective = short_sequences(), uniform("minillm")
     mesh = make_mesh(1, 4, 2)
     specs = weight_specs(STUDENT)
     axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)

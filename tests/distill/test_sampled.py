@@ -18,29 +18,29 @@ from tests.distill.test_targets import TRANSITION, random_row, trajectory_of
 P, Q = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.25, 0.25, 0.4, 0.1])
 OURS, THEIRS = (jnp.log(jnp.asarray(x, jnp.float32)) for x in (Q, P))
 REVERSE = (Q * np.log(Q / P)).sum()
-REVERSE_SLOPE = Q * (np.log(Q / P) - REVERSE)
+REVERSE_GRADIENT = Q * (np.log(Q / P) - REVERSE)
 EVERY = jnp.arange(4)
 SIZE, WIDTH = 93, 5  # vocabulary, the student's width
 
 
 def by_token(loss):
-    """Values f32[4] and slopes f32[4,4] of loss(logits, label) at each of the four labels."""
+    """Values f32[4] and gradients f32[4,4] of loss(logits, label) at each of the four labels."""
     return jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(OURS, EVERY)
 
 
 def test_policy_gradient_by_hand():
     advantage = np.log(P / Q)
-    values, slopes = by_token(lambda logits, label: policy_gradient(logits, label, THEIRS[label]))
+    values, gradients = by_token(lambda logits, label: policy_gradient(logits, label, THEIRS[label]))
     np.testing.assert_allclose(values, -advantage, atol=1e-5)
-    np.testing.assert_allclose(slopes, -advantage[:, None] * (np.eye(4) - Q), atol=1e-5)
+    np.testing.assert_allclose(gradients, -advantage[:, None] * (np.eye(4) - Q), atol=1e-5)
 
 
 def test_policy_gradient_is_the_reverse_kl_on_average():
-    values, slopes = by_token(lambda logits, label: policy_gradient(logits, label, THEIRS[label]))
+    values, gradients = by_token(lambda logits, label: policy_gradient(logits, label, THEIRS[label]))
     exact = jax.value_and_grad(reverse_kl)(OURS, THEIRS)
     assert float(Q @ values) == pytest.approx(float(exact[0]), abs=1e-6) == pytest.approx(REVERSE, abs=1e-6)
-    np.testing.assert_allclose(Q @ slopes, exact[1], atol=1e-6)
-    np.testing.assert_allclose(exact[1], REVERSE_SLOPE, atol=1e-6)
+    np.testing.assert_allclose(Q @ gradients, exact[1], atol=1e-6)
+    np.testing.assert_allclose(exact[1], REVERSE_GRADIENT, atol=1e-6)
 
 
 @pytest.mark.parametrize("kept", ["logits", "topk"])
@@ -48,12 +48,12 @@ def test_minillm_by_hand(kept):
     later, teacher = 0.7, THEIRS if kept == "logits" else top_k_of(THEIRS, 4)
 
     def loss(logits, label):
-        each = token_losses(logits, teacher, label, jnp.int32(1), uniform("minillm"), reward_to_go=later)
-        return each.sum()
+        reward = jnp.float32(later)
+        return token_losses(logits, teacher, label, jnp.int32(1), uniform("minillm"), reward_to_go=reward).sum()
 
-    values, slopes = by_token(loss)
+    values, gradients = by_token(loss)
     np.testing.assert_allclose(values, np.full(4, REVERSE - later), atol=1e-5)
-    np.testing.assert_allclose(slopes, REVERSE_SLOPE - later * (np.eye(4) - Q), atol=1e-5)
+    np.testing.assert_allclose(gradients, REVERSE_GRADIENT - later * (np.eye(4) - Q), atol=1e-5)
 
 
 def test_the_temperature_divides_both_models_logits():
@@ -143,5 +143,8 @@ def test_targets_that_carry_the_losses():
 def test_a_batch_without_the_logprobs_is_refused():
     trajectory, teacher, head = small_batch()
     batch = build_targets(trajectory, target="spliced", transition=jnp.zeros((0,), jnp.int32))
+    hidden = jnp.zeros((*batch.tokens.shape, WIDTH))
     with pytest.raises(ValueError, match="logprobs=True"):
-        objective_loss_sums(teacher.config, uniform("policy_gradient"), 16, head, None, teacher, batch, None)
+        objective_loss_sums(
+            teacher.config, uniform("policy_gradient"), 16, head, hidden, teacher, batch, jnp.zeros(batch.tokens.shape)
+        )

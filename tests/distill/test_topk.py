@@ -37,27 +37,29 @@ def logits_of(seed: int, scale: float = 3.0):
     return (scale * jax.random.normal(key, (4, SIZE)) for key in jax.random.split(jax.random.key(seed)))
 
 
-def losses(name: str, student, theirs):
+def losses(name: str, student, teacher_logits):
     """f32[4] from full logits or from TopK."""
     whole = jnp.zeros((4,), jnp.int32)
-    return token_losses(student, theirs, whole, whole + 1, uniform(name))
+    return token_losses(student, teacher_logits, whole, whole + 1, uniform(name))
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("scale", [0.3, 3.0, 20.0])
 def test_all_tokens_are_the_whole_distribution(name, scale):
-    student, theirs = logits_of(0, scale)
-    target = top_k_of(theirs, SIZE)
-    full, whole = (jax.value_and_grad(lambda s, t=t: losses(name, s, t).sum())(student) for t in (theirs, target))
+    student, teacher_logits = logits_of(0, scale)
+    target = top_k_of(teacher_logits, SIZE)
+    full, whole = (
+        jax.value_and_grad(lambda s, t=t: losses(name, s, t).sum())(student) for t in (teacher_logits, target)
+    )
     np.testing.assert_allclose(whole[0], full[0], atol=1e-5, rtol=2e-6)
     np.testing.assert_allclose(whole[1], full[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES[:3])
 def test_fewer_tokens_are_a_coarser_distribution(name):
-    student, theirs = logits_of(1)
-    target = top_k_of(theirs, 5)
-    p, q = (np.asarray(jax.nn.softmax(x), np.float64) for x in (theirs, student))
+    student, teacher_logits = logits_of(1)
+    target = top_k_of(teacher_logits, 5)
+    p, q = (np.asarray(jax.nn.softmax(x), np.float64) for x in (teacher_logits, student))
     coarse = [np.take_along_axis(x, np.asarray(target.ids), -1) for x in (p, q)]
     p, q = (np.concatenate([x, 1 - x.sum(-1, keepdims=True)], -1) for x in coarse)
     w = LOSSES["jsd"].reverse_weight
@@ -69,17 +71,17 @@ def test_fewer_tokens_are_a_coarser_distribution(name):
     }[name]
     found = losses(name, student, target)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    assert (found <= losses(name, student, theirs) + 1e-6).all()
+    assert (found <= losses(name, student, teacher_logits) + 1e-6).all()
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_an_empty_tail_gives_finite_gradients(name):
-    student, theirs = logits_of(2)
-    target = top_k_of(theirs, 3)
+    student, teacher_logits = logits_of(2)
+    target = top_k_of(teacher_logits, 3)
     inside = jnp.any(jnp.arange(SIZE)[None, None] == target.ids[..., None], axis=1)
     for outside in (-jnp.inf, -200.0, -17.0):  # e^-17 is about the least mass that a tail is told from rounding by
-        ours = jnp.where(inside, student, outside)
-        value, grads = jax.value_and_grad(lambda s: losses(name, s, target).sum())(ours)
+        narrow = jnp.where(inside, student, outside)
+        value, grads = jax.value_and_grad(lambda s: losses(name, s, target).sum())(narrow)
         assert jnp.isfinite(value) and jnp.isfinite(grads).all()
     nobody = TopK(target.ids, jnp.zeros_like(target.logprobs))  # as where the teacher never read
     assert jnp.isfinite(jax.grad(lambda s: losses(name, s, nobody).sum())(student)).all()

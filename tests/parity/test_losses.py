@@ -99,9 +99,11 @@ def oracle(loss: TokenLoss):
 @jax.jit
 def rewards(student, teacher):
     """Rewards-to-go f32[B,T]."""
-    theirs = jnp.take_along_axis(jax.nn.log_softmax(teacher), LABELS[..., None], axis=-1)[..., 0]
+    teacher_logprob = jnp.take_along_axis(jax.nn.log_softmax(teacher), LABELS[..., None], axis=-1)[..., 0]
     positions = jnp.where(ALIVE, jnp.arange(TIME)[None], -1)
-    return mean_reward_to_go(teacher_log_ratio(student, jnp.asarray(LABELS), theirs), jnp.asarray(ALIVE), positions)
+    return mean_reward_to_go(
+        teacher_log_ratio(student, jnp.asarray(LABELS), teacher_logprob), jnp.asarray(ALIVE), positions
+    )
 
 
 CASES = [
@@ -121,12 +123,12 @@ def test_values_and_gradients_against_float64(loss):
     objective = Objective(student=loss, temperature=TEMPERATURE)
     later = rewards(STUDENT / TEMPERATURE, TEACHER / TEMPERATURE) if loss.name == "minillm" else None
 
-    def ours(student):
+    def summed(student):
         kinds = jnp.asarray(ALIVE, jnp.int32)
         each = token_losses(student, jnp.asarray(TEACHER), jnp.asarray(LABELS), kinds, objective, reward_to_go=later)
         return each.sum(), each
 
-    (_, each), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(jnp.asarray(STUDENT))
+    (_, each), grads = jax.jit(jax.value_and_grad(summed, has_aux=True))(jnp.asarray(STUDENT))
     value, expected = oracle(loss)
     np.testing.assert_allclose(each[ALIVE], value[ALIVE], atol=1e-5, rtol=2e-6)
     np.testing.assert_allclose(grads, expected, atol=1e-5)
@@ -142,15 +144,15 @@ def test_divergences_against_trl(beta):
         student, torch.tensor(TEACHER).double(), labels, beta=beta, temperature=TEMPERATURE, reduction="batchmean"
     )
     value.backward()
-    ours, grads = mean_loss(loss, TEMPERATURE)
-    assert ours == pytest.approx(float(value.detach()), abs=1e-5)
+    mean, grads = mean_loss(loss, TEMPERATURE)
+    assert mean == pytest.approx(float(value.detach()), abs=1e-5)
     np.testing.assert_allclose(grads, student.grad.numpy(), atol=1e-5)
 
 
 def test_policy_gradient_against_trl():
-    theirs = pytest.importorskip("trl.experimental.sdpo.loss_utils").compute_sampled_token_self_distillation_loss
+    trl_loss = pytest.importorskip("trl.experimental.sdpo.loss_utils").compute_sampled_token_self_distillation_loss
     student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
-    each = theirs(student, torch.tensor(TEACHER).double(), torch.tensor(LABELS), distillation_alpha=1.0)
+    each = trl_loss(student, torch.tensor(TEACHER).double(), torch.tensor(LABELS), distillation_alpha=1.0)
     each[torch.tensor(ALIVE)].mean().backward()
     np.testing.assert_allclose(mean_loss(TokenLoss("policy_gradient"), 1.0)[1], student.grad.numpy(), atol=1e-5)
 
