@@ -7,6 +7,7 @@ bytes a device needs, copies of arrays as large as a cache, scatters into it, co
 without the caches, which live inside the rollout. Times are rooflines of a decoded column, not measurements.
 """
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -57,29 +58,33 @@ def model(shape: ModelConfig, mesh, specs=None, layout: str = "serve", dtype=jnp
 def numbers(mesh) -> RolloutConfig:
     """The engine's numbers, abstract where they are arrays."""
 
-    def whole(shape, dtype):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
+    def config() -> RolloutConfig:
+        automaton = StepAutomaton(jnp.zeros((3, VOCAB), jnp.int32), jnp.zeros((3, VOCAB), bool))
+        return RolloutConfig(
+            automaton,
+            jnp.zeros(2, jnp.int32),
+            jnp.float32(0),
+            jnp.float32(0),
+            vocab_size=VOCAB,
+            max_new_tokens=NEW,
+            segment_tokens=SEGMENT,
+        )
 
-    automaton = StepAutomaton(whole((3, VOCAB), jnp.int32), whole((3, VOCAB), jnp.bool_))
-    real = whole((), jnp.float32)
-    return RolloutConfig(
-        automaton, whole((2,), jnp.int32), real, real, vocab_size=VOCAB, max_new_tokens=NEW, segment_tokens=SEGMENT
-    )
+    return jax.tree.map(lambda x: x.update(sharding=replicated(mesh)), jax.eval_shape(config))
 
 
 def prompts(mesh, rows: int) -> Prompts:
     """Abstract prompts."""
-    each = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=batch_sharding(mesh))
-    return Prompts(jax.ShapeDtypeStruct((rows, PROMPT), jnp.int32, sharding=batch_sharding(mesh)), each, each, each)
+    per_row = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    shapes = jax.eval_shape(Prompts, jax.ShapeDtypeStruct((rows, PROMPT), jnp.int32), per_row, per_row, per_row)
+    return jax.tree.map(lambda x: x.update(sharding=batch_sharding(mesh)), shapes)
 
 
 def caches(mesh, rows: int) -> tuple[list[tuple[int, ...]], int]:
     """Dimensions of the rollout's caches on one device, and their bytes together."""
-    columns, ways = PROMPT + NEW + max(SEGMENT, NEW // 4), mesh.shape["tensor"]
-    found = [
-        (shape.num_layers, rows, shape.num_kv_heads // ways, columns, shape.head_dim) for shape in (STUDENT, TEACHER)
-    ]
-    return found, sum(2 * 2 * layers * rows * heads * cols * width for layers, rows, heads, cols, width in found)
+    columns, tensor = PROMPT + NEW + max(SEGMENT, NEW // 4), mesh.shape["tensor"]
+    dims = [(m.num_layers, rows, m.num_kv_heads // tensor, columns, m.head_dim) for m in (STUDENT, TEACHER)]
+    return dims, sum(2 * 2 * math.prod(cache) for cache in dims)
 
 
 def compile_rollout(mesh, rows: int = SLOTS):
@@ -133,14 +138,14 @@ def compile_update(mesh, rows: int = SLOTS):
     return jax.jit(step, donate_argnums=0).lower(state, select_teacher_head(teacher, objective), log).compile()
 
 
-def roofline(shape: ModelConfig, chip: Chip, ways: int) -> tuple[float, str]:
+def roofline(shape: ModelConfig, chip: Chip, tensor: int) -> tuple[float, str]:
     """Seconds of one decoded column of all slots with half of the new tokens written, and what binds it."""
     weights = hlo.tree_bytes(
         jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), weight_specs(shape), is_leaf=is_spec)
     )
     live = 4 * shape.num_layers * SLOTS * shape.num_kv_heads * shape.head_dim * (PROMPT + NEW // 2)
-    times = {"bandwidth": (weights + live) / ways / chip.bandwidth, "FLOPs": weights * SLOTS / ways / chip.flops}
-    binds = max(times, key=times.get)
+    times = {"bandwidth": (weights + live) / tensor / chip.bandwidth, "FLOPs": weights * SLOTS / tensor / chip.flops}
+    binds = max(times, key=lambda kind: times[kind])
     return times[binds], binds
 
 

@@ -55,10 +55,10 @@ def test_what_a_loop_runs():
     def body(_, x):
         return jnp.cos(x @ x)
 
-    def program(x):
+    def function(x):
         return jnp.sin(jnp.sin(jax.lax.fori_loop(0, 5, body, jnp.sin(x)) @ x))
 
-    program = HloProgram.of(jax.jit(program).lower(jnp.ones((64, 64))).compile())
+    program = HloProgram.of(jax.jit(function).lower(jnp.ones((64, 64))).compile())
     assert program.count("while") == 1
     assert (program.count("sine"), program.loops.count("sine")) == (3, 0)
     assert program.count("cosine") == program.loops.count("cosine") == 1

@@ -1,6 +1,7 @@
 """The teacher's relayout as compiled: no program takes more than its own weight, and no chip holds a full one."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,12 +18,16 @@ from motab_jax.session.placement import teacher_serving
 CONFIG = ModelConfig("qwen3", 48, 16, 32, 2, 4, 2, 4, 64, qk_norm=True)
 
 
+def compile_program(program: Any, params: Any):
+    return program.lower(params).compile()
+
+
 @pytest.mark.parametrize("scan", [True, False])
 def test_a_program_takes_its_own_weight_alone(scan):
     mesh = make_mesh(2, 1, 4)  # each key-value head has a copy
     params = jax.jit(lambda: init(CONFIG, jax.random.key(0)), out_shardings=load_shardings(mesh, CONFIG))()
     relayout = teacher_serving(mesh, CONFIG, scan_layers=scan, int8=True)
-    facts = {name: program_facts(relayout.programs[name].lower(params).compile()) for name in ("down", "qkv")}
+    facts = {name: program_facts(compile_program(relayout.programs[name], params)) for name in ("down", "qkv")}
     layers = params["layers"]
     for name, sources in (("down", ["down"]), ("qkv", ["q", "k", "v"])):
         own = sum(layers[source].addressable_shards[0].data.nbytes for source in sources)
@@ -47,6 +52,6 @@ def test_no_chip_ever_has_a_full_weight(name, int8):
         is_leaf=is_spec,
     )
     relayout = teacher_serving(mesh, config, int8=int8)
-    facts = program_facts(relayout.programs[name].lower(params).compile())
+    facts = program_facts(compile_program(relayout.programs[name], params))
     full = 4 * int(np.prod(specs["layers"][name].shape))
     assert sum(facts.collective_bytes.values()) <= full / 2 and facts.temporaries <= full / 2

@@ -3,6 +3,8 @@
 Compiled ahead of time, without a TPU, at the shapes of Qwen3-0.6B and Qwen3-4B. Nothing is run.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -26,31 +28,49 @@ STUDENT = ModelConfig("qwen3", VOCAB, 1024, 3072, 28, 16, 8, 128, 40960, qk_norm
 TEACHER = ModelConfig("qwen3", VOCAB, 2560, 9728, 36, 32, 8, 128, 40960, qk_norm=True, tied=True)
 
 
-def compiled(mesh):
-    """The rollout with the monitor on, for the chips of a mesh."""
+def abstract(make, sharding):
+    """The shapes of what `make` returns, all with this sharding."""
+    return jax.tree.map(lambda x: x.update(sharding=sharding), jax.eval_shape(make))
 
-    def array(shape, dtype, sharding=None):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh) if sharding is None else sharding)
 
-    def model(shape: ModelConfig) -> Model:
-        params = jax.tree.map(
-            lambda spec, sharding: array(spec.shape, jnp.bfloat16, sharding),
-            weight_specs(shape),
-            load_shardings(mesh, shape),
-            is_leaf=is_spec,
-        )
-        return serving(mesh, shape).lower(params).out_info
-
-    rows, real = batch_sharding(mesh), array((), jnp.float32)
-    each = array((ROWS,), jnp.int32, rows)
-    automaton = StepAutomaton(array((3, VOCAB), jnp.int32), array((3, VOCAB), jnp.bool_))
-    config = RolloutConfig(
-        automaton, array((2,), jnp.int32), real, real, vocab_size=VOCAB, max_new_tokens=NEW, segment_tokens=SEGMENT
+def abstract_model(config: ModelConfig, mesh) -> Model:
+    """A model in serving form, as the relayout gives it."""
+    params = jax.tree.map(
+        lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, jnp.bfloat16, sharding=sharding),
+        weight_specs(config),
+        load_shardings(mesh, config),
+        is_leaf=is_spec,
     )
-    prompts = Prompts(array((ROWS, PROMPT), jnp.int32, rows), each, each, each)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    arguments = model(STUDENT), model(TEACHER), prompts, array(key.shape, key.dtype), config
-    return jax.jit(run_per_group(rollout, mesh, (False, False, True, False))).lower(*arguments).compile()
+    relayout: Any = serving(mesh, config)
+    return relayout.lower(params).out_info
+
+
+def rollout_config() -> RolloutConfig:
+    automaton = StepAutomaton(jnp.zeros((3, VOCAB), jnp.int32), jnp.zeros((3, VOCAB), bool))
+    return RolloutConfig(
+        automaton,
+        jnp.zeros(2, jnp.int32),
+        jnp.float32(0),
+        jnp.float32(0),
+        vocab_size=VOCAB,
+        max_new_tokens=NEW,
+        segment_tokens=SEGMENT,
+    )
+
+
+def prompts() -> Prompts:
+    per_row = jnp.zeros(ROWS, jnp.int32)
+    return Prompts(jnp.zeros((ROWS, PROMPT), jnp.int32), per_row, per_row, per_row)
+
+
+def lower_rollout(mesh) -> jax.stages.Lowered:
+    """The rollout with the monitor on, for the chips of a mesh."""
+    everywhere = replicated(mesh)
+    program = jax.jit(run_per_group(rollout, mesh, (False, False, True, False)))
+    return program.lower(
+        abstract_model(STUDENT, mesh), abstract_model(TEACHER, mesh), abstract(prompts, batch_sharding(mesh)),
+        abstract(lambda: jax.random.key(0), everywhere), abstract(rollout_config, everywhere),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("topology", "tensor"), [("v5p:2x2x1", 1), ("v5e:2x2", 4)])
@@ -58,7 +78,8 @@ def test_caches_stay_where_they_are(topology, tensor):
     pytest.importorskip("libtpu", reason="needs the extra [tpu]")
     shapes = [(m.num_layers, ROWS, m.num_kv_heads // tensor, COLUMNS, m.head_dim) for m in (STUDENT, TEACHER)]
     cache_bytes = sum(2 * tree_bytes(jax.ShapeDtypeStruct(shape, jnp.bfloat16)) for shape in shapes)
-    facts = program_facts(compiled(make_mesh(1, 1, tensor, devices=topology_devices(topology)[:tensor])), shapes)
+    mesh = make_mesh(1, 1, tensor, devices=topology_devices(topology)[:tensor])
+    facts = program_facts(lower_rollout(mesh).compile(), shapes)
     assert (facts.copies, facts.scatters) == (0, 0)
     assert facts.temporaries >= cache_bytes, "the caches live among the temporaries"
     assert facts.temporaries - cache_bytes <= 0.05 * cache_bytes, "no weight is held a second time"

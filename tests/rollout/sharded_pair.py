@@ -1,5 +1,7 @@
 """The pair on a mesh: weights sharded inside each group of devices, prompts over the groups."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -10,7 +12,7 @@ from motab_jax.runtime.mesh import batch_sharding, replicated
 from motab_jax.session.placement import layout
 from tests.rollout.pair import model, random_prompts, settings
 
-GREEDY = {"temperature": 0.0, "eps0": 0.9, "theta": 0.1}
+GREEDY: dict[str, Any] = {"temperature": 0.0, "eps0": 0.9, "theta": 0.1}
 PAIR = (3, 4)
 
 
@@ -27,4 +29,5 @@ def arguments(mesh, **changes):
 def compile_rollout(mesh, given):
     """The rollout, compiled for these arguments."""
     program = jax.jit(run_per_group(rollout, mesh, (False, False, True, False)))
-    return program.lower(*given).compile(compiler_options={"xla_backend_optimization_level": 0})
+    options: Any = {"xla_backend_optimization_level": 0}
+    return program.lower(*given).compile(options)
