@@ -25,10 +25,10 @@ def check(function: Any) -> Any:
 
     @functools.wraps(function)
     def lenient(*values, **named):
-        if function.__name__ == "__init__" and not all(
-            isinstance(leaf, _ARRAYS) for leaf in jax.tree.leaves((values[1:], named))
-        ):
-            return None
+        if function.__name__ == "__init__":
+            leaves = jax.tree.leaves((values[1:], named))  # none at all where JAX puts None in place of each array
+            if not leaves or not all(isinstance(leaf, _ARRAYS) for leaf in leaves):
+                return None
         try:
             return checked(*values, **named)
         except BeartypeCallHintViolation:
