@@ -65,6 +65,15 @@ def next_boundary(
 
     eps0' = (1 - pace) eps0 + pace q, q the quantile of this batch's student steps that lets a share `rate` stray.
 
+    >>> from motab_jax.rollout.trajectory import empty_steps
+    >>> steps = empty_steps(rows=1, entries=5).replace(
+    ...     value=jnp.array([[0.1, 0.2, 0.3, 0.4, 0.5]]),
+    ...     source=jnp.full((1, 5), int(Source.STUDENT)),
+    ...     count=jnp.array([5]),
+    ... )
+    >>> round(float(next_boundary(jnp.float32(0.4), steps, rate=0.25, pace=0.5, alarm_is_high=False)), 6)
+    0.3
+
     Args:
       eps0: of this batch.
       steps: of this batch's rows [N, M]; discarded steps count.
