@@ -20,7 +20,7 @@ from motab_jax.config import PeerMissing, UserError
 
 _COORDINATOR, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 HEARTBEAT = 40  # seconds of silence after which a process counts as gone
-SPARE = 60  # seconds more that jax is given, so that this module's limit comes first
+INIT_MARGIN_SECONDS = 60  # added to jax's own time limit, so that this module's comes first
 PATIENCE = 300  # seconds that processes wait for each other to begin, and where each has work of its own to finish
 _numbers = itertools.count()  # a barrier's name serves once
 # How jax and its transports say that somebody else is gone.
@@ -63,7 +63,7 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
     waiting.start()
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, initialization_timeout=patience + SPARE,
+            coordinator, num_processes, process_id, initialization_timeout=patience + INIT_MARGIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=patience,
         )  # fmt: skip
     except jax.errors.JaxRuntimeError as error:
