@@ -1,25 +1,24 @@
-"""What a rollout did, counted on the device: behind occupancy, dead columns and the split of the seconds."""
+"""What a rollout did, counted on the device: occupancy, dead columns, and where its seconds go are derived from it."""
 
 import flax.struct
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Num
 
 
-@flax.struct.dataclass
-class Counters:
-    """All f32[]. A column is one slot's part of a decoding step: B slots decode B columns at a time."""
+class Counters(flax.struct.PyTreeNode):
+    """A column is one slot's part of a decoding step: B slots decode B columns at a time."""
 
-    student_iterations: jax.Array  # segments that the student wrote
-    teacher_iterations: jax.Array  # segments that the teacher wrote
-    prefill_iterations: jax.Array  # segments of known text read in one pass
-    packings: jax.Array  # times the tape was packed
-    student_columns: jax.Array  # columns decoded by the student, idle slots included
-    teacher_columns: jax.Array  # columns decoded by the teacher, idle slots included
-    busy_columns: jax.Array  # decoded columns that hold a token
-    tape_columns: jax.Array  # columns behind the cursor, over slots, summed over turns
-    live_columns: jax.Array  # those of them that are alive
-    teacher_scored: jax.Array  # written tokens that the teacher read or wrote
-    teacher_reread: jax.Array  # tokens the teacher read again to intervene
+    student_iterations: Float32[Array, ""]  # segments that the student generated
+    teacher_iterations: Float32[Array, ""]  # segments that the teacher generated
+    prefill_iterations: Float32[Array, ""]  # segments of known tokens, read in one pass
+    packings: Float32[Array, ""]  # times the tape was packed
+    student_columns: Float32[Array, ""]  # columns decoded by the student, idle slots included
+    teacher_columns: Float32[Array, ""]  # columns decoded by the teacher, idle slots included
+    busy_columns: Float32[Array, ""]  # decoded columns that hold a token
+    tape_columns: Float32[Array, ""]  # columns before the cursor, over slots, summed over iterations
+    live_columns: Float32[Array, ""]  # those of them that are live
+    teacher_scored: Float32[Array, ""]  # generated tokens that the teacher scored or generated
+    teacher_reread: Float32[Array, ""]  # tokens that the teacher prefilled again to intervene
 
 
 def zero_counts() -> Counters:
@@ -27,6 +26,6 @@ def zero_counts() -> Counters:
     return Counters(*[jnp.float32(0.0)] * len(Counters.__dataclass_fields__))
 
 
-def count(counters: Counters, **more) -> Counters:
-    """The counters with these numbers added (any integer, bool or real scalars)."""
+def count(counters: Counters, **more: Num[Array, ""] | Bool[Array, ""] | int | bool) -> Counters:
+    """The counters with these numbers added."""
     return counters.replace(**{name: getattr(counters, name) + jnp.float32(value) for name, value in more.items()})

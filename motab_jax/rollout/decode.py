@@ -1,13 +1,14 @@
-"""Writing and reading segments: the things a model does to the tape.
+"""Decoding and prefilling segments of C tokens on the tape.
 
-`write_segment` decodes up to C columns one by one, `read_segment` reads C columns in one parallel pass. Both keep the
-invariant that a model's cache holds every column of the tape and `hidden` predicts each slot's next token. Known text
-(a prompt, or what stands of a row that comes back) enters as forced columns: read, not sampled.
+`decode_segment` decodes up to C columns one by one, `prefill_segment` runs C columns through a model in one pass. Both
+keep the invariant that a model's cache holds every column of the tape and `hidden` predicts each slot's next token.
+Known tokens (a prompt, or a row that gets its slot back) enter as forced columns: passed through, not sampled.
 """
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from motab_jax.data.steps import advance
 from motab_jax.models.cache import KVCache
@@ -19,148 +20,166 @@ from motab_jax.rollout.tape import DEAD, Tape, append
 from motab_jax.rollout.teacher_scores import TokenScores, score_tokens
 
 
-@flax.struct.dataclass
-class ModelState:
-    """One model's view of the tape; B slots, D width."""
+class ModelState(flax.struct.PyTreeNode):
+    """One model's cache of the tape, and its latest hidden states."""
 
     cache: KVCache
-    hidden: jax.Array  # [B,D]; final hidden state that predicts each slot's next token
+    hidden: Float[Array, "B D"]  # final hidden state that predicts each slot's next token
 
 
-@flax.struct.dataclass
-class DecodeState:
-    """Where each slot's writing stands; B slots."""
+class DecodeState(flax.struct.PyTreeNode):
+    """How far decoding is in each slot."""
 
-    active: jax.Array  # bool[B]; the writer goes on
-    position: jax.Array  # i32[B]; tokens of the row's text on the tape
-    automaton: jax.Array  # i32[B]; state of the delimiter scan
-    budget: jax.Array  # i32[B]; steps the writer may still end
-
-
-@flax.struct.dataclass
-class SegmentInputs:
-    """What is settled before a segment is written; B slots, C columns."""
-
-    tokens: jax.Array  # i32[B,C]; the row's text from its position on, as far as it is known
-    length: jax.Array  # i32[B]; tokens of the row's text that are known
-    limit: jax.Array  # i32[B]; tokens its text may have, the prompt included
-    uniforms: jax.Array  # f32[B,C]; what each column samples with
+    active: Bool[Array, "B"]  # the slot decodes the next column too
+    position: Int32[Array, "B"]  # tokens of the row on the tape
+    automaton: Int32[Array, "B"]  # state of the step automaton
+    budget: Int32[Array, "B"]  # steps that may still end
 
 
-@flax.struct.dataclass
-class Segment:
-    """What a turn put on the tape; B slots, C columns, D teacher width."""
+class SegmentInputs(flax.struct.PyTreeNode):
+    """What is known of the slots' rows before a segment."""
 
-    tokens: jax.Array  # i32[B,C]
-    alive: jax.Array  # bool[B,C]; a prefix of each row
-    forced: jax.Array  # bool[B,C]; known text, a prefix of what is alive
-    stop: jax.Array  # bool[B,C]; the token is a stop token
-    closes: jax.Array  # bool[B,C]; a step ends here: delimiter complete, or length limit
-    hidden: jax.Array  # [B,C,D]; the teacher's state that predicted each token ([B,C,0] without a teacher)
-    mine: jax.Array  # [B,C,S]; the student's state that did, where the monitor's signal needs it (else [B,C,0])
+    tokens: Int32[Array, "B C"]  # the row's tokens from its position on, as far as they are known
+    num_tokens: Int32[Array, "B"]  # tokens of the row that are known
+    limit: Int32[Array, "B"]  # tokens it may have, the prompt included
+    uniforms: Float32[Array, "B C"]  # what each column samples with
+
+
+class Segment(flax.struct.PyTreeNode):
+    """The columns that an iteration put on the tape; D teacher width, W student width."""
+
+    tokens: Int32[Array, "B C"]
+    alive: Bool[Array, "B C"]  # a prefix of each row
+    forced: Bool[Array, "B C"]  # known tokens, a prefix of the alive ones
+    stop: Bool[Array, "B C"]  # the token is a stop token
+    closes: Bool[Array, "B C"]  # a step ends here: delimiter complete, or length limit
+    hidden: Float[Array, "B C D"]  # the teacher's state that predicted each token (D = 0: no teacher)
+    student_hidden: Float[Array, "B C W"]  # the student's (W = 0: the monitor's signal doesn't need it)
     scores: TokenScores  # the teacher's, [B,C]
 
     @property
-    def written(self) -> jax.Array:
-        """bool[B,C]: columns that hold a sampled token."""
+    def generated(self) -> Bool[Array, "B C"]:
+        """Columns that hold a sampled token."""
         return self.alive & ~self.forced
 
 
 def append_known(
-    tape: Tape, pen: DecodeState, known: SegmentInputs, segment: Segment
+    tape: Tape, decode: DecodeState, inputs: SegmentInputs, segment: Segment
 ) -> tuple[Tape, DecodeState, Segment]:
-    """Put the next C known tokens of the active slots on the tape, for both models to read."""
-    places = pen.position[:, None] + jnp.arange(known.tokens.shape[1])[None]
-    alive = pen.active[:, None] & (places < known.length[:, None])
+    """Put the next C known tokens of the active slots on the tape, for both models to prefill."""
+    positions = decode.position[:, None] + jnp.arange(inputs.tokens.shape[1])[None]
+    alive = decode.active[:, None] & (positions < inputs.num_tokens[:, None])
     count = jnp.sum(alive, axis=1, dtype=jnp.int32)
-    after = append(tape, known.tokens, jnp.where(alive, places, DEAD))
+    after = append(tape, jnp.where(alive, positions, DEAD))
     return (
         after.replace(cursor=tape.cursor + jnp.max(count)),
-        pen.replace(position=pen.position + count),
-        segment.replace(tokens=known.tokens, alive=alive, forced=alive),
+        decode.replace(position=decode.position + count),
+        segment.replace(tokens=inputs.tokens, alive=alive, forced=alive),
     )
 
 
-def decode_segment(model: Model, reader: ModelState, tape: Tape, pen: DecodeState, segment: Segment,
-    known: SegmentInputs, config: RolloutConfig, *, opine: bool):  # fmt: skip
-    """Decode up to C tokens in the active slots, and stop early where none is left; other slots' columns are dead.
+def decode_segment(
+    model: Model,
+    state: ModelState,
+    tape: Tape,
+    decode: DecodeState,
+    segment: Segment,
+    inputs: SegmentInputs,
+    config: RolloutConfig,
+    *,
+    record_scores: bool,
+) -> tuple[ModelState, Tape, DecodeState, Segment]:
+    """Decode up to C tokens in the active slots; stop early where none is active.
 
-    opine: the writer is the teacher, whose states and opinions of its own tokens are kept. Without an active slot
-    nothing happens. Returns (reader, tape, pen, segment).
+    Args:
+        model: the model that generates.
+        state: its cache and hidden states.
+        tape: the tape, with C free columns.
+        decode: which slots are active, and how far they are.
+        segment: where the tokens go.
+        inputs: what is known of the rows.
+        config: the numbers of the rollout.
+        record_scores: the model is the teacher; its states and scores of its own tokens are kept.
+
+    Returns:
+        The model's state, the tape, the decoding's state and the segment; other slots' columns are dead.
     """
 
     def unfinished(carry):
         return (carry[0] < config.segment_tokens) & jnp.any(carry[3].active)
 
-    def column(carry):
-        place, reader, tape, pen, segment = carry
-        logits = unembed(model.params, model.config, reader.hidden, config.vocab_size)
-        uniform = _column(known.uniforms, place)
+    def decode_column(carry):
+        column, state, tape, decode, segment = carry
+        logits = unembed(model.params, model.config, state.hidden, config.vocab_size)
+        uniform = _column(inputs.uniforms, column)
+        sampling = config.sampling
         token = sample(
-            logits,
-            uniform,
-            temperature=config.sampling.temperature,
-            top_k=config.sampling.top_k,
-            top_p=config.sampling.top_p,
-        )
-        forced = pen.position < known.length
-        token = jnp.where(forced, _column(known.tokens, place), token)
-        position = jnp.where(pen.active, pen.position, DEAD)[:, None]
-        at, tape = tape.cursor, append(tape, token[:, None], position)
+            logits, uniform, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
+        )  # fmt: skip
+        forced = decode.position < inputs.num_tokens
+        token = jnp.where(forced, _column(inputs.tokens, column), token)
+        position = jnp.where(decode.active, decode.position, DEAD)[:, None]
+        cursor, tape = tape.cursor, append(tape, position)
         hidden, cache = encode(
             model.params, model.config, token[:, None], position,
-            cache=reader.cache, key_positions=tape.positions, cursor=at,
+            cache=state.cache, key_positions=tape.positions, cursor=cursor,
         )  # fmt: skip
-        after, stop, closes = _advance(pen, token, forced, known, config)
-        new = {"tokens": token, "alive": pen.active, "forced": pen.active & forced, "stop": stop, "closes": closes}
-        if opine:
-            new["hidden"] = reader.hidden
+        after, stop, closes = _advance(decode, token, forced, inputs, config)
+        new = {
+            "tokens": token, "alive": decode.active, "forced": decode.active & forced, "stop": stop, "closes": closes
+        }  # fmt: skip
+        if record_scores:
+            new["hidden"] = state.hidden
             new["scores"] = score_tokens(logits, token, config.monitor, config.targets_k)
-        elif segment.mine.shape[-1]:
-            new["mine"] = reader.hidden
-        segment = segment.replace(**{k: jax.tree.map(_put(place), getattr(segment, k), new[k]) for k in new})
-        reader = ModelState(cache, jnp.where(pen.active[:, None], hidden[:, 0], reader.hidden))
-        return place + 1, reader, tape, after, segment
+        elif segment.student_hidden.shape[-1]:
+            new["student_hidden"] = state.hidden
+        segment = segment.replace(**{k: jax.tree.map(_put(column), getattr(segment, k), new[k]) for k in new})
+        state = ModelState(cache, jnp.where(decode.active[:, None], hidden[:, 0], state.hidden))
+        return column + 1, state, tape, after, segment
 
-    return jax.lax.while_loop(unfinished, column, (jnp.int32(0), reader, tape, pen, segment))[1:]
-
-
-def _column(table: jax.Array, place: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(table, place, axis=1, keepdims=False)
+    return jax.lax.while_loop(unfinished, decode_column, (jnp.int32(0), state, tape, decode, segment))[1:]
 
 
-def _put(place: jax.Array):
-    return lambda table, new: jax.lax.dynamic_update_index_in_dim(table, new.astype(table.dtype), place, 1)
+def _column(table: jax.Array, column: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(table, column, axis=1, keepdims=False)
+
+
+def _put(column: jax.Array):
+    return lambda table, new: jax.lax.dynamic_update_index_in_dim(table, new.astype(table.dtype), column, 1)
 
 
 def _advance(
-    pen: DecodeState, token, forced, known: SegmentInputs, config: RolloutConfig
-) -> tuple[DecodeState, jax.Array, jax.Array]:
-    """The pen after one token in each slot, whether it is a stop token, and whether a step ends with it."""
+    decode: DecodeState, token: Int[Array, "B"], forced: Bool[Array, "B"], inputs: SegmentInputs, config: RolloutConfig
+) -> tuple[DecodeState, Bool[Array, "B"], Bool[Array, "B"]]:
+    """The state after one token in each slot, whether it is a stop token, and whether a step ends with it."""
     stop = jnp.any(token[:, None] == config.stop_ids[None], axis=1)
-    state, ended = advance(config.automaton, pen.automaton, token)
+    automaton, ended = advance(config.automaton, decode.automaton, token)
     ended = ended & ~stop & ~forced
-    position = pen.position + pen.active
-    budget = pen.budget - (pen.active & ended)
-    full = position >= known.limit
+    position = decode.position + decode.active
+    budget = decode.budget - (decode.active & ended)
+    full = position >= inputs.limit
     after = DecodeState(
-        active=pen.active & (forced | (~stop & ~full & (budget > 0))),
+        active=decode.active & (forced | (~stop & ~full & (budget > 0))),
         position=position,
-        automaton=jnp.where(pen.active & ~forced, state, pen.automaton),
+        automaton=jnp.where(decode.active & ~forced, automaton, decode.automaton),
         budget=budget,
     )
     return after, stop & ~forced, ended | (full & ~forced)
 
 
 def prefill_segment(
-    model: Model, reader: ModelState, tape: Tape, segment: Segment, start
-) -> tuple[ModelState, jax.Array]:
-    """Read the C columns of the tape from `start` in one pass; the reader, and hidden [B,C,D] predicting each token."""
+    model: Model, state: ModelState, tape: Tape, segment: Segment, start: Int[Array, ""]
+) -> tuple[ModelState, Float[Array, "B C D"]]:
+    """Run the C columns of the tape from `start` through a model in one pass.
+
+    Returns:
+        The model's state, and its hidden states that predict each of the segment's tokens.
+    """
     positions = jax.lax.dynamic_slice_in_dim(tape.positions, start, segment.tokens.shape[1], axis=1)
     hidden, cache = encode(
         model.params, model.config, segment.tokens, positions,
-        cache=reader.cache, key_positions=tape.positions, cursor=start,
+        cache=state.cache, key_positions=tape.positions, cursor=start,
     )  # fmt: skip
     count = jnp.sum(segment.alive, axis=1)
-    last = jnp.where((count > 0)[:, None], take_per_row(hidden, jnp.maximum(count - 1, 0)), reader.hidden)
-    return ModelState(cache, last), jnp.concatenate([reader.hidden[:, None], hidden[:, :-1]], axis=1)
+    last = jnp.where((count > 0)[:, None], take_per_row(hidden, jnp.maximum(count - 1, 0)), state.hidden)
+    return ModelState(cache, last), jnp.concatenate([state.hidden[:, None], hidden[:, :-1]], axis=1)

@@ -1,114 +1,148 @@
-"""Who sits in which slot, and whose turn it is: N rows share B slots, and the teacher is called for many rows at once.
+"""Which row is in which slot, and what an iteration does: N rows share B slots.
 
-A row that has finished leaves its slot to the next prompt. A row that waits for the teacher keeps its slot, with all
-that the caches hold of it, unless a fresh prompt could use it; then it is parked, and its text is read again when it
-comes back. None of this changes what is written: a token depends on its row's text, id, rewinds and position alone.
+A finished row leaves its slot to the next prompt. A row that waits for the teacher keeps its slot, with its cache,
+unless a fresh prompt could use the slot; then the row is parked, and its tokens are prefilled again when it gets a
+slot back. None of this changes what is generated: a token depends on its row's tokens, id, rewinds and position alone.
 """
+
+import enum
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Int32, Shaped
 
 from motab_jax.rollout.config import UNLIMITED
+from motab_jax.rollout.decode_subset import longest_remaining
 from motab_jax.rollout.monitor import OpenStep, open_step
 from motab_jax.rollout.rows import gather_rows, scatter_rows
-from motab_jax.rollout.write_subset import longest_remaining
-
-STUDENT_WRITES, TEACHER_WRITES, DONE = range(3)
-READ = 3  # a turn in which known text is read
 
 
-@flax.struct.dataclass
-class Rows:
-    """What is known of each row whether or not it has a slot; N rows, T text columns."""
+class Phase(enum.IntEnum):
+    """Who generates next in a row, and what an iteration does."""
 
-    text: jax.Array  # i32[N,T]; prompt and kept completion, from column 0 on
-    known: jax.Array  # i32[N]; tokens of it that stand
-    offset: jax.Array  # i32[N]; tokens of the prompt
-    limit: jax.Array  # i32[N]; tokens the text may have
-    phase: jax.Array  # i32[N]; STUDENT_WRITES, TEACHER_WRITES, DONE
-    seated: jax.Array  # bool[N]; it has, or had, a slot and was not parked
+    STUDENT_GENERATES = 0
+    TEACHER_GENERATES = 1
+    DONE = 2  # of a row
+    PREFILL = 3  # of an iteration: known tokens enter the caches
 
 
-@flax.struct.dataclass
-class Slots:
-    """Who sits where; B slots."""
+class Rows(flax.struct.PyTreeNode):
+    """The state of each row, with or without a slot; N rows, T columns for prompt and completion."""
 
-    row: jax.Array  # i32[B]; N: nobody
-    position: jax.Array  # i32[B]; tokens of the row's text that the tape holds
-    automaton: jax.Array  # i32[B]; state of the delimiter scan
-    budget: jax.Array  # i32[B]; steps the teacher may still end
-    open: OpenStep
+    tokens: Int32[Array, "N T"]  # prompt and kept completion, from column 0 on
+    num_tokens: Int32[Array, "N"]  # of them in use
+    prompt_length: Int32[Array, "N"]
+    limit: Int32[Array, "N"]  # tokens the row may have, the prompt included
+    phase: Int32[Array, "N"]  # a Phase: STUDENT_GENERATES, TEACHER_GENERATES or DONE
+    assigned: Bool[Array, "N"]  # the row has, or had, a slot and is not parked
+
+
+class Slots(flax.struct.PyTreeNode):
+    """The state of each slot."""
+
+    row: Int32[Array, "B"]  # N: empty
+    position: Int32[Array, "B"]  # tokens of the row that the tape holds
+    automaton: Int32[Array, "B"]  # state of the step automaton
+    budget: Int32[Array, "B"]  # steps that the teacher may still end
+    open_step: OpenStep
 
 
 def assign_first(rows: int, slots: int) -> Slots:
-    """The first rows in the slots, in their order, nothing of them read."""
+    """The first rows in the slots, in their order, with nothing on the tape."""
     zero = jnp.zeros((slots,), jnp.int32)
     return Slots(jnp.minimum(jnp.arange(slots, dtype=jnp.int32), rows), zero, zero, zero, open_step(slots))
 
 
-def phases(rows: Rows, slots: Slots, row) -> jax.Array:
-    """i32[B]: the phase of each slot's row; DONE for an empty slot."""
-    found = gather_rows(rows.phase, row)
-    return found if row is None else jnp.where(slots.row < rows.phase.shape[0], found, DONE)
+def phase_of_slots(rows: Rows, slots: Slots, row: Int[Array, "B"] | None) -> Int32[Array, "B"]:
+    """The phase of each slot's row; DONE for an empty slot. row: see rows.py."""
+    phase = gather_rows(rows.phase, row)
+    return phase if row is None else jnp.where(slots.row < rows.phase.shape[0], phase, Phase.DONE)
 
 
-def teacher_is_called(rows: Rows, teaching: jax.Array, threshold: int) -> jax.Array:
-    """bool[]: the teacher is called when `threshold` rows wait or nobody else can go on, and stays till none waits."""
-    waiting = jnp.sum(rows.phase == TEACHER_WRITES)
-    alone = ~jnp.any(rows.phase == STUDENT_WRITES)
-    return (waiting > 0) & (teaching | alone | (waiting >= threshold))
+def call_teacher(rows: Rows, called: Bool[Array, ""], threshold: int) -> Bool[Array, ""]:
+    """Whether the teacher generates: from when `threshold` rows wait, or no other row can go on, until none waits."""
+    waiting = jnp.sum(rows.phase == Phase.TEACHER_GENERATES)
+    alone = ~jnp.any(rows.phase == Phase.STUDENT_GENERATES)
+    return (waiting > 0) & (called | alone | (waiting >= threshold))
 
 
-def refill(rows: Rows, slots: Slots, teaching: jax.Array, budget: int) -> tuple[Rows, Slots, jax.Array]:
-    """Seat waiting rows in free slots; also returns which slots changed hands, bool[B].
+def refill(
+    rows: Rows, slots: Slots, teacher_called: Bool[Array, ""], budget: int
+) -> tuple[Rows, Slots, Bool[Array, "B"]]:
+    """Assign rows without a slot to free slots.
 
-    While the teacher writes, parked rows come first, otherwise fresh ones, for which a waiting row is even parked.
+    While the teacher generates, parked rows come first; otherwise fresh ones, for which a waiting row is even parked.
+
+    Args:
+        rows: all rows.
+        slots: all slots.
+        teacher_called: whether the teacher generates now.
+        budget: steps of an intervention, for parked rows.
+
+    Returns:
+        The rows, the slots, and which slots hold another row than before.
     """
     count = rows.phase.shape[0]
-    fresh, parked = ((rows.phase == who) & ~rows.seated for who in (STUDENT_WRITES, TEACHER_WRITES))
-    later = jnp.where(teaching, fresh, parked)
-    work = jnp.argsort(jnp.where(fresh | parked, later.astype(jnp.int32), 2), stable=True).astype(jnp.int32)
-    jobs = jnp.sum(fresh | parked)
-    phase = phases(rows, slots, slots.row)
-    empty, waits = phase == DONE, (phase == TEACHER_WRITES) & ~teaching
+    fresh = (rows.phase == Phase.STUDENT_GENERATES) & ~rows.assigned
+    parked = (rows.phase == Phase.TEACHER_GENERATES) & ~rows.assigned
+    later = jnp.where(teacher_called, fresh, parked)
+    queue = jnp.argsort(jnp.where(fresh | parked, later.astype(jnp.int32), 2), stable=True).astype(jnp.int32)
+    queued = jnp.sum(fresh | parked)
+    phase = phase_of_slots(rows, slots, slots.row)
+    empty, waits = phase == Phase.DONE, (phase == Phase.TEACHER_GENERATES) & ~teacher_called
     rank = jnp.where(empty, jnp.cumsum(empty), jnp.sum(empty) + jnp.cumsum(waits)) - 1
-    job = jnp.take(work, jnp.minimum(rank, count - 1))
-    seat = (rank < jobs) & (empty | (waits & jnp.take(fresh, job)))
-    seated = rows.seated.at[jnp.where(seat & waits, slots.row, count)].set(False, mode="drop")
-    rows = rows.replace(seated=seated.at[jnp.where(seat, job, count)].set(True, mode="drop"))
-    return rows, _sit(rows, slots, jnp.where(seat, job, slots.row), seat, budget), seat
-
-
-def _sit(rows: Rows, slots: Slots, row, seat, budget: int) -> Slots:
-    """The slots with their new rows, at the beginning of their texts."""
+    candidate = jnp.take(queue, jnp.minimum(rank, count - 1))
+    change = (rank < queued) & (empty | (waits & jnp.take(fresh, candidate)))
+    assigned = rows.assigned.at[jnp.where(change & waits, slots.row, count)].set(False, mode="drop")
+    rows = rows.replace(assigned=assigned.at[jnp.where(change, candidate, count)].set(True, mode="drop"))
+    row = jnp.where(change, candidate, slots.row)
     zero = jnp.zeros_like(slots.position)
-    taught = gather_rows(rows.phase, row) == TEACHER_WRITES
-    found = Slots(row, zero, zero, jnp.where(taught, budget, UNLIMITED), open_step(zero.shape[0]))
-    return jax.tree.map(lambda new, old: jnp.where(seat, new, old), found, slots)
+    taught = gather_rows(rows.phase, row) == Phase.TEACHER_GENERATES
+    new = Slots(row, zero, zero, jnp.where(taught, budget, UNLIMITED), open_step(zero.shape[0]))
+    return rows, jax.tree.map(lambda x, old: jnp.where(change, x, old), new, slots), change
 
 
-def choose_iteration(rows: Rows, slots: Slots, row, teaching, last, most: int = 0) -> tuple[jax.Array, jax.Array]:
-    """The turn i32[] (READ, STUDENT_WRITES or TEACHER_WRITES) and who takes part, bool[B].
+def choose_iteration(
+    rows: Rows,
+    slots: Slots,
+    row: Int[Array, "B"] | None,
+    teacher_called: Bool[Array, ""],
+    previous: Int[Array, ""],
+    teacher_rows: int = 0,
+) -> tuple[Int[Array, ""], Bool[Array, "B"]]:
+    """What the next iteration does, and in which slots.
 
-    Known text is read in one pass where at least half of those at work have some to read; the few others' enters as
-    forced columns while the rest writes. Student and teacher take turns. last i32[]: the turn before; most: slots that
-    the teacher writes in at a time (0: all).
+    Known tokens are prefilled in one pass where at least half of the working slots have some; otherwise those few
+    slots' tokens enter as forced columns while the other slots decode. Student and teacher take turns.
+
+    Args:
+        rows: all rows.
+        slots: all slots.
+        row: the slots' rows, see rows.py.
+        teacher_called: whether the teacher generates now.
+        previous: the Phase of the iteration before.
+        teacher_rows: slots that the teacher decodes at a time; 0: all.
+
+    Returns:
+        A Phase (PREFILL, STUDENT_GENERATES or TEACHER_GENERATES), and the active slots.
     """
-    phase = phases(rows, slots, row)
-    students, taught = phase == STUDENT_WRITES, (phase == TEACHER_WRITES) & teaching
-    at_work = students | taught
-    reading = at_work & (gather_rows(rows.known, row) - slots.position > 1)
-    read = jnp.any(reading) & (2 * jnp.sum(reading) >= jnp.sum(at_work))
-    student = jnp.any(students) & (~jnp.any(taught) | (last != STUDENT_WRITES))
-    left = gather_rows(rows.limit - rows.known, row)
-    turn = jnp.where(read, READ, jnp.where(student, STUDENT_WRITES, TEACHER_WRITES))
-    part = jnp.where(read, at_work, jnp.where(student, students, longest_remaining(taught, left, most)))
-    return turn, part
+    phase = phase_of_slots(rows, slots, row)
+    students, taught = phase == Phase.STUDENT_GENERATES, (phase == Phase.TEACHER_GENERATES) & teacher_called
+    working = students | taught
+    behind = working & (gather_rows(rows.num_tokens, row) - slots.position > 1)
+    prefill = jnp.any(behind) & (2 * jnp.sum(behind) >= jnp.sum(working))
+    student = jnp.any(students) & (~jnp.any(taught) | (previous != Phase.STUDENT_GENERATES))
+    left = gather_rows(rows.limit - rows.num_tokens, row)
+    writer = jnp.where(student, Phase.STUDENT_GENERATES, Phase.TEACHER_GENERATES)
+    active = jnp.where(student, students, longest_remaining(taught, left, teacher_rows))
+    return jnp.where(prefill, Phase.PREFILL, writer), jnp.where(prefill, working, active)
 
 
-def update_rows(rows: Rows, row, change: jax.Array, **values) -> Rows:
-    """The rows with the named fields set to values [B] in the slots `change` bool[B]."""
+def update_rows(
+    rows: Rows, row: Int[Array, "B"] | None, change: Bool[Array, "B"], **values: Shaped[Array, "B"] | int
+) -> Rows:
+    """The rows with the named fields set to `values` in the slots of `change`."""
 
     def put(name: str) -> jax.Array:
         table = getattr(rows, name)

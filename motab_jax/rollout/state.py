@@ -1,20 +1,19 @@
-"""The state that a rollout's loop carries, and what it is in the beginning."""
+"""The state that a rollout's loop carries, and its initial value."""
 
 import flax.struct
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
 
 from motab_jax.models.transformer import Model
 from motab_jax.rollout.config import Prompts, RolloutConfig
 from motab_jax.rollout.decode import ModelState, Segment
-from motab_jax.rollout.slots import DONE, READ, STUDENT_WRITES, Rows, Slots, assign_first
-from motab_jax.rollout.tape import Tape, start
+from motab_jax.rollout.slots import Phase, Rows, Slots, assign_first
+from motab_jax.rollout.tape import Tape, empty_tape
 from motab_jax.rollout.teacher_scores import empty_scores
 from motab_jax.rollout.trajectory import Trajectory, empty_trajectory
 
 
-@flax.struct.dataclass
-class RolloutState:
+class RolloutState(flax.struct.PyTreeNode):
     """The loop's carry."""
 
     tape: Tape
@@ -23,30 +22,29 @@ class RolloutState:
     log: Trajectory
     rows: Rows
     slots: Slots
-    teaching: jax.Array  # bool[]; the teacher has been called
-    last: jax.Array  # i32[]; the turn before
+    teacher_called: Bool[Array, ""]
+    previous: Int[Array, ""]  # Phase of the iteration before
 
 
-def begin(
+def initial_state(
     student: Model, teacher: Model | None, log: Trajectory, prompts: Prompts, config: RolloutConfig, slots: int
 ) -> RolloutState:
-    """Nothing on the tape, the first rows in the slots; the student has the word."""
+    """An empty tape and the first rows in the slots; every row begins with the student."""
     rows, columns = prompts.tokens.shape[0], tape_columns(prompts, config)
-    nothing = jnp.zeros((slots, 0), jnp.int32)
     return RolloutState(
-        tape=start(nothing, nothing, columns),
-        student=_reader(student, slots, columns),
-        teacher=None if teacher is None else _reader(teacher, slots, columns),
+        tape=empty_tape(slots, columns),
+        student=_empty_model_state(student, slots, columns),
+        teacher=None if teacher is None else _empty_model_state(teacher, slots, columns),
         log=log,
-        rows=_rows(prompts, config, slots),
+        rows=_initial_rows(prompts, config, slots),
         slots=assign_first(rows, slots),
-        teaching=jnp.array(False),
-        last=jnp.int32(READ),
+        teacher_called=jnp.array(False),
+        previous=jnp.int32(Phase.PREFILL),
     )
 
 
 def tape_columns(prompts: Prompts, config: RolloutConfig) -> int:
-    """Columns of the tape: the longest text, and room to write on between two packings."""
+    """Columns of the tape: prompt and completion, and a quarter of a completion (or a segment) between two packings."""
     return prompts.tokens.shape[1] + config.max_new_tokens + max(config.segment_tokens, config.max_new_tokens // 4)
 
 
@@ -61,12 +59,12 @@ def cache_bytes(student: Model | None, teacher: Model | None, prompts: Prompts, 
     )
 
 
-def _reader(model: Model, slots: int, columns: int) -> ModelState:
+def _empty_model_state(model: Model, slots: int, columns: int) -> ModelState:
     return ModelState(model.cache(slots, columns), jnp.zeros((slots, model.config.width), model.dtype))
 
 
 def empty_log(teacher: Model | None, prompts: Prompts, config: RolloutConfig) -> Trajectory:
-    """Trajectories with nothing written, with room for the targets that config names."""
+    """Trajectories with nothing generated, with space for the targets that config names."""
     width = prompts.tokens.shape[1]
     index = jnp.arange(width, dtype=jnp.int32)[None] - (width - prompts.lengths[:, None])
     entries = config.max_new_tokens + config.max_discarded + config.segment_tokens
@@ -78,28 +76,35 @@ def empty_log(teacher: Model | None, prompts: Prompts, config: RolloutConfig) ->
     )  # fmt: skip
 
 
-def _rows(prompts: Prompts, config: RolloutConfig, slots: int) -> Rows:
+def _initial_rows(prompts: Prompts, config: RolloutConfig, slots: int) -> Rows:
+    """The rows with their prompts moved to column 0."""
     rows, width = prompts.tokens.shape
-    place = jnp.arange(width, dtype=jnp.int32)[None] + (width - prompts.lengths[:, None])
-    text = jnp.take_along_axis(prompts.tokens, jnp.minimum(place, width - 1), axis=1)
+    index = jnp.arange(width, dtype=jnp.int32)[None] + (width - prompts.lengths[:, None])
+    tokens = jnp.take_along_axis(prompts.tokens, jnp.minimum(index, width - 1), axis=1)
     most = jnp.full_like(prompts.lengths, config.max_new_tokens)
     limits = most if prompts.limits is None else jnp.minimum(prompts.limits, most)
     return Rows(
-        text=jnp.pad(text, ((0, 0), (0, config.max_new_tokens + config.segment_tokens))),
-        known=prompts.lengths,
-        offset=prompts.lengths,
+        tokens=jnp.pad(tokens, ((0, 0), (0, config.max_new_tokens + config.segment_tokens))),
+        num_tokens=prompts.lengths,
+        prompt_length=prompts.lengths,
         limit=prompts.lengths + limits,
-        phase=jnp.where(limits > 0, STUDENT_WRITES, DONE),
-        seated=jnp.arange(rows) < slots,
+        phase=jnp.where(limits > 0, Phase.STUDENT_GENERATES, Phase.DONE),
+        assigned=jnp.arange(rows) < slots,
     )
 
 
 def empty_segment(student: Model, teacher: Model | None, config: RolloutConfig, slots: int) -> Segment:
-    """A segment with nothing in it."""
+    """A segment without tokens."""
     shape = (slots, config.segment_tokens)
     no, width = jnp.zeros(shape, bool), 0 if teacher is None else teacher.config.width
-    hidden = jnp.zeros((*shape, width), jnp.float32 if teacher is None else teacher.dtype)
-    scores = empty_scores(shape, 0 if teacher is None else config.targets_k)
     compares = teacher is not None and config.monitor.enabled and config.monitor.needs_student
-    mine = jnp.zeros((*shape, student.config.width if compares else 0), student.dtype)
-    return Segment(jnp.zeros(shape, jnp.int32), no, no, no, no, hidden, mine, scores)
+    return Segment(
+        tokens=jnp.zeros(shape, jnp.int32),
+        alive=no,
+        forced=no,
+        stop=no,
+        closes=no,
+        hidden=jnp.zeros((*shape, width), jnp.float32 if teacher is None else teacher.dtype),
+        student_hidden=jnp.zeros((*shape, student.config.width if compares else 0), student.dtype),
+        scores=empty_scores(shape, 0 if teacher is None else config.targets_k),
+    )

@@ -1,49 +1,61 @@
-"""The tape, which is the rewind buffer: append, never erase.
+"""The tape: one cursor for the columns of both models' caches, and the positions of each row's tokens in them.
 
-All rows write the same column. `positions` says which columns of a row are alive and where each stands in its text;
-a rewind kills columns by setting their position to DEAD and moves nothing. When the tape is full, one gather packs
-every row's alive columns to the left. Both models' caches share the tape's columns (docs/decisions.md).
+All rows write the same column. `positions` says which columns of a row are live and where each stands in the row's
+sequence; a rewind sets positions to DEAD and moves nothing. When the tape is full, one gather packs every row's live
+columns to the left (docs/decisions.md). The tokens themselves are in `Rows`, keys and values in the caches.
 """
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 DEAD = -1
 
 
-@flax.struct.dataclass
-class Tape:
-    """What the caches' columns hold; B rows, S columns."""
+class Tape(flax.struct.PyTreeNode):
+    """What the caches' columns hold."""
 
-    tokens: jax.Array  # i32[B,S]
-    positions: jax.Array  # i32[B,S]; DEAD: nobody sees the column
-    cursor: jax.Array  # i32[]; the next column to write
+    positions: Int[Array, "B S"]  # of each column's token in its row; DEAD: no query attends to the column
+    cursor: Int[Array, ""]  # the next column to write
 
-
-def start(prompts: jax.Array, positions: jax.Array, columns: int) -> Tape:
-    """A tape of `columns` columns that begins with left-padded prompts i32[B,P] at positions i32[B,P]."""
-    extra = ((0, 0), (0, columns - prompts.shape[1]))
-    return Tape(jnp.pad(prompts, extra), jnp.pad(positions, extra, constant_values=DEAD), jnp.int32(prompts.shape[1]))
+    @property
+    def columns(self) -> int:
+        """S."""
+        return self.positions.shape[1]
 
 
-def append(tape: Tape, tokens: jax.Array, positions: jax.Array) -> Tape:
-    """Write tokens i32[B,C] at positions i32[B,C] (DEAD where a row writes nothing) to the next C columns."""
-    place = (0, tape.cursor)
-    return Tape(
-        jax.lax.dynamic_update_slice(tape.tokens, tokens, place),
-        jax.lax.dynamic_update_slice(tape.positions, positions, place),
-        tape.cursor + tokens.shape[1],
-    )
+def empty_tape(rows: int, columns: int) -> Tape:
+    """A tape on which nothing is written."""
+    return Tape(jnp.full((rows, columns), DEAD, jnp.int32), jnp.int32(0))
 
 
-def rewind(tape: Tape, keep: jax.Array) -> Tape:
-    """Kill each row's columns at positions >= keep i32[B]."""
+def append(tape: Tape, positions: Int[Array, "B C"]) -> Tape:
+    """The tape with tokens at these positions (DEAD where a row writes nothing) in the next C columns.
+
+    >>> append(empty_tape(2, 4), jnp.array([[0, 1], [0, DEAD]])).positions.tolist()
+    [[0, 1, -1, -1], [0, -1, -1, -1]]
+    """
+    written = jax.lax.dynamic_update_slice(tape.positions, positions, (0, tape.cursor))
+    return Tape(written, tape.cursor + positions.shape[1])
+
+
+def rewind(tape: Tape, keep: Int[Array, "B"]) -> Tape:
+    """The tape with only the first `keep` tokens of each row live.
+
+    >>> rewind(append(empty_tape(1, 4), jnp.array([[0, 1, 2]])), jnp.array([1])).positions.tolist()
+    [[0, -1, -1, -1]]
+    """
     return tape.replace(positions=jnp.where(tape.positions >= keep[:, None], DEAD, tape.positions))
 
 
-def packing(tape: Tape) -> tuple[Tape, jax.Array]:
-    """The tape with every row's alive columns packed to the left, and the map i32[B,S] (new column -> old column)."""
+def pack(tape: Tape) -> tuple[Tape, Int[Array, "B S"]]:
+    """The tape with every row's live columns packed to the left, and the map new column -> old column.
+
+    >>> packed, source = pack(Tape(jnp.array([[0, DEAD, 1], [DEAD, DEAD, 0]]), jnp.int32(3)))
+    >>> packed.positions.tolist(), source.tolist(), int(packed.cursor)
+    ([[0, 1, -1], [0, -1, -1]], [[0, 2, 1], [2, 0, 1]], 2)
+    """
     source = jnp.argsort(tape.positions < 0, axis=1, stable=True).astype(jnp.int32)
-    tokens, positions = (jnp.take_along_axis(x, source, axis=1) for x in (tape.tokens, tape.positions))
-    return Tape(tokens, positions, jnp.max(jnp.sum(positions >= 0, axis=1)).astype(jnp.int32)), source
+    positions = jnp.take_along_axis(tape.positions, source, axis=1)
+    return Tape(positions, jnp.max(jnp.sum(positions >= 0, axis=1)).astype(jnp.int32)), source
