@@ -1,4 +1,4 @@
-"""Rollout with monitoring and backtracking: generation by the student under the teacher's eye."""
+"""Rollout with monitoring and backtracking: the student generates, the teacher scores and intervenes."""
 
 from motab_jax.models.transformer import Model
 from motab_jax.rollout.config import BacktrackSpec, MonitorSpec, Prompts, RolloutConfig, SamplingSpec, TargetSpec

@@ -124,6 +124,7 @@ def decode_segment(
             model.params, model.config, token[:, None], position,
             cache=state.cache, key_positions=tape.positions, cursor=cursor,
         )  # fmt: skip
+        assert cache is not None
         after, stop, closes = _advance(decode, token, forced, inputs, config)
         new = {
             "tokens": token, "alive": decode.active, "forced": decode.active & forced, "stop": stop, "closes": closes
@@ -180,6 +181,7 @@ def prefill_segment(
         model.params, model.config, segment.tokens, positions,
         cache=state.cache, key_positions=tape.positions, cursor=start,
     )  # fmt: skip
+    assert cache is not None
     count = jnp.sum(segment.alive, axis=1)
     last = jnp.where((count > 0)[:, None], take_per_row(hidden, jnp.maximum(count - 1, 0)), state.hidden)
     return ModelState(cache, last), jnp.concatenate([state.hidden[:, None], hidden[:, :-1]], axis=1)

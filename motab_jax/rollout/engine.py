@@ -33,11 +33,13 @@ from motab_jax.rollout.sampling import uniforms
 from motab_jax.rollout.score_finished import score_trajectories
 from motab_jax.rollout.slots import Phase, call_teacher, choose_iteration, phase_of_slots, refill, update_rows
 from motab_jax.rollout.state import RolloutState, empty_log, empty_segment, initial_state
-from motab_jax.rollout.tape import pack, rewind
+from motab_jax.rollout.tape import Tape, pack, rewind
 from motab_jax.rollout.teacher_scores import score_hidden
 from motab_jax.rollout.trajectory import FinishReason, Trajectory
 
 PACK_ABOVE = 512  # columns; a shorter tape is packed only when it is full
+
+Decoding = tuple[ModelState, Tape, DecodeState, Segment]
 
 
 def rollout(
@@ -103,7 +105,7 @@ class _Loop:
         self.subset = config.backtrack.teacher_rows if config.backtrack.teacher_rows < self.slots else 0
         self.queued = self.slots < len(prompts.lengths)
         self.teacher_scores = jnp.array(True) if config.skip_teacher is None else ~config.skip_teacher
-        self.intervenes = config.max_rewinds > 0 and teacher is not None
+        self.intervener = teacher if config.max_rewinds > 0 else None
 
     def row(self, state: RolloutState) -> Int[Array, "B"] | None:
         """The slots' rows, for rollout/rows.py."""
@@ -134,16 +136,16 @@ class _Loop:
             self.config, record_scores=False,
         )  # fmt: skip
         state = state.replace(student=student)
-        if self.intervenes:
+        if self.intervener is not None:
             carry = state.teacher, tape, decode.replace(active=active & this.by_teacher), segment
-            teacher, tape, decode, segment = self.decode_with_teacher(carry, inputs, this.by_teacher)
+            teacher, tape, decode, segment = self.decode_with_teacher(self.intervener, carry, inputs, this.by_teacher)
             state = state.replace(teacher=teacher)
         state, segment = self.prefill_and_score(state.replace(tape=tape, previous=kind), segment, this)
         return self.judge(self.count(state, segment, this), segment, decode, this)
 
     def assign_slots(self, state: RolloutState) -> RolloutState:
         """Give free slots to waiting rows, and call the teacher if enough rows wait for it."""
-        if self.intervenes:
+        if self.intervener is not None:
             threshold = self.config.backtrack.teacher_batch or self.slots
             state = state.replace(teacher_called=call_teacher(state.rows, state.teacher_called, threshold))
         if not self.queued:
@@ -194,17 +196,19 @@ class _Loop:
             ),
         )
 
-    def decode_with_teacher(self, carry, inputs: SegmentInputs, by_teacher: Bool[Array, ""]):
-        """The carry (model state, tape, decode state, segment) after a segment of the teacher, if it generates now."""
+    def decode_with_teacher(
+        self, teacher: Model, carry: Decoding, inputs: SegmentInputs, by_teacher: Bool[Array, ""]
+    ) -> Decoding:
+        """The decoding after a segment of the teacher, if it generates now."""
         if not self.subset:
-            return decode_segment(self.teacher, *carry, inputs, self.config, record_scores=True)
+            return decode_segment(teacher, *carry, inputs, self.config, record_scores=True)
         return run_if(
-            by_teacher, lambda carry: decode_subset(self.teacher, *carry, inputs, self.config, rows=self.subset), carry
+            by_teacher, lambda carry: decode_subset(teacher, *carry, inputs, self.config, rows=self.subset), carry
         )
 
     def prefill_and_score(self, state: RolloutState, segment: Segment, this: Iteration) -> tuple[RolloutState, Segment]:
         """Prefill the segment into the caches of the models that didn't decode it; score it if the student did."""
-        config, compares = self.config, segment.student_hidden.shape[-1] > 0
+        config, teacher = self.config, self.teacher
         student_goes_on = jnp.any(self.phase(state) == Phase.STUDENT_GENERATES) | config.hands_back
         for_student = (this.kind == Phase.PREFILL) & student_goes_on
         if config.hands_back:
@@ -213,24 +217,26 @@ class _Loop:
         def prefill_student(model_state: ModelState) -> ModelState:
             return prefill_segment(self.student, model_state, state.tape, segment, this.start)[0]
 
+        state = state.replace(student=run_if(for_student, prefill_student, state.student))
+        if teacher is None:
+            return state, segment
+
         def prefill_teacher(carry):
-            return prefill_segment(self.teacher, carry[0], state.tape, segment, this.start)
+            return prefill_segment(teacher, carry[0], state.tape, segment, this.start)
 
         def score(_):
+            compares = segment.student_hidden.shape[-1] > 0
             return score_hidden(
-                self.teacher, hidden, segment.tokens, config.monitor, vocab_size=config.vocab_size,
+                teacher, hidden, segment.tokens, config.monitor, vocab_size=config.vocab_size,
                 targets_k=config.targets_k, student=self.student if compares else None,
                 states=segment.student_hidden if compares else None,
             )  # fmt: skip
 
-        state = state.replace(student=run_if(for_student, prefill_student, state.student))
-        if self.teacher is None:
-            return state, segment
-        teacher, hidden = run_if(
+        teacher_state, hidden = run_if(
             self.teacher_scores & ~this.by_teacher, prefill_teacher, (state.teacher, segment.hidden)
         )
         scores = run_if(self.teacher_scores & this.by_student, score, segment.scores)
-        return state.replace(teacher=teacher), segment.replace(hidden=hidden, scores=scores)
+        return state.replace(teacher=teacher_state), segment.replace(hidden=hidden, scores=scores)
 
     def count(self, state: RolloutState, segment: Segment, this: Iteration) -> RolloutState:
         """Count what the iteration did."""
@@ -284,7 +290,7 @@ class _Loop:
             ),
         )
         state = self.finish(state, segment, accepted, breach)
-        if not self.intervenes:
+        if self.intervener is None:
             return state
         state = run_if(jnp.any(breach), lambda s: self.backtrack(s, breach), state)
         return self.hand_back(state, this.active & this.by_teacher) if config.hands_back else state

@@ -1,7 +1,7 @@
-"""Trajectories whose text the student did not write: the data's completions, or the teacher's own text.
+"""Trajectories that the student did not generate: the data's completions, or the teacher's own.
 
-To the losses, the records and the metrics they are trajectories like any other. All their text counts as the teacher's,
-nothing in it is discarded, and they have no steps: nobody judges them.
+To the losses, the records and the metrics they are trajectories like any other. All their tokens count as the
+teacher's, none is discarded, and they have no steps: the monitor doesn't judge them.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int32, Key
 
 from motab_jax.data.sources import Source
 from motab_jax.models.transformer import Model
@@ -20,56 +21,70 @@ from motab_jax.rollout.state import empty_log
 from motab_jax.rollout.trajectory import FinishReason, Trajectory
 
 
-@flax.struct.dataclass
-class Completions:
-    """What follows the prompts of a batch; N rows, C = max_new_tokens columns."""
+class Completions(flax.struct.PyTreeNode):
+    """What follows the prompts of a batch; C = max_new_tokens columns."""
 
-    tokens: jax.Array  # i32[N,C]; right-padded
-    lengths: jax.Array  # i32[N]; at least 1, a stop token included
+    tokens: Int32[Array, "N C"]  # right-padded
+    lengths: Int32[Array, "N"]  # at least 1, a stop token included
 
 
 def from_completions(
-    teacher: Model | None, prompts: Prompts, text: Completions, config: RolloutConfig, *, score: bool
+    teacher: Model | None, prompts: Prompts, completions: Completions, config: RolloutConfig, *, score: bool
 ) -> Trajectory:
-    """Trajectories that hold this text, shaped as `rollout` with the same teacher and numbers would shape them.
+    """Trajectories that hold given completions.
 
-    score: the teacher scores the text, in one pass, for the targets that config names. Otherwise they stay empty.
+    Args:
+        teacher: the teacher, if any.
+        prompts: left-padded.
+        completions: of the same rows.
+        config: the numbers.
+        score: the teacher scores the completions in one pass, for the targets that config names; else they are empty.
+
+    Returns:
+        Trajectories of the same shapes as those of `rollout` with this teacher and config.
     """
     log = empty_log(teacher, prompts, config)
-    tokens = jnp.pad(text.tokens, ((0, 0), (0, log.tokens.shape[1] - text.tokens.shape[1])))
-    last = jnp.take_along_axis(text.tokens, text.lengths[:, None] - 1, axis=1)
+    tokens = jnp.pad(completions.tokens, ((0, 0), (0, log.tokens.shape[1] - completions.tokens.shape[1])))
+    last = jnp.take_along_axis(completions.tokens, completions.lengths[:, None] - 1, axis=1)
     stopped = jnp.any(last == config.stop_ids[None], axis=1)
     log = log.replace(
         tokens=tokens,
         sources=jnp.full_like(tokens, int(Source.TEACHER)),
         teacher_logprob=jnp.full_like(log.teacher_logprob, jnp.nan),
-        length=text.lengths,
+        length=completions.lengths,
         finish=jnp.where(stopped, jnp.int32(FinishReason.STOP), jnp.int32(FinishReason.LENGTH)),
     )
     return score_trajectories(teacher, log, config) if score and teacher is not None else log
 
 
 def generate_with_teacher(
-    teacher: Model, prompts: Prompts, key: jax.Array, config: RolloutConfig, *, score: bool
+    teacher: Model, prompts: Prompts, key: Key[Array, ""], config: RolloutConfig, *, score: bool
 ) -> Trajectory:
-    """Trajectories that the teacher writes, from the prompt to the end, as config has the student sample.
+    """Trajectories that the teacher generates from the prompt to the end, sampled as config has the student sample.
 
-    score: as for `from_completions`; a distribution that the loss compares with is taken from a pass of its own.
+    Args:
+        teacher: the teacher.
+        prompts: left-padded.
+        key: as for `rollout`.
+        config: the numbers; its monitor is not used.
+        score: as for `from_completions`: targets come from a pass of their own.
+
+    Returns:
+        Trajectories of the same shapes as those of `rollout` with this teacher and config.
     """
     alone = config.replace(
         monitor=dataclasses.replace(config.monitor, enabled=False),
         targets=dataclasses.replace(config.targets, kind="sampled"),
     )
     log = rollout(teacher, None, prompts, key, alone)
-    found = from_completions(
-        teacher, prompts, Completions(log.tokens[:, : config.max_new_tokens], log.length), config, score=score
-    )
-    wrote = _as_teachers(log.counters).replace(teacher_scored=jnp.sum(log.length).astype(jnp.float32))
-    return found.replace(counters=jax.tree.map(jnp.add, wrote, found.counters))
+    completions = Completions(log.tokens[:, : config.max_new_tokens], log.length)
+    result = from_completions(teacher, prompts, completions, config, score=score)
+    generated = _as_teachers(log.counters).replace(teacher_scored=jnp.sum(log.length).astype(jnp.float32))
+    return result.replace(counters=jax.tree.map(jnp.add, generated, result.counters))
 
 
 def _as_teachers(counters: Counters) -> Counters:
-    """The counts of a rollout in which the teacher sat in the student's place."""
+    """The counts of a rollout in which the teacher was the student."""
     none = jnp.zeros_like(counters.student_iterations)
     return counters.replace(
         teacher_iterations=counters.student_iterations,

@@ -1,12 +1,14 @@
-"""Rows over devices: each group of devices, a cell of data x fsdp, rolls out rows of its own.
+"""Rows over devices: each group of devices (one index of data and fsdp) rolls out rows of its own.
 
-Rows never look at each other, so no group waits for another's turns, and nothing as large as a cache goes over the
-links: caches, slots and logs stay where their rows are. Inside a group the weights are cut over `tensor` by the
-compiler. A trajectory is the same whatever group it falls to.
+Rows are independent, so no group waits for another's iterations and no cache crosses a link: caches, slots and logs
+stay where their rows are. Inside a group the compiler shards the weights over `tensor`. A trajectory is the same in
+whatever group its row is.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
@@ -20,44 +22,52 @@ from motab_jax.runtime.mesh import BATCH_AXES, batch_shard_count
 MEANS = ("student_iterations", "teacher_iterations", "prefill_iterations", "packings")
 
 
-def run_per_group(program: Callable, mesh: Mesh, by_row: tuple[bool, ...]) -> Callable:
-    """The program (rollout, from_completions, ...), each group on its own rows.
+def run_per_group(
+    program: Callable[..., Trajectory], mesh: Mesh, by_row: tuple[bool, ...]
+) -> Callable[..., Trajectory]:
+    """A function that runs a program in each group, on the group's own rows.
 
-    program(..., config) -> Trajectory takes the engine's numbers last. by_row: which of its other arguments lie over
-    rows; the rest, weights and keys, are the same for all groups. slots and the thresholds of `config` are of all
-    groups together. Columns and tokens are counted over all groups, turns as a group's mean.
+    Args:
+        program: (..., config) -> Trajectory, such as `rollout`.
+        mesh: the devices.
+        by_row: which of the program's other arguments are sharded over rows; weights and keys are the same in all.
+
+    Returns:
+        A function with the program's arguments, new at each call, so that `jax.jit` compiles it on its own. Slots and
+        teacher_batch and teacher_rows of its config are those of all groups together; its counters too, but for
+        iterations and packings, which are the groups' mean.
     """
-    groups = batch_shard_count(mesh)
     if mesh.size == 1:
-        return program
-    rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
-    given = tuple(rows if each else whole for each in (*by_row, False))
-    found = Trajectory(**dict.fromkeys(Trajectory.__dataclass_fields__, rows))
+        return functools.partial(program)
+    groups = batch_shard_count(mesh)
+    rows, same = PartitionSpec(BATCH_AXES), PartitionSpec()
+    fields: dict[str, Any] = dict.fromkeys(Trajectory.__dataclass_fields__, rows) | {"counters": same}
 
     def local(*arguments) -> Trajectory:
-        trajectory = program(*arguments[:-1], _share(arguments[-1], groups))
-        return dataclasses.replace(trajectory, counters=_together(trajectory.counters))
+        result = program(*arguments[:-1], _config_of_group(arguments[-1], groups))
+        return dataclasses.replace(result, counters=_reduce(result.counters))
 
     return jax.shard_map(
-        local, mesh=mesh, in_specs=given, out_specs=dataclasses.replace(found, counters=whole),
-        axis_names=set(BATCH_AXES), check_vma=False,
+        local, mesh=mesh, in_specs=tuple(rows if each else same for each in (*by_row, False)),
+        out_specs=Trajectory(**fields), axis_names=set(BATCH_AXES), check_vma=False,
     )  # fmt: skip
 
 
-def _share(config: RolloutConfig, groups: int) -> RolloutConfig:
-    """The numbers of one group; 0 goes on to mean all."""
-    backtrack = config.backtrack
-    return config.replace(
-        slots=-(-config.slots // groups),
-        backtrack=dataclasses.replace(
-            backtrack,
-            teacher_batch=-(-backtrack.teacher_batch // groups),
-            teacher_rows=-(-backtrack.teacher_rows // groups),
-        ),
+def _config_of_group(config: RolloutConfig, groups: int) -> RolloutConfig:
+    """The config with a group's share of the slots, rounded up; 0 still means all."""
+
+    def share(total: int) -> int:
+        return -(-total // groups)
+
+    backtrack = dataclasses.replace(
+        config.backtrack,
+        teacher_batch=share(config.backtrack.teacher_batch),
+        teacher_rows=share(config.backtrack.teacher_rows),
     )
+    return config.replace(slots=share(config.slots), backtrack=backtrack)
 
 
-def _together(counters: Counters) -> Counters:
-    summed = jax.lax.psum(counters, BATCH_AXES)
-    means = jax.lax.pmean(counters, BATCH_AXES)
-    return summed.replace(**{name: getattr(means, name) for name in MEANS})
+def _reduce(counters: Counters) -> Counters:
+    """The counters over all groups."""
+    sums, means = jax.lax.psum(counters, BATCH_AXES), jax.lax.pmean(counters, BATCH_AXES)
+    return sums.replace(**{name: getattr(means, name) for name in MEANS})

@@ -1,30 +1,46 @@
-"""Sampling one token a row: temperature, top-k, top-p and an inverse CDF fed by one uniform a row.
+"""Sampling one token a row: temperature, top-k, top-p, and an inverse CDF at one uniform number a row.
 
-Nothing sorts the vocabulary: top-p finds its threshold by bisection over the bit patterns of float32, which order as
-the numbers do (docs/decisions.md). Keys fold (row id, rewinds, position), so a token depends on nothing else.
+The vocabulary is never sorted: top-p finds its threshold by bisection over the bit patterns of float32, which have the
+order of the numbers (docs/decisions.md). Keys fold (row id, rewinds, position): a token depends on nothing else.
 """
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Int32, Key
 
 BLOCK = 256
 
 
-def uniforms(row_keys: jax.Array, num_rewinds: jax.Array, position: jax.Array) -> jax.Array:
-    """One uniform f32[B] a row from row_keys key[B], num_rewinds i32[B] and position i32[B]."""
+def uniforms(row_keys: Key[Array, "B"], num_rewinds: Int[Array, "B"], position: Int[Array, "B"]) -> Float32[Array, "B"]:
+    """One uniform number in [0, 1) for each row, from its key, its rewinds so far and the token's position."""
 
-    def draw(key, rewinds, place):
-        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, rewinds), place))
+    def draw(key, rewinds, position):
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, rewinds), position))
 
     return jax.vmap(draw)(row_keys, num_rewinds, position)
 
 
 def sample(
-    logits: jax.Array, uniform: jax.Array, *, temperature: float, top_k: int = 0, top_p: float = 1.0
-) -> jax.Array:
-    """Token ids i32[B] from logits f32[B,V] and uniform f32[B]; temperature 0 is greedy.
+    logits: Float[Array, "B V"],
+    uniform: Float[Array, "B"],
+    *,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Int32[Array, "B"]:
+    """One token id for each row.
 
     The filters act in the order temperature, top-k, top-p, as in transformers; tokens tied at a threshold all stay.
+
+    Args:
+        logits: masked beyond the tokenizer's vocabulary.
+        uniform: numbers in [0, 1).
+        temperature: 0 is greedy.
+        top_k: likeliest tokens that are kept; 0: all.
+        top_p: probability that the kept tokens have at least, together.
+
+    Returns:
+        The token ids.
     """
     if temperature == 0.0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -38,8 +54,8 @@ def sample(
     return _inverse_cdf(weights, uniform)
 
 
-def _nucleus_threshold(weights: jax.Array, top_p: float) -> jax.Array:
-    """The largest weight f32[B,1] such that the tokens at or above it hold a share >= top_p of the total."""
+def _nucleus_threshold(weights: Float32[Array, "B V"], top_p: float | Float32[Array, ""]) -> Float32[Array, "B 1"]:
+    """The largest weight such that the tokens at or above it hold a share >= top_p of the total."""
     goal = top_p * jnp.sum(weights, axis=-1, keepdims=True)
     high = jax.lax.bitcast_convert_type(jnp.max(weights, axis=-1, keepdims=True), jnp.int32) + 1
 
@@ -54,7 +70,7 @@ def _nucleus_threshold(weights: jax.Array, top_p: float) -> jax.Array:
     return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 
-def _inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+def _inverse_cdf(weights: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int32[Array, "B"]:
     """Two-level inverse CDF: find the block whose cumulative weight passes u * total, then the token inside it."""
     rows, vocab = weights.shape
     blocks = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCK))).reshape(rows, -1, BLOCK)
@@ -64,14 +80,14 @@ def _inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     before = jnp.where(block > 0, jnp.take_along_axis(edges, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0)
     inner = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     inside = jnp.cumsum(inner, axis=-1)
-    place = _first_above(inside, jnp.minimum(goal - before, inside[:, -1] * (1 - 1e-7)))
-    # Rounding can land on a token of weight zero; the nearest earlier (or else the heaviest) kept one stands in.
+    index = _first_above(inside, jnp.minimum(goal - before, inside[:, -1] * (1 - 1e-7)))
+    # Rounding can give a token of weight zero; the nearest earlier kept token (or else the likeliest) is taken then.
     order = jnp.arange(BLOCK)[None]
-    kept = (inner > 0) & (order <= place[:, None])
+    kept = (inner > 0) & (order <= index[:, None])
     last = jnp.max(jnp.where(kept, order, -1), axis=-1)
     return (block * BLOCK + jnp.where(last >= 0, last, jnp.argmax(inner, axis=-1))).astype(jnp.int32)
 
 
-def _first_above(edges: jax.Array, goal: jax.Array) -> jax.Array:
-    """First index i32[B] whose edge exceeds the goal; the last index where rounding leaves none."""
+def _first_above(edges: Float[Array, "B X"], goal: Float[Array, "B"]) -> Int[Array, "B"]:
+    """First index whose edge exceeds the goal; the last index where rounding leaves none."""
     return jnp.minimum(jnp.sum(edges <= goal[:, None], axis=-1), edges.shape[-1] - 1)
