@@ -136,7 +136,7 @@ class _Loop:
             self.config, record_scores=False,
         )  # fmt: skip
         state = state.replace(student=student)
-        if self.intervener is not None:
+        if self.intervener is not None and state.teacher is not None:
             carry = state.teacher, tape, decode.replace(active=active & this.by_teacher), segment
             teacher, tape, decode, segment = self.decode_with_teacher(self.intervener, carry, inputs, this.by_teacher)
             state = state.replace(teacher=teacher)
@@ -202,9 +202,11 @@ class _Loop:
         """The decoding after a segment of the teacher, if it generates now."""
         if not self.subset:
             return decode_segment(teacher, *carry, inputs, self.config, record_scores=True)
-        return run_if(
-            by_teacher, lambda carry: decode_subset(teacher, *carry, inputs, self.config, rows=self.subset), carry
-        )
+
+        def decode(carry: Decoding) -> Decoding:
+            return decode_subset(teacher, *carry, inputs, self.config, rows=self.subset)
+
+        return run_if(by_teacher, decode, carry)
 
     def prefill_and_score(self, state: RolloutState, segment: Segment, this: Iteration) -> tuple[RolloutState, Segment]:
         """Prefill the segment into the caches of the models that didn't decode it; score it if the student did."""
@@ -229,7 +231,7 @@ class _Loop:
             return score_hidden(
                 teacher, hidden, segment.tokens, config.monitor, vocab_size=config.vocab_size,
                 targets_k=config.targets_k, student=self.student if compares else None,
-                states=segment.student_hidden if compares else None,
+                student_hidden=segment.student_hidden if compares else None,
             )  # fmt: skip
 
         teacher_state, hidden = run_if(
@@ -270,7 +272,7 @@ class _Loop:
         open_step, steps, accepted, breach = monitor.observe(
             state.slots.open_step, state.log.steps, columns, gather_rows(state.log.length, row),
             (config.breach_ends_row | (gather_rows(state.log.num_rewinds, row) < config.max_rewinds)) & judged,
-            eps0=config.eps0, theta=config.theta, source=source, judged=judged, row=row, rules=config.monitor,
+            eps0=config.eps0, theta=config.theta, source=source, judged=judged, row=row, spec=config.monitor,
             discarded=gather_rows(state.log.length - completion, row),
             discard_limit=None if config.breach_ends_row else config.max_discarded,
             may_discard_all=config.backtrack.target == "root",
@@ -321,7 +323,8 @@ class _Loop:
         """
         row, slots = self.row(state), state.slots
         steps = gather_rows(state.log.steps, row)
-        root = monitor.find_root(steps, slots.open_step.first, self.config.backtrack.target, self.config.monitor)
+        find_root = functools.partial(monitor.find_root, target=self.config.backtrack.target, spec=self.config.monitor)
+        root = jax.vmap(find_root)(steps, slots.open_step.first)
         first = take_per_row(steps.start, root)
         kept = gather_rows(state.rows.num_tokens, row) - (gather_rows(state.log.length, row) - first)
         return state.replace(

@@ -68,9 +68,9 @@ def empty_log(teacher: Model | None, prompts: Prompts, config: RolloutConfig) ->
     width = prompts.tokens.shape[1]
     index = jnp.arange(width, dtype=jnp.int32)[None] - (width - prompts.lengths[:, None])
     entries = config.max_new_tokens + config.max_discarded + config.segment_tokens
-    kept = teacher is not None and config.targets.kind == "hidden"
+    kept_width = teacher.config.width if teacher is not None and config.targets.kind == "hidden" else 0
     return empty_trajectory(
-        prompts.tokens, jnp.maximum(index, -1), entries, config.max_rewinds, teacher.config.width if kept else 0,
+        prompts.tokens, jnp.maximum(index, -1), entries, config.max_rewinds, kept_width,
         jnp.float32 if teacher is None else config.targets.dtype or teacher.dtype,
         top_k=0 if teacher is None else config.targets_k,
     )  # fmt: skip
