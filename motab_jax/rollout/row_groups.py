@@ -6,7 +6,6 @@ whatever group its row is.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,12 +32,11 @@ def run_per_group(
         by_row: which of the program's other arguments are sharded over rows; weights and keys are the same in all.
 
     Returns:
-        A function with the program's arguments, new at each call, so that `jax.jit` compiles it on its own. Slots and
-        teacher_batch and teacher_rows of its config are those of all groups together; its counters too, but for
-        iterations and packings, which are the groups' mean.
+        A function with the program's arguments. slots, teacher_batch and teacher_rows of its config are those of all
+        groups together; so are its counters, except iterations and packings, which are the groups' mean.
     """
     if mesh.size == 1:
-        return functools.partial(program)
+        return program
     groups = batch_shard_count(mesh)
     rows, same = PartitionSpec(BATCH_AXES), PartitionSpec()
     fields: dict[str, Any] = dict.fromkeys(Trajectory.__dataclass_fields__, rows) | {"counters": same}
