@@ -74,10 +74,10 @@ def test_rewards_to_go_keep_to_their_text(seed):
         while column < columns:
             length = min(int(rng.integers(1, 12)), columns - column)
             positions[group, column : column + length] = np.arange(length)
-            for place in range(column, column + length):
-                behind = np.arange(place + 1, column + length)
+            for position in range(column, column + length):
+                behind = np.arange(position + 1, column + length)
                 behind = behind[counted[group, behind]]
-                expected[group, place] = reward[group, behind].mean() if len(behind) else 0.0
+                expected[group, position] = reward[group, behind].mean() if len(behind) else 0.0
             column += length + int(rng.integers(0, 2)) * int(rng.integers(0, 3))  # side by side, or a gap
     counted &= positions >= 0
     found = jax.jit(mean_reward_to_go)(jnp.asarray(reward, jnp.float32), jnp.asarray(counted), jnp.asarray(positions))

@@ -166,15 +166,15 @@ def test_compiles_once():
 
 
 def test_eight_devices_equal_one(devices):
-    """Micro-batches and all; rows are cut over fsdp, weights over fsdp and tensor."""
+    """Micro-batches and all; rows are sharded over fsdp, weights over fsdp and tensor."""
     batches = [random_batch(seed) for seed in range(STEPS)]
     alone, metrics = run(program(), batches)
     mesh = make_mesh(1, 4, 2)
     specs = weight_specs(STUDENT)
     axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
-    places = layout_shardings(mesh, axes, "update", params_of())
-    state = jax.jit(lambda p: init_state(p, adamw()))(jax.device_put(params_of(), places))
-    state = jax.device_put(state, jax.tree.map(lambda x: place_of(x, state.params, places, mesh), state))
+    param_shardings = layout_shardings(mesh, axes, "update", params_of())
+    state = jax.jit(lambda p: init_state(p, adamw()))(jax.device_put(params_of(), param_shardings))
+    state = jax.device_put(state, jax.tree.map(lambda x: sharding_of(x, state.params, param_shardings, mesh), state))
     layout = jax.tree.map(lambda x: x.sharding, state)
     update = make_update(STUDENT, adamw(), OBJECTIVE, accumulate=2)
     step = jit(update, donate_argnums=0, out_shardings=(layout, None))
@@ -190,7 +190,9 @@ def test_eight_devices_equal_one(devices):
     assert_trees_close(jax.device_get(others), metrics)
 
 
-def place_of(leaf, params, places, mesh):
-    """Moments lie as the parameters of their shape do; counters lie everywhere."""
-    shapes = {x.shape: place for x, place in zip(jax.tree.leaves(params), jax.tree.leaves(places), strict=True)}
+def sharding_of(leaf, params, param_shardings, mesh):
+    """Moments have the shardings of the parameters of their shape; counters are replicated."""
+    shapes = {
+        x.shape: sharding for x, sharding in zip(jax.tree.leaves(params), jax.tree.leaves(param_shardings), strict=True)
+    }
     return shapes[leaf.shape] if leaf.ndim else replicated(mesh)
