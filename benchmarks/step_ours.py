@@ -113,14 +113,14 @@ class Ours:
         """The student's part of a rollout alone."""
         session, state = self.ways["opd"]["session"], self.ways["opd"]["state"]
         student = session.serve(state.params)
-        jax.block_until_ready(self.alone(student, self.prompts, jax.random.key(0), session.rollout))
+        jax.block_until_ready(self.alone(student, self.prompts, jax.random.key(0), session.rollout_config))
 
     def _roll_out(self, way: str, place: int):
         """The trajectory of step number `place`."""
         session, programs = self.ways[way]["session"], self.ways[way]["programs"]
         student = session.serve(self.ways[way]["state"].params)
-        numbers = session.rollout.replace(eps0=jnp.float32(self.eps0))
-        found = programs.rollout(student, session.teacher, self.prompts, jax.random.key(place), numbers)
+        numbers = session.rollout_config.replace(eps0=jnp.float32(self.eps0))
+        found = programs.on_policy(student, session.teacher, self.prompts, jax.random.key(place), numbers)
         return jax.block_until_ready(found)
 
     def set_boundary(self, share: float, steps: int) -> float:

@@ -1,4 +1,7 @@
-"""Held-out accuracy of a student: generate, grade, summarise; the reverse KL to the teacher if it is wanted."""
+"""Held-out evaluation of a student: generate, grade, summarise; on request the reverse KL to the teacher.
+
+Left out: the summary's formulas (metrics.py), tables (show.py), the graders (grading/).
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from motab_jax.config import UserError
 from motab_jax.config.prompts import EvalSection
@@ -14,7 +18,7 @@ from motab_jax.distill.objective import batch_loss, token_weights
 from motab_jax.evaluation.metrics import Graded, summarise
 from motab_jax.grading.grade import grade
 from motab_jax.models.transformer import Model
-from motab_jax.rollout import RolloutConfig, rollout
+from motab_jax.rollout import RolloutConfig, Trajectory, rollout
 from motab_jax.rollout.config import SamplingSpec
 from motab_jax.rollout.record import Row
 from motab_jax.rollout.row_groups import run_per_group
@@ -27,37 +31,46 @@ from motab_jax.session.session import Session
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """Evaluates students of one shape; its programs compile once."""
+    """Evaluates students of one architecture; its programs compile once."""
 
     session: Session
     section: EvalSection
     prompts: EncodedPrompts
-    config: RolloutConfig
-    generate: Callable
-    reverse_kl: Callable | None  # its jitted program, if it is wanted
+    rollout_config: RolloutConfig
+    generate: Callable  # jitted: (student, teacher, prompts, key, config) -> trajectories
+    reverse_kl: Callable | None  # jitted: see _reverse_kl_sum; None: not requested
 
     def __call__(self, student: Model, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-        """Figures of a student in the serve layout; `problems` holds one entry a completion."""
+        """Generate a completion for each prompt and sample, grade them, summarise.
+
+        Args:
+          student: in the serving layout.
+          progress: called after each batch with the completions so far and in all.
+
+        Returns:
+          The metrics of `summarise`, the benchmark's `name`, `reverse_kl` in nats a token where it was requested, and
+          `problems`: one dictionary for each completion.
+        """
         samples, size = self.section.samples, self.section.batch_size
-        work = [(i, s) for i in range(len(self.prompts.prompts)) for s in range(samples)]
+        jobs = [(index, sample) for index in range(len(self.prompts.prompts)) for sample in range(samples)]
         graded, problems, kl_sum, kl_tokens = [], [], 0.0, 0
-        for start in range(0, len(work), size):
-            part = work[start : start + size]
-            texts, kl, count = self._batch(student, part, size)
+        for start in range(0, len(jobs), size):
+            batch = jobs[start : start + size]
+            completions, kl, count = self._generate_batch(student, batch, size)
             kl_sum, kl_tokens = kl_sum + kl, kl_tokens + count
-            for (index, sample), (text, length, finish) in zip(part, texts, strict=True):
+            for (index, sample), (text, length, finish) in zip(batch, completions, strict=True):
                 graded.append(self._grade(index, text, length, finish))
                 problems.append(self._problem(graded[-1], sample, text, finish))
             if progress is not None:
-                progress(min(start + size, len(work)), len(work))
-        found = {"name": self.name, **summarise(graded)}
+                progress(min(start + size, len(jobs)), len(jobs))
+        metrics = {"name": self.name, **summarise(graded)}
         if kl_tokens:
-            found["reverse_kl"] = kl_sum / kl_tokens
-        return {**found, "problems": problems}
+            metrics["reverse_kl"] = kl_sum / kl_tokens
+        return {**metrics, "problems": problems}
 
     @property
     def name(self) -> str:
-        """What is evaluated: the preset, else the source."""
+        """The benchmark's name: the preset, or else the source."""
         preset, source = self.section.preset, self.section.source
         return str(preset or source or self.session.config.data.source)
 
@@ -79,59 +92,81 @@ class Evaluator:
             "finish_reason": finish,
         }
 
-    def _batch(self, student: Model, part, size: int):
-        """Generate one batch, filled up with its own last row; only the real rows are returned."""
-        samples = self.section.samples
-        padded = part + [part[-1]] * (size - len(part))
-        prompts = self.prompts.batch([i for i, _ in padded], [i * samples + s for i, s in padded], self.session.mesh)
-        judge = self.session.teacher if self.reverse_kl is not None else None
-        trajectory = self.generate(student, judge, prompts, jax.random.key(self.session.config.run.seed), self.config)
-        kl, count = 0.0, 0
+    def _generate_batch(
+        self, student: Model, batch: list[tuple[int, int]], size: int
+    ) -> tuple[list[tuple[str, int, str]], float, float]:
+        """Generate a batch of (prompt, sample) pairs, padded to `size` rows with its own last row.
+
+        Returns:
+          (text, tokens, finish reason) of each pair; the sum of the reverse KL over their tokens; those tokens.
+        """
+        samples, session = self.section.samples, self.session
+        padded = batch + [batch[-1]] * (size - len(batch))
+        prompts = self.prompts.batch([i for i, _ in padded], [i * samples + s for i, s in padded], session.mesh)
+        teacher = session.teacher if self.reverse_kl is not None else None
+        key = jax.random.key(session.config.run.seed)
+        trajectory = self.generate(student, teacher, prompts, key, self.rollout_config)
+        kl, count = 0.0, 0.0
         if self.reverse_kl is not None:
-            real = jnp.arange(size) < len(part)
-            sums = self.reverse_kl(student, judge, trajectory, real, vocab_size=self.session.vocab_size)
+            is_real = jnp.arange(size) < len(batch)
+            sums = self.reverse_kl(student, teacher, trajectory, is_real, vocab_size=session.vocab_size)
             kl, count = (float(x) for x in sums)
-        host = fetch(trajectory.slim(), self.session.mesh)
-        rows = [Row(host, row) for row in range(len(part))]
-        texts = [
-            (self.session.decode(r.tokens[r.discarded_by == KEPT].tolist()), len(r.tokens), r.finish) for r in rows
+        host = fetch(trajectory.slim(), session.mesh)
+        rows = [Row(host, row) for row in range(len(batch))]
+        completions = [
+            (session.decode(r.tokens[r.discarded_by == KEPT].tolist()), len(r.tokens), r.finish) for r in rows
         ]
-        return texts, kl, count
+        return completions, kl, count
 
 
 def make_evaluator(session: Session, section: EvalSection, prompts: EncodedPrompts) -> Evaluator:
-    """An evaluator with its jitted programs; checks that the batch fits the mesh."""
+    """An evaluator of one benchmark.
+
+    Args:
+      session: the models, tokenizer and mesh.
+      section: sampling, batch size and whether the reverse KL is requested.
+      prompts: the benchmark's.
+
+    Raises:
+      UserError: eval.batch_size is not divisible by the mesh's batch axes.
+    """
     check_batch(session.mesh, section.batch_size, "eval.batch_size")
-    config = session.rollout.replace(
-        monitor=dataclasses.replace(session.rollout.monitor, enabled=False),
+    rollout_config = session.rollout_config.replace(
+        monitor=dataclasses.replace(session.rollout_config.monitor, enabled=False),
         score_after=True,
-        targets=dataclasses.replace(session.rollout.targets, kind="hidden", dtype=None),
+        targets=dataclasses.replace(session.rollout_config.targets, kind="hidden", dtype=None),
         sampling=SamplingSpec(section.temperature, 0, section.top_p),
         max_new_tokens=section.max_new_tokens or session.config.rollout.max_new_tokens,
     )
 
-    in_each = run_per_group(rollout, session.mesh, (False, False, True, False))
+    per_group = run_per_group(rollout, session.mesh, (False, False, True, False))
 
     def generate_to_evaluate(*arguments):  # compilations are counted by the function's name
-        return in_each(*arguments)
+        return per_group(*arguments)
 
-    reverse_kl = jax.jit(_divergence, static_argnames="vocab_size") if section.reverse_kl else None
-    return Evaluator(session, section, prompts, config, jax.jit(generate_to_evaluate), reverse_kl)
+    reverse_kl = jax.jit(_reverse_kl_sum, static_argnames="vocab_size") if section.reverse_kl else None
+    return Evaluator(session, section, prompts, rollout_config, jax.jit(generate_to_evaluate), reverse_kl)
 
 
-def _divergence(student: Model, teacher: Model, trajectory, real, *, vocab_size: int):
-    """Sum over the real rows' tokens of KL(student || teacher) in nats, and the number of tokens."""
+def _reverse_kl_sum(
+    student: Model, teacher: Model, trajectory: Trajectory, is_real: Bool[Array, "B"], *, vocab_size: int
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """The sum over the real rows' tokens of KL(student || teacher) in nats, and the number of those tokens."""
     objective = Objective(student=TokenLoss("reverse_kl"), vocab_size=vocab_size)
     batch = build_targets(trajectory, target="spliced", transition=jnp.zeros((0,), jnp.int32))
-    batch = dataclasses.replace(batch, kinds=jnp.where(real[:, None], batch.kinds, 0))
+    batch = dataclasses.replace(batch, kinds=jnp.where(is_real[:, None], batch.kinds, 0))
     weight = token_weights(batch.kinds, objective)
     _, sums = batch_loss(student.params, student.config, teacher, batch, weight, objective)
     return jnp.sum(sums), jnp.sum(batch.kinds > 0)
 
 
 def open_evaluators(session: Session) -> list[Evaluator]:
-    """One for each benchmark. UserError, before any work, where there is nothing held out."""
-    found = []
+    """An evaluator for each benchmark of the configuration.
+
+    Raises:
+      UserError: nothing is held out.
+    """
+    evaluators = []
     for section in session.config.eval.benchmarks():
         prompts = held_out_prompts(session, section)
         if prompts is None:
@@ -139,5 +174,5 @@ def open_evaluators(session: Session) -> list[Evaluator]:
             raise UserError(
                 f"data.source={source} has no held-out split; set eval.source (and eval.path), or eval.preset"
             )
-        found.append(make_evaluator(session, section, prompts))
-    return found
+        evaluators.append(make_evaluator(session, section, prompts))
+    return evaluators

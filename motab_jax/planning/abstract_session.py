@@ -21,7 +21,7 @@ from motab_jax.rollout import Prompts
 from motab_jax.runtime.hub import find_folder, read_json
 from motab_jax.runtime.mesh import batch_sharding, check_batch, check_heads, replicated
 from motab_jax.session.placement import layout, serving
-from motab_jax.session.rollout_config import rollout_config
+from motab_jax.session.rollout_config import make_rollout_config
 from motab_jax.session.session import Session, model_paths, needs_teacher
 
 STOP_IDS = (0, 1)  # stand for the pair's stop tokens: only their number matters
@@ -39,7 +39,7 @@ def open_abstract_session(config: Config, mesh: Mesh) -> Session:
             check_heads(mesh.shape["tensor"], *model.heads, f"the {role}'s")
     vocab_size = student.vocab_size if teacher is None else min(student.vocab_size, teacher.vocab_size)
     config = config.model_copy(update={"objective": config.objective.model_copy(update={"transition_text": ""})})
-    numbers = rollout_config(config, [b""] * vocab_size, STOP_IDS, mesh)
+    numbers = make_rollout_config(config, [b""] * vocab_size, STOP_IDS, mesh)
     return Session(
         config=config,
         mesh=mesh,
@@ -49,10 +49,10 @@ def open_abstract_session(config: Config, mesh: Mesh) -> Session:
         else _abstract_model(teacher, config.teacher.dtype, load_shardings(mesh, teacher)),
         tokenizer=None,
         source="",
-        stop=STOP_IDS[0],
+        stop_id=STOP_IDS[0],
         vocab_size=vocab_size,
-        rollout=jax.tree.map(lambda x: _replicated_array(mesh, jnp.shape(x), jnp.result_type(x)), numbers),
-        serving=serving(mesh, student, scan_layers=config.rollout.scan_layers, dtype=config.rollout.serve_dtype),
+        rollout_config=jax.tree.map(lambda x: _replicated_array(mesh, jnp.shape(x), jnp.result_type(x)), numbers),
+        to_serving=serving(mesh, student, scan_layers=config.rollout.scan_layers, dtype=config.rollout.serve_dtype),
     )
 
 

@@ -72,17 +72,17 @@ def compile_programs(config: Config, mesh: Mesh) -> CompiledRun:
             session = dataclasses.replace(session, teacher=teacher)
             pending.append(compiled)
         programs = make_programs(session)
-        if programs.rollout is None:
+        if programs.on_policy is None:
             raise UserError("only runs with on-policy steps are planned: rollout.on_policy is 0")
         params, head = programs.state.params, programs.teacher_head
         state_bytes, teacher_bytes = bytes_per_device(programs.state), _model_bytes(session.teacher)
         other = state_bytes - bytes_per_device(params) + teacher_bytes
-        compiled, student = _compile(pool, "relayout", session.serving, (params,), other)
+        compiled, student = _compile(pool, "relayout", session.to_serving, (params,), other)
         pending.append(compiled)
         prompts, key = abstract_prompts(config, mesh), abstract_key(mesh)
-        caches = _caches(session, student, tape_columns(prompts, session.rollout))
-        arguments = (student, session.teacher, prompts, key, session.rollout)
-        compiled, trajectory = _compile(pool, "rollout", programs.rollout, arguments, state_bytes, list(caches))
+        caches = _caches(session, student, tape_columns(prompts, session.rollout_config))
+        arguments = (student, session.teacher, prompts, key, session.rollout_config)
+        compiled, trajectory = _compile(pool, "rollout", programs.on_policy, arguments, state_bytes, list(caches))
         pending.append(compiled)
         other = teacher_bytes - _model_bytes(head)
         compiled, _ = _compile(pool, "update", programs.update, (programs.state, head, trajectory), other)
@@ -93,7 +93,7 @@ def compile_programs(config: Config, mesh: Mesh) -> CompiledRun:
 
 def _caches(session: Session, student: Model, columns: int) -> dict[hlo.Dims, int]:
     """Dimensions of each model's cache on a device, and the bytes of an element."""
-    mesh, config = session.mesh.shape, session.rollout
+    mesh, config = session.mesh.shape, session.rollout_config
     slots = config.slots or session.config.rollout.batch_size
     rows = slots // (mesh["data"] * mesh["fsdp"])
     models = (student, None if config.teacher_scores_after else session.teacher)

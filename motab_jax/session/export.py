@@ -11,7 +11,7 @@ from motab_jax.session.session import Session
 def export_student(session: Session, params: Params, folder: Path) -> None:
     """Write the student's parameters, its tokenizer, and what its source says of generation and special tokens."""
     generation = load_generation_config(session.source)
-    generation.setdefault("eos_token_id", [int(i) for i in session.rollout.stop_ids])
+    generation.setdefault("eos_token_id", [int(i) for i in session.rollout_config.stop_ids])
     save_pretrained(
         folder,
         params,

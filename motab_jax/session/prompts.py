@@ -1,9 +1,14 @@
-"""A session's prompts: read, encoded, put onto the devices batch by batch."""
+"""A session's prompts: read, encoded, and put on the devices batch by batch.
+
+Left out: where prompts come from (data/prompts.py), completions that the data gives (training/batches.py).
+"""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int32
 
 from motab_jax.config import Config
 from motab_jax.config.prompts import EvalSection
@@ -17,27 +22,47 @@ from motab_jax.session.session import Session
 
 @dataclasses.dataclass(frozen=True)
 class EncodedPrompts:
-    """Prompts with their token ids, and the width that fits all of them."""
+    """Prompts and their token ids, in the same order."""
 
     prompts: list[Prompt]
     tokens: list[list[int]]
 
     @property
     def width(self) -> int:
-        """Columns of a prompt batch."""
+        """Columns of a batch: the length of the longest prompt."""
         return max(len(ids) for ids in self.tokens)
 
-    def batch(self, indices: Sequence[int], row_ids: Sequence[int], mesh) -> Prompts:
-        """The prompts of these indices, left-padded, rows over the mesh's batch axes; a process fills in its own."""
-        mine = local_row_indices(mesh, len(indices))
-        table, lengths = padded([self.tokens[indices[row]] for row in mine], self.width, left=True)
-        numbers = np.array(row_ids, np.int32)[mine]
-        part = Prompts(table, lengths, numbers, np.full_like(lengths, UNLIMITED))
-        return make_global_batch(mesh, len(indices), part)
+    def batch(self, indices: Sequence[int], row_ids: Sequence[int], mesh: Mesh) -> Prompts:
+        """A batch of prompts on the devices, left-padded; each process fills in its own rows.
+
+        Args:
+          indices: which prompts, one for each row; their number is divisible by the mesh's batch axes.
+          row_ids: what the sampling keys of each row fold.
+          mesh: the devices.
+        """
+        local = local_row_indices(mesh, len(indices))
+        tokens, lengths = pad_rows([self.tokens[indices[row]] for row in local], self.width, left=True)
+        ids = np.array(row_ids, np.int32)[local]
+        limits = np.full_like(lengths, UNLIMITED)
+        return Prompts(*make_global_batch(mesh, len(indices), (tokens, lengths, ids, limits)))
 
 
-def padded(rows: Sequence[Sequence[int]], width: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of token ids as a table i32[R,width], zeros on the left or right of each, and their lengths i32[R]."""
+def pad_rows(
+    rows: Sequence[Sequence[int]], width: int, *, left: bool
+) -> tuple[Int32[np.ndarray, "R W"], Int32[np.ndarray, "R"]]:
+    """Rows of token ids as one table.
+
+    Args:
+      rows: R rows, none longer than `width`.
+      width: W, columns of the table.
+      left: pad on the left; otherwise on the right.
+
+    Returns:
+      The table i32[R, W], padded with zeros, and the rows' lengths i32[R].
+
+    >>> pad_rows([[7], [8, 9]], 3, left=True)[0].tolist()
+    [[0, 0, 7], [0, 8, 9]]
+    """
     table = np.zeros((len(rows), width), np.int32)
     for row, ids in zip(table, rows, strict=True):
         row[width - len(ids) if left else 0 :][: len(ids)] = ids
@@ -51,20 +76,25 @@ def read_prompts(config: Config) -> list[Prompt]:
 
 def training_prompts(session: Session, prompts: list[Prompt] | None = None) -> EncodedPrompts:
     """The training split, encoded; `prompts` is what `read_prompts` gave, where that was called before."""
-    found = read_prompts(session.config) if prompts is None else prompts
-    return _encode(session, found, session.config.data.path)
+    prompts = read_prompts(session.config) if prompts is None else prompts
+    return _encode(session, prompts, session.config.data.path)
 
 
 def held_out_prompts(session: Session, section: EvalSection) -> EncodedPrompts | None:
-    """The prompts of an evaluation, encoded; None where neither its section nor `data` offers any."""
+    """The prompts of an evaluation, encoded; None where neither `section` nor `data` has any.
+
+    Args:
+      session: gives the tokenizer and the data section.
+      section: the evaluation; without a source of its own it takes the held-out split of `data`.
+    """
     data = session.config.data
     if section.source is None:
         if not has_held_out(data.source):
             return None
-        found = load_prompts(data, split="held_out", count=section.prompts, seed=data.shuffle_seed)
-        return _encode(session, found, data.path)
-    found = load_prompts(section, split=section.split, count=section.prompts, seed=data.shuffle_seed)
-    return _encode(session, found, section.path)
+        prompts = load_prompts(data, split="held_out", count=section.prompts, seed=data.shuffle_seed)
+        return _encode(session, prompts, data.path)
+    prompts = load_prompts(section, split=section.split, count=section.prompts, seed=data.shuffle_seed)
+    return _encode(session, prompts, section.path)
 
 
 def _encode(session: Session, prompts: list[Prompt], path: str | None) -> EncodedPrompts:

@@ -1,8 +1,9 @@
-"""From the configuration to the numbers of the rollout engine."""
+"""From the configuration to the static numbers and small arrays of the rollout engine."""
 
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from motab_jax.config import Config
 from motab_jax.data.steps import compile_delimiter, compile_window
@@ -11,21 +12,28 @@ from motab_jax.rollout.step_signals import ALARM_IS_HIGH
 from motab_jax.runtime.mesh import platform_of
 
 
-def teacher_rows(config: Config, mesh) -> int:
-    """Slots that the teacher writes in at a time, 0 for all: on CPUs a quarter of them, since there each row costs."""
-    given, slots = config.backtrack.teacher_rows, config.rollout.slots or config.rollout.batch_size
-    if given is not None:
-        return given
+def teacher_rows(config: Config, mesh: Mesh) -> int:
+    """Slots that the teacher decodes at a time; 0: all. By default a quarter of them on CPUs, where each row costs."""
+    if config.backtrack.teacher_rows is not None:
+        return config.backtrack.teacher_rows
+    slots = config.rollout.slots or config.rollout.batch_size
     return slots // 4 if platform_of(mesh) == "cpu" else 0
 
 
-def rollout_config(config: Config, pieces: list[bytes], stops: Sequence[int], mesh) -> RolloutConfig:
-    """The engine's numbers, from the configuration and the bytes that each token stands for."""
+def make_rollout_config(config: Config, pieces: list[bytes], stop_ids: Sequence[int], mesh: Mesh) -> RolloutConfig:
+    """The engine's configuration.
+
+    Args:
+      config: the run's configuration.
+      pieces: the bytes that each token id contributes to the text; their number is the vocabulary's size.
+      stop_ids: token ids that end a completion.
+      mesh: the devices; on CPUs some defaults differ.
+    """
     rollout, monitor, backtrack = config.rollout, config.monitor, config.backtrack
     window = monitor.step_tokens
     return RolloutConfig(
         automaton=compile_window(window) if window else compile_delimiter(monitor.step_delimiter, pieces),
-        stop_ids=jnp.asarray(stops, jnp.int32),
+        stop_ids=jnp.asarray(stop_ids, jnp.int32),
         eps0=jnp.float32(monitor.eps0),
         theta=jnp.float32(monitor.theta if monitor.boundary == "entropy_adaptive" else 0.0),
         vocab_size=len(pieces),

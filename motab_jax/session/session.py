@@ -1,6 +1,6 @@
-"""From a configuration to what the verbs work with: mesh, models, tokenizer, prompts, engine numbers.
+"""A session: the mesh, both models, the tokenizer and the rollout configuration, opened from a configuration.
 
-Everything that can be wrong about models and data is found here, before any work starts.
+What is wrong with models and tokenizer is found here, before any work starts. Left out: prompts (prompts.py).
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from motab_jax.config import Config, UserError
 from motab_jax.data.tokenizer import check_same_tokenizer, decode, load_tokenizer, stop_ids, token_bytes, vocab_size
@@ -23,81 +24,90 @@ from motab_jax.rollout import RolloutConfig
 from motab_jax.runtime.distributed import barrier
 from motab_jax.runtime.mesh import check_heads, make_mesh
 from motab_jax.session.placement import layout, serving, teacher_serving
-from motab_jax.session.rollout_config import rollout_config
+from motab_jax.session.rollout_config import make_rollout_config
 
-LOADING = 3600  # seconds that processes wait for each other to download and read the models
+LOADING_SECONDS = 3600  # that processes wait for each other to download and read the models
 
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """A run's models and the text rules they share."""
+    """A run's models, and what they share."""
 
     config: Config
-    mesh: Any
+    mesh: Mesh
     student: Model  # in the update layout
-    teacher: Model | None  # in the serve layout; None where nothing asks for it
-    tokenizer: Any
-    source: str  # folder or hub id that the student's other files come from
-    stop: int  # the token that ends a text
-    vocab_size: int
-    rollout: RolloutConfig
-    serving: Callable[[Params], Model]  # jitted
+    teacher: Model | None  # in the serving layout; None where it is not needed
+    tokenizer: Any  # transformers'
+    source: str  # folder or hub id of the student: an export takes its other files from there
+    stop_id: int  # the token that ends a given completion
+    vocab_size: int  # of the tokenizer; a model's padded vocabulary may be larger
+    rollout_config: RolloutConfig
+    to_serving: Callable[[Params], Model]  # jitted: the student's parameters to a model in the serving layout
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
+        """The text of token ids, without special tokens."""
         return decode(self.tokenizer, tokens)
 
-    def serve(self, params) -> Model:
-        """The student in serving form, laid out for generation: new arrays, once a step."""
-        return self.serving(params)
+    def serve(self, params: Params) -> Model:
+        """The student with these parameters in the serving layout: new arrays at each call."""
+        return self.to_serving(params)
 
 
 def open_session(config: Config, *, teacher: bool | None = None) -> Session:
     """Load both models and check that they fit each other, the tokenizer and the mesh.
 
-    teacher: whether its weights are needed; None: as `needs_teacher` says. A teacher that is named and not needed still
-    has its say on the tokenizer and the stop tokens, so that all methods end a text alike.
+    If teacher.path is set but its weights aren't needed, its tokenizer and stop tokens are still used, so that all
+    methods end a completion alike.
+
+    Args:
+      config: the run's configuration.
+      teacher: whether the teacher's weights are needed; None: as `needs_teacher` says.
+
+    Raises:
+      UserError: a folder, a model, the tokenizers or the mesh do not fit, with the key or the file.
     """
     sizes = config.mesh
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, dcn_data=sizes.dcn_data)
     needed = needs_teacher(config) if teacher is None else teacher or config.student.init_from_teacher is not None
     student_path, teacher_path = model_paths(config, teacher=needed)
     tokenizer = load_tokenizer(teacher_path or student_path)
-    stops = stop_ids(tokenizer, teacher_path or student_path)
-    stop = stops[0]
+    ends = stop_ids(tokenizer, teacher_path or student_path)
+    stop_id = ends[0]
     if teacher_path not in (None, student_path):
         check_same_tokenizer(load_tokenizer(student_path), tokenizer)
-        stops = tuple(sorted({*stops, *stop_ids(tokenizer, student_path)}))
+        ends = tuple(sorted({*ends, *stop_ids(tokenizer, student_path)}))
     size = vocab_size(tokenizer)
-    master = _load(teacher_path, config.teacher.dtype, mesh) if needed and teacher_path else None
-    student = _load_student(config, student_path, master, mesh)
-    for role, model, path in (("student", student, student_path), ("teacher", master, teacher_path)):
+    teacher_model = _load(teacher_path, config.teacher.dtype, mesh) if needed and teacher_path else None
+    student = _load_student(config, student_path, teacher_model, mesh)
+    for role, model, path in (("student", student, student_path), ("teacher", teacher_model, teacher_path)):
         if model is not None:
             _check_model(config, role, model, str(path), size)
             check_heads(mesh.shape["tensor"], *model.config.heads, f"the {role}'s ({path})")
-    if master is not None:
-        master = teacher_serving(
-            mesh, master.config, scan_layers=config.rollout.scan_layers, int8=config.teacher.quantize == "int8"
-        )(master.params)
-    barrier("the models are loaded", LOADING)
+    if teacher_model is not None:
+        teacher_model = teacher_serving(
+            mesh, teacher_model.config, scan_layers=config.rollout.scan_layers, int8=config.teacher.quantize == "int8"
+        )(teacher_model.params)
+    barrier("the models are loaded", LOADING_SECONDS)
     update = layout(mesh, student.config, "update")
     student = Model(jax.jit(lambda params: params, out_shardings=update)(student.params), student.config)
     return Session(
         config=config,
         mesh=mesh,
         student=student,
-        teacher=master,
+        teacher=teacher_model,
         tokenizer=tokenizer,
         source=str(student_path),
-        stop=stop,
+        stop_id=stop_id,
         vocab_size=size,
-        rollout=rollout_config(config, token_bytes(tokenizer)[:size], stops, mesh),
-        serving=serving(mesh, student.config, scan_layers=config.rollout.scan_layers, dtype=config.rollout.serve_dtype),
+        rollout_config=make_rollout_config(config, token_bytes(tokenizer)[:size], ends, mesh),
+        to_serving=serving(
+            mesh, student.config, scan_layers=config.rollout.scan_layers, dtype=config.rollout.serve_dtype
+        ),
     )
 
 
 def needs_teacher(config: Config) -> bool:
-    """Whether training asks anything of the teacher's weights."""
+    """Whether training uses the teacher's weights: for a loss, for monitoring, to generate, or to make the student."""
     objective, rollout = config.objective, config.rollout
     losses = (objective.student_loss, objective.teacher_loss, objective.flawed_loss)
     return (
@@ -110,35 +120,44 @@ def needs_teacher(config: Config) -> bool:
 
 
 def model_paths(config: Config, *, teacher: bool = True) -> tuple[str | Path, str | Path | None]:
-    """(student, teacher) folders or hub ids; with neither named, the shipped pair.
+    """Folders or hub ids of both models; with neither named, the shipped pair.
 
-    teacher: whether one is needed; None in its place where it is neither needed nor named.
+    Args:
+      config: the run's configuration.
+      teacher: whether a teacher is needed.
+
+    Returns:
+      (student, teacher); the teacher is None where it is neither named nor needed.
+
+    Raises:
+      UserError: the keys contradict each other, or name a teacher and no student.
     """
-    student, master = config.student.path, config.teacher.path
+    student, named_teacher = config.student.path, config.teacher.path
     if config.student.init_from_teacher is not None:
         if student is not None:
             raise UserError("student.path and student.init_from_teacher are both set; keep one of them")
-        student = master or str(TEACHER)
-    if student is None and master is None:
+        student = named_teacher or str(TEACHER)
+    if student is None and named_teacher is None:
         return STUDENT, TEACHER
     if student is None:
         raise UserError("teacher.path is set but student.path is not; name a folder or hub id, or init_from_teacher")
-    return student, master or (TEACHER if teacher else None)
+    return student, named_teacher or (TEACHER if teacher else None)
 
 
-def _load(path: str | Path, dtype: str, mesh) -> Model:
-    """A model, of which each process has read about its own share."""
+def _load(path: str | Path, dtype: str, mesh: Mesh) -> Model:
+    """A model; each process reads about its own share of the weights."""
     return Model(*load_pretrained(path, dtype, shardings=functools.partial(load_shardings, mesh)))
 
 
-def _load_student(config: Config, path: str | Path, teacher: Model | None, mesh) -> Model:
-    cut = config.student.init_from_teacher
-    if cut is None or teacher is None:
+def _load_student(config: Config, path: str | Path, teacher: Model | None, mesh: Mesh) -> Model:
+    """The student of a folder, or of some of the teacher's layers."""
+    chosen = config.student.init_from_teacher
+    if chosen is None or teacher is None:
         return _load(path, config.student.dtype, mesh)
-    if "layers" not in cut:
+    if "layers" not in chosen:
         raise UserError("student.init_from_teacher needs 'layers', for example {layers: [0, 2, 4]}")
-    params, shape = init_from_teacher(teacher.params, teacher.config, cut["layers"])
-    return Model(jax.tree.map(lambda x: jnp.array(x, config.student.dtype), params), shape)
+    params, model_config = init_from_teacher(teacher.params, teacher.config, chosen["layers"])
+    return Model(jax.tree.map(lambda x: jnp.array(x, config.student.dtype), params), model_config)
 
 
 def _check_model(config: Config, role: str, model: Model, path: str, size: int) -> None:
@@ -157,12 +176,18 @@ def _check_model(config: Config, role: str, model: Model, path: str, size: int) 
 
 
 def transition_ids(session: Session) -> list[int]:
-    """The transition text's tokens; UserError if the tokenizer can't write it and a stitched target needs it."""
+    """The token ids of the transition text; none where the target is not stitched.
+
+    Raises:
+      UserError: the tokenizer does not give the text back.
+    """
     text, tokenizer = session.config.objective.transition_text, session.tokenizer
     if not text or session.config.objective.target != "stitched":
         return []
     ids = list(tokenizer.encode(text, add_special_tokens=False))
-    back = session.decode(ids)
-    if back.strip() != text.strip():
-        raise UserError(f"objective.transition_text = {text!r}: the tokenizer turns it into {back!r}; choose another")
+    decoded = session.decode(ids)
+    if decoded.strip() != text.strip():
+        raise UserError(
+            f"objective.transition_text = {text!r}: the tokenizer turns it into {decoded!r}; choose another"
+        )
     return ids

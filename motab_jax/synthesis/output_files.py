@@ -1,4 +1,4 @@
-"""The files that `synthesize` is asked for, checked before any work and made of the finished record log."""
+"""The output files of `synthesize`: checked before any work, derived from the complete record log at the end."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from motab_jax.synthesis.record_log import RecordLog
 
 @dataclasses.dataclass(frozen=True)
 class OutputFiles:
-    """The files that the command names."""
+    """The output files of one command; see `python -m motab_jax.synthesize --help`."""
 
     output: Path
     sft: Path | None = None
@@ -24,62 +24,67 @@ class OutputFiles:
 
     @property
     def parquet(self) -> bool:
+        """Whether the output is a Parquet file."""
         return self.output.suffix == ".parquet"
 
     @property
     def sidecar(self) -> Path:
-        """Where the configuration of the records lies."""
+        """The file that holds the configuration of the record log."""
         return self.output.with_name(self.output.name + ".config.yaml")
 
     @property
     def log(self) -> Path:
-        """The file of all records: the output itself, unless that is made of it."""
+        """The record log: the output itself, or a file beside it that the output is derived from."""
         apart = self.parquet or self.only_correct
         return self.output.with_name(self.output.name + ".all.jsonl") if apart else self.output
 
 
-def check_files(wanted: OutputFiles) -> None:
+def check_files(files: OutputFiles) -> None:
     """Raise UserError where one of the files can't be written, and where two of them would be the same."""
-    named = {"output": wanted.output, "sft": wanted.sft, "preferences": wanted.preferences}
+    named = {"output": files.output, "sft": files.sft, "preferences": files.preferences}
     paths = {word: path for word, path in named.items() if path is not None}
     for word, path in paths.items():
         check_writable(word, path)
-    written = [*paths.values(), wanted.sidecar, *([wanted.log] if wanted.log != wanted.output else [])]
+    written = [*paths.values(), files.sidecar, *([files.log] if files.log != files.output else [])]
     if len({path.resolve() for path in written}) < len(written):
         words = ", ".join(f"{word}={path}" for word, path in paths.items())
         raise UserError(f"{words}: these files would overwrite each other; name a different one for each")
-    _check_kind(wanted)
+    _check_kind(files)
 
 
-def _check_kind(wanted: OutputFiles) -> None:
-    """UserError where the output is the file of all records and should be made of one, or the other way round."""
-    whole = dataclasses.replace(wanted, only_correct=True).log
-    if wanted.log == wanted.output and whole.exists():
-        raise UserError(f"{wanted.output} belongs to a run with only_correct=true ({whole.name}); name a new file")
-    if wanted.log != wanted.output and not wanted.log.exists() and wanted.output.exists():
+def _check_kind(files: OutputFiles) -> None:
+    """UserError where the output is the record log of an earlier run and should be derived from one, or vice versa."""
+    filtered_log = dataclasses.replace(files, only_correct=True).log
+    if files.log == files.output and filtered_log.exists():
         raise UserError(
-            f"{wanted.output} exists already, and {wanted.log.name}, the records it would be made of, does not; "
+            f"{files.output} belongs to a run with only_correct=true ({filtered_log.name}); name a new file"
+        )
+    if files.log != files.output and not files.log.exists() and files.output.exists():
+        raise UserError(
+            f"{files.output} exists already, and {files.log.name}, the records it would be made of, does not; "
             "move it away or name a new file"
         )
 
 
-def write_derived(wanted: OutputFiles, log: RecordLog, prompts: list[Prompt]) -> None:
-    """Make, of the finished log, each file that is wanted besides it, and say what is where."""
-    found = functools.partial(derived_files.wanted_records, log.path, wanted.only_correct)
-    counts = {wanted.output: log.total}
-    if wanted.parquet:
-        counts[wanted.output] = derived_files.write_parquet(wanted.output, (record for _, record in found()), prompts)
-    elif wanted.only_correct:
-        counts[wanted.output] = derived_files.write_lines(wanted.output, (line for line, _ in found()))
-    if wanted.sft is not None:
-        chats = (derived_files.to_line(derived_files.chat(record)) for _, record in found())
-        counts[wanted.sft] = derived_files.write_lines(wanted.sft, chats)
-    if wanted.preferences is not None:
-        text_of = functools.partial(decode, load_tokenizer(model_paths(log.config)[1]))
+def write_derived(files: OutputFiles, log: RecordLog, prompts: list[Prompt]) -> None:
+    """Write each requested file that is derived from the complete log; print each file's number of lines."""
+    records = functools.partial(derived_files.wanted_records, log.path, files.only_correct)
+    counts = {files.output: log.total}
+    if files.parquet:
+        counts[files.output] = derived_files.write_parquet(files.output, (record for _, record in records()), prompts)
+    elif files.only_correct:
+        counts[files.output] = derived_files.write_lines(files.output, (line for line, _ in records()))
+    if files.sft is not None:
+        chats = (derived_files.to_line(derived_files.chat(record)) for _, record in records())
+        counts[files.sft] = derived_files.write_lines(files.sft, chats)
+    if files.preferences is not None:
+        student, teacher = model_paths(log.config)
         pairs_of = functools.partial(
-            derived_files.preference_pairs, decode=text_of, templated=log.config.data.chat_template
+            derived_files.preference_pairs,
+            decode=functools.partial(decode, load_tokenizer(teacher or student)),
+            templated=log.config.data.chat_template,
         )
-        pairs = (derived_files.to_line(pair) for _, record in found() for pair in pairs_of(record))
-        counts[wanted.preferences] = derived_files.write_lines(wanted.preferences, pairs)
+        pairs = (derived_files.to_line(pair) for _, record in records() for pair in pairs_of(record))
+        counts[files.preferences] = derived_files.write_lines(files.preferences, pairs)
     for path, count in counts.items():
-        print(f"{path}: {count} lines" if path != wanted.output else f"{path}: {count} of {log.total} records")
+        print(f"{path}: {count} lines" if path != files.output else f"{path}: {count} of {log.total} records")

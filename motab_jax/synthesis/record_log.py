@@ -1,7 +1,7 @@
-"""The file of records that `synthesize` fills as it goes: where it stands, whether it may go on, and going on with it.
+"""The record log: the file that `synthesize` appends to, and how a stopped run resumes with it.
 
-One line a trajectory, the samples of the first prompt first, so line n is trajectory n and the number of lines says
-what is left to do. Beside it lies the configuration that wrote it. Left out: what a record is (rollout/record.py).
+One line for each trajectory, the samples of the first prompt first: line n is trajectory n, and the number of lines
+says what is left to do. A file beside it holds the configuration. Left out: what a record is (rollout/record.py).
 """
 
 import contextlib
@@ -27,8 +27,8 @@ FIELDS = (
     *("finish_reason", "correct"),
 )
 
-# Keys and sections that may differ when a file is gone on with. A trajectory depends on its prompt, its sample number
-# and run.seed, not on its batch or on what is made of it later. Prompts are compared themselves: more may be asked for.
+# Keys and sections that may differ when a file is resumed. A trajectory depends on its prompt, its sample number and
+# run.seed, not on its batch or on what is derived from it. The prompts themselves are compared, and there may be more.
 FREE = frozenset(
     {
         *("method", "optimizer", "mesh", "eval", "log", "data.count", "data.max_prompt_tokens"),
@@ -43,25 +43,25 @@ FREE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class RecordLog:
-    """A file of records, whole or begun, that belongs to a configuration and its prompts."""
+    """A file of records, complete or not, with the configuration that it belongs to."""
 
     path: Path
-    sidecar: Path
+    sidecar: Path  # the file that holds the configuration
     config: Config
-    total: int  # trajectories, in all
-    done: int  # of them the file holds
-    kept: int  # bytes of those
-    size: int  # bytes of the file; more than `kept` where a last line is half
+    total: int  # trajectories in all
+    done: int  # trajectories that the file holds
+    valid_bytes: int  # of those
+    size: int  # bytes of the file; more than `valid_bytes` where the last line is incomplete
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[BinaryIO]:
-        """The file, ready to be appended to: locked, its configuration beside it, a half last line cut off.
+        """The file, ready to be appended to: locked, its configuration written, an incomplete last line removed.
 
-        Of several processes the main one has it; what the others write goes nowhere.
+        Only the main process has the file; what the others write is discarded.
         """
         if not is_main():
-            with open(os.devnull, "wb") as nowhere:
-                yield nowhere
+            with open(os.devnull, "wb") as discarded:
+                yield discarded
             return
         try:
             file = self.path.open("ab")
@@ -69,21 +69,31 @@ class RecordLog:
             raise UserError(f"{self.path}: can't be written: {error.strerror}") from None
         with file:
             _lock(file, self)
-            if self.size > self.kept:
-                print(f"{self.path}: a half-written last line is cut off and computed again", file=sys.stderr)
-                file.truncate(self.kept)
+            if self.size > self.valid_bytes:
+                print(f"{self.path}: an incomplete last line is removed and computed again", file=sys.stderr)
+                file.truncate(self.valid_bytes)
             write_atomically(self.sidecar, dump_config(self.config))
             yield file
 
 
-def look(path: Path, sidecar: Path, config: Config, prompts: Sequence[Prompt]) -> RecordLog:
-    """What is in the file so far. UserError if it is damaged, of another configuration or of other prompts."""
+def open_existing(path: Path, sidecar: Path, config: Config, prompts: Sequence[Prompt]) -> RecordLog:
+    """The log as it is on disk, empty where there is no file.
+
+    Args:
+      path: of the log.
+      sidecar: the file beside it that holds its configuration.
+      config: the configuration of this command.
+      prompts: the prompts of this command, in order.
+
+    Raises:
+      UserError: the file is damaged, or belongs to another configuration or to other prompts.
+    """
     samples = config.rollout.samples_per_prompt
     total = len(prompts) * samples
     size = path.stat().st_size if path.exists() else 0
     if size:
         _check_configuration(path, sidecar, config)
-    done = kept = 0
+    done = valid_bytes = 0
     for line, record in itertools.islice(read_records(path), total) if size else ():
         prompt = prompts[done // samples]
         if (record["id"], record["sample"], record["prompt"]) != (prompt.id, done % samples, prompt.prompt):
@@ -91,14 +101,18 @@ def look(path: Path, sidecar: Path, config: Config, prompts: Sequence[Prompt]) -
                 f"{path}, line {done + 1}: this record is of prompt '{record['id']}', sample {record['sample']}, where "
                 f"prompt '{prompt.id}', sample {done % samples} belongs: the prompts have changed; name a new file"
             )
-        done, kept = done + 1, kept + len(line)
-    if done == total and kept < size:
+        done, valid_bytes = done + 1, valid_bytes + len(line)
+    if done == total and valid_bytes < size:
         raise UserError(f"{path} holds more than the {total} records asked for; raise data.count, or name a new file")
-    return RecordLog(path, sidecar, config, total, done, kept, size)
+    return RecordLog(path, sidecar, config, total, done, valid_bytes, size)
 
 
 def read_records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """(line, record) of all whole lines; a last line without its end is left out. UserError names a broken line."""
+    """(line, record) of all complete lines; a last line without a newline is left out.
+
+    Raises:
+      UserError: a line is not a record; the message has its number.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
@@ -130,11 +144,11 @@ def _check_configuration(path: Path, sidecar: Path, config: Config) -> None:
 
 
 def _lock(file: BinaryIO, log: RecordLog) -> None:
-    """Keep the file to this process until it is closed; another one may have got hold of it since it was read."""
+    """Lock the file until it is closed. Another process may have opened it since it was read."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mine = os.fstat(file.fileno()).st_size == log.size
+        locked = os.fstat(file.fileno()).st_size == log.size
     except BlockingIOError:
-        mine = False
-    if not mine:
+        locked = False
+    if not locked:
         raise UserError(f"{log.path}: another process is writing to it; wait for that one, or name a new file")

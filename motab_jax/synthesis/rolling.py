@@ -1,4 +1,4 @@
-"""Rolling out what a record log lacks, batch by batch."""
+"""`synthesize` at work: roll out what a record log lacks, batch by batch, then write the files derived from it."""
 
 import dataclasses
 import functools
@@ -25,18 +25,29 @@ from motab_jax.session.prompts import EncodedPrompts, read_prompts, training_pro
 from motab_jax.session.session import Session, open_session
 from motab_jax.synthesis import derived_files
 from motab_jax.synthesis.output_files import OutputFiles, write_derived
-from motab_jax.synthesis.record_log import RecordLog, look
+from motab_jax.synthesis.record_log import RecordLog, open_existing
 from motab_jax.synthesis.records import make_record
 
 
 def synthesize(config: Config, files: OutputFiles) -> int:
-    """Write the record log, from where it stands to its end, and the files made of it; returns the exit status."""
-    _check_writer(config)
+    """Complete the record log and write the files derived from it.
+
+    Args:
+      config: the resolved configuration.
+      files: where to write.
+
+    Returns:
+      The exit status: 0 where all is written, 75 where a signal stopped it between two batches.
+
+    Raises:
+      UserError: something is wrong with the configuration, the models, the prompts or the files.
+    """
+    _check_generator(config)
     prompts = read_prompts(config)
     if files.parquet:
         derived_files.prompt_type(prompts)
     initialize()
-    log = look(files.log, files.sidecar, config, prompts)
+    log = open_existing(files.log, files.sidecar, config, prompts)
     log = dataclasses.replace(log, done=from_main(log.done))
     console = Console(quiet=not is_main())
     if log.done < log.total:
@@ -50,13 +61,13 @@ def synthesize(config: Config, files: OutputFiles) -> int:
     return 0
 
 
-def _check_writer(config: Config) -> None:
-    """UserError for a recipe in which nobody writes."""
+def _check_generator(config: Config) -> None:
+    """UserError for a configuration in which neither model generates."""
     if config.rollout.on_policy == 0 and config.rollout.off_policy == "data":
         raise UserError(
             "rollout.on_policy=0 with rollout.off_policy=data (as method: sft sets them) trains on the data's own "
-            "completions: there is nothing to write; use rollout.off_policy=teacher (method: seqkd) or a method "
-            "whose student writes"
+            "completions: there is nothing to generate; use rollout.off_policy=teacher (method: seqkd) or a method "
+            "whose student generates"
         )
 
 
@@ -84,34 +95,35 @@ def _roll_out(log: RecordLog, config: Config, prompts: list[Prompt]) -> bool:
 
 
 def _batches(session: Session, encoded: EncodedPrompts, done: int) -> Iterator[tuple[range, Trajectory]]:
-    """(trajectory numbers, trajectories on the host) of every batch from the one that holds number `done` on.
+    """(trajectory numbers, trajectories on the host) of each batch, from the one that holds number `done` on.
 
-    Batches are cut the same way wherever the work begins: one that was written in part is rolled out again whole, as
-    the last bits of its numbers may depend on who else is in it.
+    Batches have the same rows wherever the work begins: one that was written in part is rolled out again as a whole,
+    because the last bits of its numbers may depend on the other rows.
     """
     config = session.config
     samples, size = config.rollout.samples_per_prompt, config.rollout.batch_size
-    total, key, write = len(encoded.prompts) * samples, jax.random.key(config.run.seed), _writer(session)
+    total, key = len(encoded.prompts) * samples, jax.random.key(config.run.seed)
+    generate = _make_generator(session)
     for start in range(done // size * size, total, size):
         jobs = range(start, min(start + size, total))
-        rows = [*jobs, *[jobs[-1]] * (size - len(jobs))]  # a last batch is filled up with its own last row
+        rows = [*jobs, *[jobs[-1]] * (size - len(jobs))]  # the last batch is padded with its own last row
         batch = encoded.batch([job // samples for job in rows], rows, session.mesh)
-        yield jobs, fetch(write(batch, key).slim(), session.mesh)
+        yield jobs, fetch(generate(batch, key).slim(), session.mesh)
 
 
-def _writer(session: Session) -> Callable[[Prompts, jax.Array], Trajectory]:
-    """Who writes: the student under the teacher's eye, or the teacher alone where no step is on-policy (`seqkd`)."""
-    # Records want the teacher's values and none of its distributions.
-    numbers = session.rollout.replace(
-        targets=dataclasses.replace(session.rollout.targets, kind="sampled"), score_after=False
+def _make_generator(session: Session) -> Callable[[Prompts, jax.Array], Trajectory]:
+    """The monitored student's rollout, or the teacher's alone where no step is on-policy (`seqkd`)."""
+    # Records hold the teacher's step values and none of its distributions.
+    rollout_config = session.rollout_config.replace(
+        targets=dataclasses.replace(session.rollout_config.targets, kind="sampled"), score_after=False
     )
     if session.config.rollout.on_policy == 0:
-        write = functools.partial(generate_with_teacher, score=False)
-        alone = jax.jit(run_per_group(write, session.mesh, (False, True, False)))
-        return lambda batch, key: alone(session.teacher, batch, key, numbers)
+        teacher_alone = functools.partial(generate_with_teacher, score=False)
+        program = jax.jit(run_per_group(teacher_alone, session.mesh, (False, True, False)))
+        return lambda batch, key: program(session.teacher, batch, key, rollout_config)
     program = jax.jit(run_per_group(rollout, session.mesh, (False, False, True, False)))
     student = session.serve(session.student.params)
-    return lambda batch, key: program(student, session.teacher, batch, key, numbers)
+    return lambda batch, key: program(student, session.teacher, batch, key, rollout_config)
 
 
 def _records(session: Session, encoded: EncodedPrompts, host: Trajectory, jobs: range) -> Iterator[tuple[int, Any]]:

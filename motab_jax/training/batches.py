@@ -1,6 +1,6 @@
-"""What a step trains on: its prompts, and who writes the text behind them.
+"""What a step trains on: its prompts, and where their completions come from.
 
-In on-policy steps the student does. The others take the data's completions, or what the teacher writes.
+In on-policy steps the student generates them. The others take the data's completions, or the teacher generates them.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ import random
 from collections.abc import Sequence
 
 import jax
+from jax.sharding import Mesh
 
 from motab_jax.config import Config
 from motab_jax.data.completions import encode_completions
@@ -16,59 +17,59 @@ from motab_jax.data.records import Prompt
 from motab_jax.rollout import Prompts
 from motab_jax.rollout.off_policy import Completions
 from motab_jax.runtime.mesh import local_row_indices, make_global_batch
-from motab_jax.session.prompts import EncodedPrompts, padded
+from motab_jax.session.prompts import EncodedPrompts, pad_rows
 from motab_jax.session.session import Session
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedCompletions:
-    """The data's completions, none longer than `width`; how many were cut for that, and what the longest would need."""
+    """The data's completions as token ids, truncated to rollout.max_new_tokens."""
 
     tokens: list[list[int]]
-    width: int
-    cut: int
-    longest: int
+    width: int  # rollout.max_new_tokens
+    truncated: int  # how many completions were longer
+    longest: int  # tokens of the longest, before truncation
 
     def __str__(self) -> str:
         return (
-            f"{self.cut} of {len(self.tokens)} completions are longer than rollout.max_new_tokens={self.width}: "
-            f"they are cut and have no stop token; the longest needs {self.longest}"
+            f"{self.truncated} of {len(self.tokens)} completions are longer than rollout.max_new_tokens={self.width}: "
+            f"they are truncated and have no stop token; the longest needs {self.longest}"
         )
 
-    def batch(self, indices: Sequence[int], mesh) -> Completions:
-        """The completions of these prompts, right-padded, rows over the mesh's batch axes, as of the prompts."""
-        mine = local_row_indices(mesh, len(indices))
-        part = Completions(*padded([self.tokens[indices[row]] for row in mine], self.width, left=False))
-        return make_global_batch(mesh, len(indices), part)
+    def batch(self, indices: Sequence[int], mesh: Mesh) -> Completions:
+        """The completions of these prompts on the devices, right-padded; each process fills in its own rows."""
+        local = local_row_indices(mesh, len(indices))
+        table = pad_rows([self.tokens[indices[row]] for row in local], self.width, left=False)
+        return Completions(*make_global_batch(mesh, len(indices), table))
 
 
 def training_completions(session: Session, prompts: list[Prompt]) -> EncodedCompletions | None:
-    """The prompts' completions, cut to rollout.max_new_tokens; None where no step trains on them."""
+    """The prompts' completions, truncated to rollout.max_new_tokens; None where no step trains on them."""
     config = session.config
     if config.rollout.on_policy == 1 or config.rollout.off_policy != "data":
         return None
-    tokens = encode_completions(prompts, session.tokenizer, stop=session.stop, path=config.data.path)
+    tokens = encode_completions(prompts, session.tokenizer, stop=session.stop_id, path=config.data.path)
     width, longest = config.rollout.max_new_tokens, max(len(ids) for ids in tokens)
-    cut = sum(len(ids) > width for ids in tokens)
-    return EncodedCompletions([ids[:width] for ids in tokens], width, cut, longest)
+    truncated = sum(len(ids) > width for ids in tokens)
+    return EncodedCompletions([ids[:width] for ids in tokens], width, truncated, longest)
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """The prompts of a step, laid out before the step's turn."""
+    """What one step trains on, on the devices."""
 
-    indices: list[int]
+    indices: list[int]  # of the prompts, before they are repeated for samples_per_prompt
     prompts: Prompts
     on_policy: bool
-    text: Completions | None  # what the data has behind the prompts, where the step trains on that
-    key: jax.Array
-    stream: dict[str, int]  # the stream's state behind them
+    completions: Completions | None  # the data's; None where student or teacher generate
+    key: jax.Array  # the step's PRNG key
+    stream: dict[str, int]  # the stream's state after this batch
     epoch: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """A run's batches, one a step, in the stream's order."""
+    """A run's batches, one for each step, in the stream's order."""
 
     session: Session
     prompts: EncodedPrompts
@@ -84,7 +85,7 @@ class Batches:
             indices=indices,
             prompts=self.prompts.batch(rows, range(len(rows)), mesh),
             on_policy=on_policy,
-            text=None if on_policy or self.completions is None else self.completions.batch(rows, mesh),
+            completions=None if on_policy or self.completions is None else self.completions.batch(rows, mesh),
             key=jax.random.fold_in(jax.random.key(config.run.seed), step - 1),
             stream=self.stream.get_state(),
             epoch=self.stream.epoch,
@@ -99,21 +100,21 @@ def open_batches(session: Session, prompts: EncodedPrompts) -> Batches:
 
 
 def is_on_policy(config: Config, step: int) -> bool:
-    """Whether the student writes in this step: drawn for the whole batch (GKD, arXiv 2306.13649, algorithm 1).
+    """Whether the student generates in this step: drawn for the whole batch (GKD, arXiv 2306.13649, algorithm 1).
 
-    A fixed function of run.seed and the step, so that a resumed run draws as the uninterrupted one would have.
+    A fixed function of run.seed and the step, so that a resumed run draws as an uninterrupted one does.
     """
     # A text seed is hashed the same way on every platform.
     return random.Random(f"policy/{config.run.seed}/{step}").random() < config.rollout.on_policy
 
 
 def fresh_prompts(config: Config) -> int:
-    """Prompts that a step takes from the stream."""
+    """How many prompts a step takes from the stream."""
     return config.rollout.batch_size // config.rollout.samples_per_prompt
 
 
 def with_steps(config: Config, prompts: int) -> Config:
-    """The configuration with run.steps as run.epochs asks for, over so many prompts; unchanged where it is empty."""
+    """The configuration with run.steps set for run.epochs passes over so many prompts; unchanged without run.epochs."""
     if config.run.epochs is None:
         return config
     steps = -(-config.run.epochs * prompts // fresh_prompts(config))

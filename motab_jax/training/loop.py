@@ -63,9 +63,13 @@ def train(config: Config, *, profile: bool = False) -> int:
             # Draw the first batch; time short rollouts, so that a step's seconds can be split into phases.
             first, stopped, pending, costs = int(state.step) + 1, False, None, None
             batch = run.batches.draw(first)
-            if programs.rollout is not None and first <= config.run.steps:
+            if config.rollout.on_policy > 0 and first <= config.run.steps:
                 costs = measure_phase_costs(
-                    programs.rollout, session.serve(state.params), session.teacher, batch.prompts, session.rollout
+                    programs.on_policy,
+                    session.serve(state.params),
+                    session.teacher,
+                    batch.prompts,
+                    session.rollout_config,
                 )
             profiled = min(first + 2, config.run.steps) if profile else None
             bar = opened.enter_context(Progress(config.run.steps, "train", done=first - 1, console=run.console))
@@ -80,13 +84,13 @@ def train(config: Config, *, profile: bool = False) -> int:
 
                     # Roll out: the student generates, the teacher monitors; in off-policy steps the text is given, or
                     # the teacher generates it. Nothing here waits for the device.
-                    rollout_config, dispatched = session.rollout, now()
+                    rollout_config, dispatched = session.rollout_config, now()
                     if progress.eps0 is not None:
                         rollout_config = rollout_config.replace(eps0=jnp.float32(progress.eps0))
                     if batch.on_policy:
                         student = session.serve(state.params)
                         clock.record("relayout", student.fused, dispatched=dispatched)
-                        trajectory = programs.rollout(
+                        trajectory = programs.on_policy(
                             student, session.teacher, batch.prompts, batch.key, rollout_config
                         )
                         caches = cache_bytes(student, session.teacher, batch.prompts, rollout_config)
@@ -94,9 +98,9 @@ def train(config: Config, *, profile: bool = False) -> int:
                     else:
                         clock.record("relayout", dispatched=dispatched)
                         trajectory = programs.off_policy(
-                            session.teacher, batch.prompts, batch.text, batch.key, rollout_config
+                            session.teacher, batch.prompts, batch.completions, batch.key, rollout_config
                         )
-                        generator = session.teacher if batch.text is None else None
+                        generator = session.teacher if batch.completions is None else None
                         caches = cache_bytes(generator, None, batch.prompts, rollout_config)
                     clock.record("rollout", trajectory.length)
 

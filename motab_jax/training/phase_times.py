@@ -1,9 +1,9 @@
-"""Where a rollout's seconds go. The loop is one program, so its phases can't be timed from outside while it runs.
+"""Where a rollout's seconds go: an estimate by phase, from a few short rollouts that are timed before the first step.
 
-Instead a few short rollouts of the same compiled program are timed once, before the first step: without the teacher,
-with a listening one, and with a boundary that every step fails. They give what a turn of each kind costs; a step's
-seconds are split in proportion to its turns times these costs. An estimate: it ignores that turns get dearer as texts
-grow, which holds for all kinds alike.
+The rollout is one program, so its phases can't be timed from outside while it runs. The same compiled program is timed
+without the teacher, with the teacher scoring, and with a boundary that every step fails. That gives what an iteration
+of each kind costs; a step's seconds are split in proportion to its iterations times these costs. Left out: iterations
+cost more as rows grow, for all kinds alike.
 """
 
 import dataclasses
@@ -21,61 +21,69 @@ from motab_jax.rollout.monitor import NO_BOUNDARY
 
 @dataclasses.dataclass(frozen=True)
 class PhaseCosts:
-    """Seconds: of a rollout's beginning, and of each turn more."""
+    """Seconds of a rollout's beginning (prefill and the first iteration) and of each further iteration, by phase."""
 
     student_begin: float
-    student_turn: float
+    student_iteration: float
     scoring_begin: float
-    scoring_turn: float
-    writing_turn: float
+    scoring_iteration: float
+    teacher_iteration: float
 
     def split(self, seconds: float, counters: Counters) -> dict[str, float]:
-        """The seconds of a rollout by phase: student decode, teacher scoring, teacher writing."""
-        turns = float(counters.student_iterations)
+        """Split the seconds of a rollout into student_decode, teacher_scoring and teacher_writing."""
+        iterations = float(counters.student_iterations)
         shares = {
-            "student_decode": self.student_begin + turns * self.student_turn,
-            "teacher_scoring": self.scoring_begin + turns * self.scoring_turn,
-            "teacher_writing": float(counters.teacher_iterations) * self.writing_turn,
+            "student_decode": self.student_begin + iterations * self.student_iteration,
+            "teacher_scoring": self.scoring_begin + iterations * self.scoring_iteration,
+            "teacher_writing": float(counters.teacher_iterations) * self.teacher_iteration,
         }
         total = sum(shares.values())
         return {name: seconds * share / total if total > 0 else 0.0 for name, share in shares.items()}
 
 
 def split_off_policy(seconds: float, counters: Counters) -> dict[str, float]:
-    """The same of a step whose text the student did not write: all of it the teacher's writing, or else its reading."""
-    wrote, read = float(counters.teacher_iterations) > 0, float(counters.teacher_scored) > 0
+    """The same for an off-policy step: all seconds are the teacher's, generating or else scoring."""
+    generated, scored = float(counters.teacher_iterations) > 0, float(counters.teacher_scored) > 0
     return {
         "student_decode": 0.0,
-        "teacher_scoring": seconds if read and not wrote else 0.0,
-        "teacher_writing": seconds if wrote else 0.0,
+        "teacher_scoring": seconds if scored and not generated else 0.0,
+        "teacher_writing": seconds if generated else 0.0,
     }
 
 
 def measure_phase_costs(
     program: Callable, student: Model, teacher: Model | None, prompts: Prompts, config: RolloutConfig
 ) -> PhaseCosts:
-    """Time short rollouts of the compiled program; `config.skip_teacher` must be an array, `prompts.limits` too."""
+    """Time short rollouts of the compiled program.
+
+    Args:
+      program: the on-policy rollout, jitted: (student, teacher, prompts, key, config) -> trajectories.
+      student: in the serving layout.
+      teacher: in the serving layout, or None.
+      prompts: a batch; its limits are set, so that shorter ones need no other program.
+      config: the engine's; `skip_teacher` is set, for the same reason.
+    """
     size = min(config.segment_tokens, config.max_new_tokens // 2)
 
     def timed(segments: int, *, skip_teacher: bool, strict: bool = False) -> float:
-        bar = NO_BOUNDARY if config.monitor.alarm_is_high != strict else -NO_BOUNDARY
-        numbers = dataclasses.replace(
-            config, skip_teacher=jnp.array(skip_teacher), eps0=jnp.float32(bar), theta=jnp.float32(0.0)
+        eps0 = NO_BOUNDARY if config.monitor.alarm_is_high != strict else -NO_BOUNDARY
+        short_config = dataclasses.replace(
+            config, skip_teacher=jnp.array(skip_teacher), eps0=jnp.float32(eps0), theta=jnp.float32(0.0)
         )
-        short = prompts.replace(limits=jnp.full_like(prompts.limits, segments * size))
-        return min(_seconds(program, student, teacher, short, numbers) for _ in range(3))
+        short = prompts.replace(limits=jnp.full_like(prompts.lengths, segments * size))
+        return min(_seconds(program, student, teacher, short, short_config) for _ in range(3))
 
     one, two = timed(1, skip_teacher=True), timed(2, skip_teacher=True)
-    turn = max(two - one, 0.0)
-    heard = timed(1, skip_teacher=False)
-    more = max(timed(2, skip_teacher=False) - heard - turn, 0.0) if config.monitor.enabled else 0.0
-    strict = timed(1, skip_teacher=False, strict=True) if config.max_rewinds else heard
+    iteration = max(two - one, 0.0)
+    scored = timed(1, skip_teacher=False)
+    more = max(timed(2, skip_teacher=False) - scored - iteration, 0.0) if config.monitor.enabled else 0.0
+    strict = timed(1, skip_teacher=False, strict=True) if config.max_rewinds else scored
     return PhaseCosts(
-        student_begin=max(one - turn, 0.0),
-        student_turn=turn,
-        scoring_begin=max(heard - one - more, 0.0),
-        scoring_turn=more,
-        writing_turn=max(strict - heard, 0.0),
+        student_begin=max(one - iteration, 0.0),
+        student_iteration=iteration,
+        scoring_begin=max(scored - one - more, 0.0),
+        scoring_iteration=more,
+        teacher_iteration=max(strict - scored, 0.0),
     )
 
 

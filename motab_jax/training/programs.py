@@ -1,4 +1,7 @@
-"""The run's jitted programs: rollout, its like for text of others, update; and the training state they work on."""
+"""The run's jitted programs: the on-policy rollout, the off-policy one, the update; and the training state's layout.
+
+Left out: the evaluation's program (evaluation/evaluator.py).
+"""
 
 import dataclasses
 import functools
@@ -31,30 +34,30 @@ from motab_jax.runtime.mesh import batch_shard_count, batch_sharding, platform_o
 from motab_jax.session.placement import layout
 from motab_jax.session.session import Session, transition_ids
 
-SAMPLES = 3  # rows of a step that are described in full
+SAMPLES = 3  # rows of a step that can be logged as sample trajectories
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The run's jitted programs, each compiled once, and the schedule for the log."""
+    """A run's jitted programs, each compiled once, and what they are called with."""
 
-    rollout: Callable | None  # None: no step is on-policy
-    off_policy: Callable | None  # None: every step is
-    boundary: Callable | None  # (eps0, step table) -> the next eps0; None: it stays
-    init: Callable  # the student's parameters, which it uses up -> the state a run begins with
-    state: TrainState  # its shapes, dtypes and shardings (the layout `update`)
-    update: Callable
-    describe: Callable  # slim trajectories -> (figures, numbers of some rows, those rows), on every host
-    schedule: Callable
-    teacher_head: Any
+    on_policy: Any  # (student, teacher, prompts, key, config) -> trajectories; None: no step is on-policy
+    off_policy: Any  # (teacher, prompts, completions, key, config) -> trajectories; None: every step is
+    boundary: Callable | None  # (eps0, step table) -> the next eps0; None: eps0 stays
+    init: Callable  # the student's parameters, donated -> the training state of a fresh run
+    state: TrainState  # shapes, dtypes and shardings of the training state (the layout `update`)
+    update: Callable  # (state, donated; teacher head; trajectories) -> (state, figures)
+    describe: Callable  # slim trajectories -> (statistics, indices of some rows, those rows), replicated
+    schedule: Callable  # step, from 0 -> learning rate
+    teacher_head: Any  # what the loss needs of the teacher's weights; None: nothing
 
 
 def make_objective(config: Config, vocab_size: int) -> Objective:
-    """The objective section as the loss's static numbers."""
+    """The objective of the configuration, for a vocabulary of the tokenizer's size."""
     section = config.objective
 
-    def loss(found: LossSection) -> TokenLoss:
-        return TokenLoss(found.name, found.weight, found.reverse_weight, found.gate)
+    def loss(section: LossSection) -> TokenLoss:
+        return TokenLoss(section.name, section.weight, section.reverse_weight, section.gate)
 
     return Objective(
         student=loss(section.student_loss),
@@ -68,7 +71,11 @@ def make_objective(config: Config, vocab_size: int) -> Objective:
 
 
 def make_programs(session: Session) -> Programs:
-    """The programs. Nothing is compiled yet; the models' weights may be shapes alone."""
+    """Make the programs; nothing is compiled yet, and the models' weights may be ShapeDtypeStructs.
+
+    Raises:
+      UserError: the losses need what rollout.targets does not keep, or the tokenizer can't write the transition text.
+    """
     section = session.config.optimizer
     schedule = make_schedule(
         section.schedule, peak=section.learning_rate, floor=section.min_learning_rate,
@@ -83,18 +90,18 @@ def make_programs(session: Session) -> Programs:
     def begin(params) -> TrainState:
         return init_state(params, optimizer)
 
-    state = _lay_out(session, jax.eval_shape(begin, session.student.params))
-    places = jax.tree.map(lambda x: x.sharding, state)
+    state = _with_shardings(session, jax.eval_shape(begin, session.student.params))
+    shardings = jax.tree.map(lambda x: x.sharding, state)
     head = select_teacher_head(session.teacher, objective)
-    on_policy, off_policy = _writers(session, score=head is not None)
+    on_policy, off_policy = _rollout_programs(session, score=head is not None)
     train_step = _train_step(session, optimizer, objective)
     return Programs(
-        rollout=on_policy,
+        on_policy=on_policy,
         off_policy=off_policy,
         boundary=_boundary(session),
-        init=jax.jit(begin, donate_argnums=0, out_shardings=places),
+        init=jax.jit(begin, donate_argnums=0, out_shardings=shardings),
         state=state,
-        update=jax.jit(train_step, donate_argnums=0, out_shardings=(places, None)),
+        update=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
         describe=jax.jit(_describe, out_shardings=replicated(session.mesh)),
         schedule=schedule,
         teacher_head=head,
@@ -102,10 +109,10 @@ def make_programs(session: Session) -> Programs:
 
 
 def _train_step(session: Session, optimizer, objective: Objective) -> Callable:
-    """The function (state, teacher's head, trajectory) -> (state, figures)."""
+    """The update: (state, teacher head, trajectories) -> (state, figures)."""
     config, section = session.config, session.config.optimizer
     transition = jnp.asarray(transition_ids(session), jnp.int32)
-    # On a CPU writing activations to memory and back costs more than computing them again.
+    # On a CPU storing activations costs more time than computing them again.
     remat = section.remat or ("full" if platform_of(session.mesh) == "cpu" else "none")
     update = make_update(
         session.student.config, optimizer, objective, accumulate=section.accumulate, remat=remat,
@@ -113,11 +120,13 @@ def _train_step(session: Session, optimizer, objective: Objective) -> Callable:
         groups=batch_shard_count(session.mesh), mesh=session.mesh,
     )  # fmt: skip
     target = config.objective.target
-    room = config.rollout.max_new_tokens if target == "spliced" else None
+    max_tokens = config.rollout.max_new_tokens if target == "spliced" else None
     logprobs = objective.needs_logprob and config.rollout.targets != "hidden"
 
-    def train_step(state: TrainState, teacher_head, trajectory):
-        batch = build_targets(trajectory, target=target, transition=transition, max_tokens=room, logprobs=logprobs)
+    def train_step(state: TrainState, teacher_head: Any, trajectory: Trajectory):
+        batch = build_targets(
+            trajectory, target=target, transition=transition, max_tokens=max_tokens, logprobs=logprobs
+        )
         return update(state, teacher_head, batch)
 
     return train_step
@@ -128,30 +137,29 @@ def _describe(trajectory: Trajectory):
 
 
 def _boundary(session: Session) -> Callable | None:
-    """The program that lets the boundary follow the steps' values, if it is to."""
+    """The program that moves eps0 towards a quantile of the step values; None unless monitor.boundary is `quantile`."""
     section = session.config.monitor
     if not section.enabled or section.boundary != "quantile":
         return None
-    high = session.rollout.monitor.alarm_is_high
+    high = session.rollout_config.monitor.alarm_is_high
     return jax.jit(functools.partial(next_boundary, rate=section.rate, pace=section.pace, alarm_is_high=high))
 
 
-def _writers(session: Session, *, score: bool) -> tuple[Callable | None, Callable | None]:
-    """The programs of on-policy and of other steps, each None where there is no such step.
+def _rollout_programs(session: Session, *, score: bool) -> tuple[Callable | None, Callable | None]:
+    """The programs of on-policy and off-policy steps; None where there is no such step.
 
-    The second is called with (teacher, prompts, the data's completions or None, key, numbers); score: whether the loss
-    compares with the teacher's distributions, for which it must score completions not its own.
+    score: the loss compares with the teacher's distributions, so the teacher scores completions that it didn't write.
     """
-    places = _places(session)
+    shardings = _trajectory_shardings(session)
     on_policy = run_per_group(rollout, session.mesh, (False, False, True, False))
 
     def generate(*arguments):  # compilations are counted by the function's name, whatever the mesh
         return on_policy(*arguments)
 
-    def score_or_generate(teacher, prompts, text, key, numbers):
-        if text is None:
-            return generate_with_teacher(teacher, prompts, key, numbers, score=score)
-        return from_completions(teacher, prompts, text, numbers, score=score)
+    def score_or_generate(teacher, prompts, completions, key, config):
+        if completions is None:
+            return generate_with_teacher(teacher, prompts, key, config, score=score)
+        return from_completions(teacher, prompts, completions, config, score=score)
 
     off_policy = run_per_group(score_or_generate, session.mesh, (False, True, True, False))
 
@@ -159,35 +167,35 @@ def _writers(session: Session, *, score: bool) -> tuple[Callable | None, Callabl
         return off_policy(*arguments)
 
     share = session.config.rollout.on_policy
-    on, off = jax.jit(generate, out_shardings=places), jax.jit(complete, out_shardings=places)
+    on, off = jax.jit(generate, out_shardings=shardings), jax.jit(complete, out_shardings=shardings)
     return on if share > 0 else None, off if share < 1 else None
 
 
-def _places(session: Session) -> Trajectory:
-    """Where trajectories lie, of whatever program, or the update would be compiled for each: rows with their group.
+def _trajectory_shardings(session: Session) -> Trajectory:
+    """Output shardings of both rollout programs; they must match, or the update compiles once for each.
 
-    The teacher's states, much the largest, are also cut over `tensor`.
+    Rows are sharded over the batch axes; the teacher's states, by far the largest array, over `tensor` as well.
     """
     rows, teacher = batch_sharding(session.mesh), session.teacher
     by_field: dict[str, Any] = dict.fromkeys(Trajectory.__dataclass_fields__, rows)
-    places = Trajectory(**by_field)
+    shardings = Trajectory(**by_field)
     if teacher is not None and teacher.config.width % session.mesh.shape["tensor"] == 0:
         hidden = NamedSharding(session.mesh, PartitionSpec(*rows.spec, None, "tensor"))
-        places = dataclasses.replace(places, teacher_hidden=hidden)
-    return dataclasses.replace(places, counters=replicated(session.mesh))
+        shardings = dataclasses.replace(shardings, teacher_hidden=hidden)
+    return dataclasses.replace(shardings, counters=replicated(session.mesh))
 
 
-def _lay_out(session: Session, state: TrainState) -> TrainState:
-    """The state's shapes with their places: parameters and moments in the update layout, all else on all devices."""
-    places = layout(session.mesh, session.student.config, "update")
-    structure = jax.tree.structure(places)
+def _with_shardings(session: Session, state: TrainState) -> TrainState:
+    """The state's shapes with shardings: parameters and moments in the layout `update`, all else replicated."""
+    shardings = layout(session.mesh, session.student.config, "update")
+    structure = jax.tree.structure(shardings)
 
     def is_params(node) -> bool:
         return jax.tree.structure(node) == structure
 
-    def put(node):
+    def with_sharding(node):
         if is_params(node):
-            return jax.tree.map(lambda x, place: x.update(sharding=place), node, places)
+            return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), node, shardings)
         return node.update(sharding=replicated(session.mesh))
 
-    return jax.tree.map(put, state, is_leaf=is_params)
+    return jax.tree.map(with_sharding, state, is_leaf=is_params)

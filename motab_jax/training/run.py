@@ -71,7 +71,7 @@ def open_run(config: Config, compile_clock: CompileClock) -> Run:
     prompts, evaluator = training_prompts(session), _make_evaluator(session)
     session = dataclasses.replace(session, config=with_steps(config, len(prompts.prompts)))
     batches = open_batches(session, prompts)
-    if batches.completions is not None and batches.completions.cut:
+    if batches.completions is not None and batches.completions.truncated:
         console.out(str(batches.completions))
     programs = make_programs(session)
     learning_rates = np.asarray(jax.jit(jax.vmap(programs.schedule))(jnp.arange(session.config.run.steps)))

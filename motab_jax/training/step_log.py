@@ -119,7 +119,8 @@ def finish(run: Run, state: TrainState, progress: RunProgress, after: dict[str, 
 
 def _summary(run: Run, state: TrainState, progress: RunProgress, after: dict[str, Any] | None) -> dict[str, Any]:
     before, compiled = progress.before, run.compile_clock.read()
-    programs = {name: getattr(run.programs, name) for name in ("rollout", "off_policy", "update")}
+    programs = {name: getattr(run.programs, name) for name in ("off_policy", "update")}
+    programs["rollout"] = run.programs.on_policy
     programs["generate"] = None if run.evaluator is None else run.evaluator.generate
     return {
         "name": run.session.config.run.name,

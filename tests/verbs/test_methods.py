@@ -253,7 +253,7 @@ def test_a_long_completion_is_cut_and_counted(pair, tmp_path):
     assert session.teacher is None
     found = training_completions(session, training_prompts(session).prompts)
     texts = [session.tokenizer.encode(arithmetic.solution(p), add_special_tokens=False) for p in PROBLEMS]
-    whole = [[*ids, session.stop] for ids in texts]
+    whole = [[*ids, session.stop_id] for ids in texts]
     assert found is not None and found.tokens == [ids[:12] for ids in whole]
     longer = [len(ids) for ids in whole if len(ids) > 12]
     assert 0 < found.cut == len(longer) < PROMPTS

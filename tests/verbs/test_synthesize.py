@@ -73,7 +73,7 @@ def test_seqkd_writes_the_teachers_own_text(records, pair, tmp_path):
 
 
 def test_a_recipe_in_which_nobody_writes_is_refused(pair, tmp_path):
-    with pytest.raises(UserError, match="nothing to write"):
+    with pytest.raises(UserError, match="nothing to generate"):
         synthesized(pair, tmp_path, "method=sft", "rollout.samples_per_prompt=1")
 
 
@@ -133,7 +133,7 @@ def test_a_run_killed_twice_goes_on_to_the_same_file(written, pair, tmp_path):
     """On the 8 devices of the undisturbed one. The second time in the middle of a line, too."""
     log, chance = tmp_path / "out.jsonl", random.Random(5)
     command = [*words(pair, tmp_path, COUNT), f"output={log}"]
-    half = f"{log}: a half-written last line is cut off and computed again\n"
+    half = f"{log}: an incomplete last line is removed and computed again\n"
     for lines in (chance.randint(1, 8), chance.randint(9, 24)):
         process = stop_at(command, log, lines, signal.SIGKILL, verb="synthesize", devices=8)
         assert process.returncode == -signal.SIGKILL and process.stderr in ("", half), process.stderr
