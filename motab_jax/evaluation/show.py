@@ -1,9 +1,9 @@
-"""Tables of held-out figures, and trajectories in colour.
+"""Tables of held-out metrics, and trajectories in colour.
 
-Green is what the student wrote and kept, red struck through is what was discarded, blue is what the teacher wrote.
+Green is what the student generated and kept, red struck through what was discarded, blue what the teacher generated.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -19,8 +19,8 @@ COLUMNS = (
 
 
 def accuracy_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
-    """Held-out figures before and after."""
-    table = Table(title=f"Held-out figures on {after['prompts']} prompts")
+    """Held-out metrics before and after training."""
+    table = Table(title=f"Held-out metrics on {after['prompts']} prompts")
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
     for key, label in (
@@ -31,57 +31,58 @@ def accuracy_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table
         ("reverse_kl", "reverse KL to the teacher"),
     ):
         if before.get(key) is not None and after.get(key) is not None:
-            table.add_row(label, _figure(key, before), _figure(key, after))
+            table.add_row(label, _formatted(key, before), _formatted(key, after))
     return table
 
 
 def evaluation_table(evaluations: Sequence[Mapping[str, Any]]) -> Table:
-    """The figures of one or several benchmarks, a row each; below one of several tasks, a row for each of them."""
-    several = any(found["k"] > 1 for found in evaluations)
-    shown = [each for each in COLUMNS if any(each[0] in found for found in evaluations)]
-    shown = [each for each in shown if several or each[0] != "pass_at_k"]
-    table = Table(title="Held-out figures (± is one standard error over problems)")
+    """The metrics of benchmarks, a row for each; a benchmark of several tasks has a row below it for each task."""
+    several = any(metrics["k"] > 1 for metrics in evaluations)
+    shown = [column for column in COLUMNS if any(column[0] in metrics for metrics in evaluations)]
+    shown = [column for column in shown if several or column[0] != "pass_at_k"]
+    table = Table(title="Held-out metrics (± is one standard error over problems)")
     for number, (_, label) in enumerate(shown):
         table.add_column(label, justify="right" if number else "left")
-    for found in evaluations:
-        tasks = [{**task, "name": f"  {name}"} for name, task in found.get("tasks", {}).items()]
-        for row in (found, *tasks):
-            table.add_row(*(Text(_figure(key, row) if key in row else "") for key, _ in shown))
+    for metrics in evaluations:
+        tasks = [{**task, "name": f"  {name}"} for name, task in metrics.get("tasks", {}).items()]
+        for row in (metrics, *tasks):
+            table.add_row(*(Text(_formatted(key, row) if key in row else "") for key, _ in shown))
     return table
 
 
-def _figure(key: str, figures: Mapping[str, Any]) -> str:
-    value = figures[key]
+def _formatted(key: str, metrics: Mapping[str, Any]) -> str:
+    value = metrics[key]
     if key in ("accuracy", "score"):
-        stderr = figures["stderr" if key == "accuracy" else "score_stderr"]
+        stderr = metrics["stderr" if key == "accuracy" else "score_stderr"]
         return f"{100 * value:.1f}% ± {100 * stderr:.1f}"
     if key in ("truncated", "pass_at_k"):
         return f"{100 * value:.1f}%"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def trajectory_panel(record: Mapping[str, Any], decode) -> Panel:
+def trajectory_panel(record: Mapping[str, Any], decode: Callable[[list[int]], str]) -> Panel:
     """One trajectory in colour; `decode` turns token ids into text."""
     text, tokens, sources = Text(), record["tokens"], record["sources"]
     prompt = record["prompt"] if isinstance(record["prompt"], str) else record["prompt"][-1]["content"]
-    at = 0
+    shown = 0  # tokens
     for rewind in record["rewinds"]:
         start = rewind["discarded_steps"][0]["start"]
-        _spans(text, tokens, sources, at, start, decode)
+        _spans(text, tokens, sources, shown, start, decode)
         text.append(rewind["discarded_text"].rstrip("\n"), STYLES["discarded"])
         stray = rewind["discarded_steps"][-1]
-        note = (
-            f"  strayed: value {stray['value']:.3g} < boundary {stray['boundary']:.3g}; the teacher writes from here\n"
-        )
+        judgement = f"value {stray['value']:.3g} < boundary {stray['boundary']:.3g}"
+        note = f"  strayed: {judgement}; the teacher generates from here\n"
         text.append(note, STYLES["note"])
-        at = start
-    _spans(text, tokens, sources, at, len(tokens), decode)
+        shown = start
+    _spans(text, tokens, sources, shown, len(tokens), decode)
     verdict = {True: "right", False: "wrong", None: "not graded"}[record["correct"]]
     return Panel(text, title=Text(prompt), subtitle=f"{verdict}, {record['finish_reason']}", title_align="left")
 
 
-def _spans(text: Text, tokens, sources, start: int, end: int, decode) -> None:
-    """Append tokens start..end, one span for each run of tokens by the same writer."""
+def _spans(
+    text: Text, tokens: list[int], sources: list[str], start: int, end: int, decode: Callable[[list[int]], str]
+) -> None:
+    """Append tokens start..end, one span for each run of tokens from the same source."""
     while start < end:
         stop = start
         while stop < end and sources[stop] == sources[start]:
@@ -91,7 +92,7 @@ def _spans(text: Text, tokens, sources, start: int, end: int, decode) -> None:
 
 
 def legend() -> Text:
-    """What the colours mean."""
+    """The legend of the colours."""
     words = (("student", "student"), ("discarded", "discarded"), ("teacher", "teacher"))
     return Text("  ").join(Text(word, STYLES[style]) for style, word in words)
 
@@ -102,8 +103,8 @@ def choose(records: list[dict], count: int) -> list[dict]:
     return sorted(newest, key=lambda record: not record["rewinds"])[:count]
 
 
-def show(console: Console, summary: Mapping[str, Any], records: list[dict], decode) -> None:
-    """Print trajectories and the table."""
+def show(console: Console, summary: Mapping[str, Any], records: list[dict], decode: Callable[[list[int]], str]) -> None:
+    """Print trajectories, and the table of held-out metrics if the summary has any."""
     parts = [trajectory_panel(record, decode) for record in records]
     if parts:
         console.print(Group(legend(), *parts))

@@ -1,7 +1,7 @@
-"""What is made of a finished file of records: the right ones alone, Parquet, chats for SFT, pairs for preferences.
+"""Files derived from a complete record log: correct records only, Parquet, chats for SFT, preference pairs.
 
-Each file is made whole, from the records alone, so it always agrees with them. SFT and preference lines have the
-names that TRL's trainers read. Left out: training on them.
+Each file is written as a whole, from the records alone, so it always agrees with them. SFT and preference lines have
+the field names that TRL's trainers read. Left out: training on them.
 """
 
 import contextlib
@@ -22,23 +22,28 @@ GROUP = 64  # records of a Parquet row group
 
 
 def wanted_records(log: Path, only_correct: bool) -> Iterator[tuple[bytes, Record]]:
-    """(line, record) of the records wanted: all, or those that are known to be right."""
-    return (found for found in read_records(log) if not only_correct or found[1]["correct"] is True)
+    """(line, record) of all records, or of those that are known to be correct."""
+    return (pair for pair in read_records(log) if not only_correct or pair[1]["correct"] is True)
 
 
 def chat(record: Record) -> Record:
-    """An SFT line: the prompt's messages and the target as the assistant's."""
+    """An SFT line: the prompt's messages, then the target as the assistant's message."""
     prompt = record["prompt"]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return {"messages": [*messages, {"role": "assistant", "content": record["target_text"]}]}
 
 
 def preference_pairs(record: Record, decode: Decode, *, templated: bool) -> Iterator[Record]:
-    """One line a rewind: `prompt` up to the last safe state, `rejected` what was discarded there, `chosen` instead.
+    """One preference line for each rewind of a record.
 
-    Chosen are the teacher's first steps from there, as many as were discarded or as it wrote. All three are plain text:
-    a prompt that the models read through a chat template (`templated`) is that text, special tokens included. A rewind
-    after which the teacher wrote no step, or the same text again, says nothing and is left out.
+    `prompt` ends at the last safe state, `rejected` is what was discarded there, and `chosen` the teacher's first steps
+    from there: as many as were discarded, or fewer if it generated fewer. All three are plain text. Left out: rewinds
+    after which the teacher generated no step, or the same text.
+
+    Args:
+      record: of a trajectory.
+      decode: token ids to text; with `special=True` special tokens are included.
+      templated: the models saw the prompt through a chat template; `prompt` is then that text, with special tokens.
     """
     tokens, steps = record["tokens"], record["steps"]
     prompt = decode(record["prompt_tokens"], special=True) if templated else record["prompt"]
@@ -46,14 +51,14 @@ def preference_pairs(record: Record, decode: Decode, *, templated: bool) -> Iter
     for rewind, end in zip(record["rewinds"], ends, strict=False):
         root = rewind["root_step"]
         span = steps[root : min(end, root + len(rewind["discarded_steps"]))]
-        taught = list(itertools.takewhile(lambda step: step["source"] == "teacher", span))
-        if not taught:
+        teacher_steps = list(itertools.takewhile(lambda step: step["source"] == "teacher", span))
+        if not teacher_steps:
             continue
-        begin = taught[0]["start"]
-        better = decode(tokens[begin : taught[-1]["end"]])
-        if better != rewind["discarded_text"]:
-            safe = prompt + decode(tokens[:begin])
-            yield {"prompt": safe, "chosen": better, "rejected": rewind["discarded_text"]}
+        begin = teacher_steps[0]["start"]
+        chosen = decode(tokens[begin : teacher_steps[-1]["end"]])
+        if chosen != rewind["discarded_text"]:
+            safe_state = prompt + decode(tokens[:begin])
+            yield {"prompt": safe_state, "chosen": chosen, "rejected": rewind["discarded_text"]}
 
 
 def to_line(value: Any) -> bytes:
@@ -62,7 +67,7 @@ def to_line(value: Any) -> bytes:
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> int:
-    """Write a file whole: the old one stays until the new one is complete. Returns the number of lines."""
+    """Write a file; an old one stays until the new one is complete. Returns the number of lines."""
     count = 0
     with _replacing(path) as partial, partial.open("wb") as file:
         for line in lines:
@@ -72,7 +77,11 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> int:
 
 
 def prompt_type(prompts: Sequence[Prompt]):
-    """The Parquet type of the prompts. UserError where pyarrow is missing, or some are text and others messages."""
+    """The Parquet type of the prompts.
+
+    Raises:
+      UserError: pyarrow is missing, or some prompts are text and others messages.
+    """
     try:
         import pyarrow
     except ImportError:
@@ -86,7 +95,7 @@ def prompt_type(prompts: Sequence[Prompt]):
 
 
 def write_parquet(path: Path, records: Iterable[Record], prompts: Sequence[Prompt]) -> int:
-    """Write the records as a Parquet file, whole; returns their number."""
+    """Write the records as a Parquet file; an old one stays until it is complete. Returns their number."""
     import pyarrow
     import pyarrow.parquet
 
@@ -100,12 +109,12 @@ def write_parquet(path: Path, records: Iterable[Record], prompts: Sequence[Promp
 
 
 def _columns(prompt: Any):
-    """The Parquet schema of a record; numbers that were float32 are so again."""
+    """The Parquet schema of a record; step values, entropies and boundaries are float32, as in the trajectory."""
     import pyarrow as pa
 
     real, tokens = pa.float32(), pa.list_(pa.int32())
-    places = {"start": pa.int32(), "end": pa.int32(), "source": pa.string()}
-    step = pa.struct(places | {"value": real, "entropy": real, "boundary": real, "stray": pa.bool_()})
+    span = {"start": pa.int32(), "end": pa.int32(), "source": pa.string()}
+    step = pa.struct(span | {"value": real, "entropy": real, "boundary": real, "stray": pa.bool_()})
     numbers = {"breach_step": pa.int32(), "root_step": pa.int32()}
     discarded = {"discarded_tokens": tokens, "discarded_text": pa.string(), "discarded_steps": pa.list_(step)}
     return pa.schema(
@@ -128,7 +137,7 @@ def _columns(prompt: Any):
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when all went well."""
+    """A path to write to; it is renamed to `path` if no error is raised."""
     partial = path.with_name(path.name + ".partial")
     yield partial
     os.replace(partial, path)

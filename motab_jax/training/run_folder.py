@@ -1,4 +1,7 @@
-"""The run folder: its configuration, its logs, its summary, and whether a run may go on in it."""
+"""The run folder: its configuration, its logs, its summary, and whether a run may resume in it.
+
+Left out: checkpoints (runtime/checkpoint.py) and the exported student (session/export.py).
+"""
 
 import contextlib
 import dataclasses
@@ -18,11 +21,13 @@ from motab_jax.runtime.metrics import MetricsLog, open_trackers
 
 
 def open_run_folder(config: Config) -> Path:
-    """Make or re-enter dir/name; UserError if it can't be written, holds a run of another configuration, or is not the
-    same folder for all processes.
+    """Make the folder run.dir/run.name, or open it again.
 
-    The configuration is not written yet (`write_config`): a command that fails for a bad path leaves no run behind, so
-    that the mended one may use the folder.
+    The configuration is not written yet (see `write_config`), so that a command that fails for a bad path leaves no run
+    behind and may be corrected.
+
+    Raises:
+      UserError: the folder can't be written, holds a run of another configuration, or is not seen by all processes.
     """
     folder = Path(config.run.dir) / config.run.name
     if is_main():
@@ -50,36 +55,43 @@ def _check_writable(folder: Path) -> None:
 
 
 def _check_shared(folder: Path) -> None:
-    """UserError unless what the main process writes here is seen by all: checkpoints are written by all of them."""
-    mark = folder / f".seen-{from_main(int.from_bytes(os.urandom(3), 'big'))}"
+    """UserError unless all processes see what the main process writes here: all of them write checkpoints."""
+    probe = folder / f".seen-{from_main(int.from_bytes(os.urandom(3), 'big'))}"
     if is_main() and jax.process_count() > 1:
-        mark.touch()
+        probe.touch()
     barrier("the run folder is made")
-    blind = any_process(jax.process_count() > 1 and not mark.exists())
+    unseen = any_process(jax.process_count() > 1 and not probe.exists())
     if is_main():
-        mark.unlink(missing_ok=True)
-    if blind:
+        probe.unlink(missing_ok=True)
+    if unseen:
         raise UserError(
             f"{folder}: not all processes of this run see the same folder; set run.dir to storage that all hosts share"
         )
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """config.yaml, whole; the main process writes it."""
+    """Write config.yaml, in the main process."""
     if is_main():
         write_atomically(folder / "config.yaml", dump_config(config))
 
 
 @dataclasses.dataclass(frozen=True)
 class Logs:
-    """The two files that grow with the run."""
+    """The two files that a run appends to."""
 
-    metrics: MetricsLog
-    trajectories: MetricsLog
+    metrics: MetricsLog  # metrics.jsonl, one line for each step
+    trajectories: MetricsLog  # trajectories.jsonl, sample trajectories
 
 
 def open_logs(opened: contextlib.ExitStack, config: Config, folder: Path, step: int) -> Logs:
-    """The logs, cut back to `step`, where the run goes on."""
+    """The run's logs, without the lines of steps that a resumed run will do again.
+
+    Args:
+      opened: closes the logs.
+      config: the run's.
+      folder: the run folder.
+      step: the last step that is done.
+    """
     trackers = open_trackers(folder, config.run.name, step=step, **config.log.model_dump())
     logs = Logs(
         opened.enter_context(MetricsLog(folder, trackers=trackers)),
@@ -91,5 +103,5 @@ def open_logs(opened: contextlib.ExitStack, config: Config, folder: Path, step: 
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """summary.json, whole."""
+    """Write summary.json."""
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -111,5 +111,5 @@ def test_a_run_evaluates_on_its_way_as_it_does_at_its_end(finished, pair, tmp_pa
 
 def test_the_report_draws_a_picture(finished, tmp_path, capsys):
     assert report.work([str(finished[0]), f"svg={tmp_path / 'run.svg'}", "count=2"]) == 0
-    assert "Held-out figures on 12 prompts" in capsys.readouterr().out
+    assert "Held-out metrics on 12 prompts" in capsys.readouterr().out
     assert (tmp_path / "run.svg").read_text().startswith("<svg")

@@ -17,7 +17,7 @@ from motab_jax.grading.grade import extract_answer
 from motab_jax.runtime.cli import STOPPED
 from motab_jax.session.prompts import read_prompts
 from motab_jax.synthesis import rolling
-from motab_jax.synthesis.record_log import FIELDS, look
+from motab_jax.synthesis.record_log import FIELDS, open_existing
 from tests.verbs.helpers import RECORD, check_record, read_lines, spawn, stop_at, tokenizer_of, words
 from tests.verbs.schema import RECORD_SCHEMA, faults
 
@@ -192,18 +192,20 @@ def test_other_prompts_are_refused(copy, pair):
     sidecar = copy.with_name("out.jsonl.config.yaml")
     config = load_config(sidecar)
     prompts = read_prompts(config)
-    assert look(copy, sidecar, config, prompts).done == RECORDS
-    assert look(copy, sidecar, config, [*prompts, prompts[0]]).total == RECORDS + 2, "more of them may be asked for"
+    assert open_existing(copy, sidecar, config, prompts).done == RECORDS
+    assert open_existing(copy, sidecar, config, [*prompts, prompts[0]]).total == RECORDS + 2, (
+        "more of them may be asked for"
+    )
     changed = [*prompts[:9], dataclasses.replace(prompts[9], prompt="1+1="), *prompts[10:]]
     with pytest.raises(UserError, match=r"out\.jsonl, line 19: .*'arithmetic-train-9', sample 0"):
-        look(copy, sidecar, config, changed)
+        open_existing(copy, sidecar, config, changed)
 
 
 def test_two_processes_do_not_write_one_file(copy):
     """Neither at the same time, nor one behind what the other has added since."""
     sidecar = copy.with_name("out.jsonl.config.yaml")
     config = load_config(sidecar)
-    log = look(copy, sidecar, config, read_prompts(config))
+    log = open_existing(copy, sidecar, config, read_prompts(config))
     with log.opened() as file:
         with pytest.raises(UserError, match="another process"), log.opened():
             pass

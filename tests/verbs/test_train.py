@@ -65,7 +65,7 @@ def test_the_summary_says_what_happened(finished):
     assert summary["accuracy_after"] == summary["after"]["accuracy"]
     assert summary["after"]["reverse_kl"] != summary["before"]["reverse_kl"], "the student has changed"
     last = process.stdout.splitlines()
-    assert any("Held-out figures" in line for line in last) and str(STEPS) in last[-1]
+    assert any("Held-out metrics" in line for line in last) and str(STEPS) in last[-1]
     assert process.stderr == "" and "\x1b" not in process.stdout, "plain lines where there is no terminal"
 
 
