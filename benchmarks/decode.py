@@ -85,14 +85,14 @@ def measure(model: Model, rival: bench.Worker, rows: int, runs: int) -> dict[str
     def ours(new: int) -> float:
         return bench.seconds(lambda: run(model, None, prompt(rows, new), key, numbers).tokens)
 
-    mine = run(model, None, prompt(rows, NEW), key, numbers).tokens[0, :NEW].tolist()
+    our_tokens = run(model, None, prompt(rows, NEW), key, numbers).tokens[0, :NEW].tolist()
     rounds = []
     for place in range(-WARM, runs):
         a = (ours(NEW) - ours(1)) / (NEW - 1)
         (long, theirs), (short, _) = rival("generate", rows=rows, new=NEW), rival("generate", rows=rows, new=1)
         floor = moved / (tree_bytes(memory) / min(bench.seconds(lambda: add(memory)) for _ in range(3)))
         if place >= 0:
-            rounds.append((1e3 * a, 1e3 * (long - short) / (NEW - 1), 1e3 * floor, mine == theirs))
+            rounds.append((1e3 * a, 1e3 * (long - short) / (NEW - 1), 1e3 * floor, our_tokens == theirs))
     found = {
         "ours_ms": bench.median([r[0] for r in rounds]),
         "torch_ms": bench.median([r[1] for r in rounds]),

@@ -143,10 +143,10 @@ def random_prompts(rows: int, vocabulary: int) -> list[list[int]]:
 def check_loss(trl: bench.Worker, ours: bench.Worker) -> tuple[float, float]:
     """TRL's loss and ours on the tokens of our first step, of the same weights; they must agree."""
     found = ours("first")
-    theirs, mine = trl("loss", tokens=found["tokens"], prompt=PROMPT), found["loss"]
-    if abs(theirs - mine) > TOLERANCE * theirs:
-        raise RuntimeError(f"the losses differ: TRL {theirs}, ours {mine}")
-    return theirs, mine
+    theirs, our_loss = trl("loss", tokens=found["tokens"], prompt=PROMPT), found["loss"]
+    if abs(theirs - our_loss) > TOLERANCE * theirs:
+        raise RuntimeError(f"the losses differ: TRL {theirs}, ours {our_loss}")
+    return theirs, our_loss
 
 
 def against_trl(vocabulary: int, found: dict[str, Any]) -> list[tuple[str, Any]]:

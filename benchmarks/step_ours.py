@@ -94,11 +94,13 @@ class Ours:
 
     def step(self, way: str) -> dict[str, Any]:
         """One step of `opd` or `motab`: seconds by program, what was written, the loss."""
-        mine, began = self.ways[way], now()
+        learner, began = self.ways[way], now()
         found = self._roll_out(way, self.taken[way])
         rolled = now()
-        mine["state"], figures = mine["programs"].update(mine["state"], mine["programs"].teacher_head, found)
-        jax.block_until_ready(mine["state"])
+        learner["state"], figures = learner["programs"].update(
+            learner["state"], learner["programs"].teacher_head, found
+        )
+        jax.block_until_ready(learner["state"])
         self.taken[way] += 1
         seconds = {"rollout": rolled - began, "update": now() - rolled}
         return {**seconds, **_described(found), "loss": float(figures["loss"])}

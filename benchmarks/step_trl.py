@@ -20,18 +20,18 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 
-class Turns(TrainerCallback):
+class StepGate(TrainerCallback):
     """Lets the trainer take one step at a time."""
 
     def __init__(self):
-        self.asked, self.done = threading.Semaphore(0), threading.Semaphore(0)
+        self.allowed, self.done = threading.Semaphore(0), threading.Semaphore(0)
 
     def on_step_begin(self, *_, **__) -> None:
-        """Wait to be asked."""
-        self.asked.acquire()
+        """Wait until the step is allowed."""
+        self.allowed.acquire()
 
     def on_step_end(self, *_, **__) -> None:
-        """Say that the weights are the next ones."""
+        """Tell the caller that the step is done."""
         self.done.release()
 
 
@@ -39,7 +39,7 @@ class Rival:
     """A pair in `folder` and, once it is loaded, the trainer over it."""
 
     def __init__(self, folder: Path):
-        self.folder, self.turns, self.new_tokens = folder, Turns(), 0
+        self.folder, self.gate, self.new_tokens = folder, StepGate(), 0
 
     def make(self, shapes: dict) -> None:
         """Write random Qwen3 models: name -> the arguments of their config."""
@@ -64,7 +64,7 @@ class Rival:
         )
         self.trainer = GKDTrainer(
             model=student, teacher_model=teacher, args=config, processing_class=words, data_collator=_collate,
-            train_dataset=Dataset.from_dict({"tokens": prompts}), callbacks=[self.turns],
+            train_dataset=Dataset.from_dict({"tokens": prompts}), callbacks=[self.gate],
         )  # fmt: skip
         self.trainer.generation_config.min_new_tokens = new_tokens
         self._count_tokens()
@@ -105,8 +105,8 @@ class Rival:
 
     def step(self) -> int:
         """Generate, score, differentiate, update. Returns the tokens generated."""
-        self.turns.asked.release()
-        while not self.turns.done.acquire(timeout=10):
+        self.gate.allowed.release()
+        while not self.gate.done.acquire(timeout=10):
             if not self.thread.is_alive():
                 raise RuntimeError("the trainer has ended")
         return self.new_tokens

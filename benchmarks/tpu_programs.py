@@ -117,13 +117,13 @@ def compile_update(mesh, rows: int = SLOTS):
     optimizer = make_optimizer(schedule, weight_decay=0.0, clip=1.0, beta1=0.9, beta2=0.95)
     update = make(STUDENT, optimizer, objective, remat="full")
     student, teacher = model(STUDENT, mesh, weight_specs(STUDENT), "update", jnp.float32), model(TEACHER, mesh)
-    places = jax.tree.map(lambda x: x.sharding, student.params)
+    shardings = jax.tree.map(lambda x: x.sharding, student.params)
     state = jax.eval_shape(lambda params: init_state(params, optimizer), student.params)
-    structure = jax.tree.structure(places)
+    structure = jax.tree.structure(shardings)
 
     def put(node):
         if jax.tree.structure(node) == structure:
-            return jax.tree.map(lambda x, s: x.update(sharding=s), node, places)
+            return jax.tree.map(lambda x, s: x.update(sharding=s), node, shardings)
         return node.update(sharding=replicated(mesh))
 
     state = jax.tree.map(put, state, is_leaf=lambda node: jax.tree.structure(node) == structure)
