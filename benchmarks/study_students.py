@@ -53,7 +53,7 @@ def make_students(name: str, folder: Path, seed: int = 0) -> dict[str, float]:
     learner, found = Learner(PLANS["student"].config, seed), dict[str, float]()
     learner.begin(course.plan)
     for number, groups in enumerate(batches(course.plan.stages, tokenizer, f"student/{name}/{seed}"), 1):
-        learner.learn(groups)
+        learner.update(groups)
         if number < course.check_from or number % course.check_every:
             continue
         share = measure_accuracy(learner.model, tokenizer, CHECK_PROMPTS, CHECK_SEED, TASKS[name]).answer

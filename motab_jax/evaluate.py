@@ -25,28 +25,28 @@ WORDS.word("output", "FILE.jsonl", "also write a line for each completion", type
 
 
 def work(words: list[str]) -> int:
-    """The verb: read, load, generate, grade, print."""
-    given = WORDS.parse(words)
+    """The verb: load the models, generate, grade, print."""
+    args = WORDS.parse(words)
     initialize()
     enable_compilation_cache()
-    session = open_session(given.config, teacher=given.config.eval.reverse_kl)
+    session = open_session(args.config, teacher=args.config.eval.reverse_kl)
     console = Console(stderr=True, quiet=not is_main())
     console.width = console.width if console.is_terminal else 120
     evaluators, rows = open_evaluators(session), []
-    path = given.output if is_main() else None
+    path = args.output if is_main() else None
     with contextlib.nullcontext() if path is None else open_output("output", path) as output:
         student = session.serve(session.student.params)
         for evaluator in evaluators:
             total = len(evaluator.prompts.prompts) * evaluator.section.samples
             with Progress(total, evaluator.name, console=console) as progress:
-                found = evaluator(student, lambda done, _, bar=progress: bar.update(done))
-            problems = found.pop("problems")
+                metrics = evaluator(student, lambda done, _, bar=progress: bar.update(done))
+            problems = metrics.pop("problems")
             if output is not None:
                 output.writelines(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems)
                 output.flush()
             if is_main():
-                print(json.dumps(found), flush=True)
-            rows.append(found)
+                print(json.dumps(metrics), flush=True)
+            rows.append(metrics)
     console.print(evaluation_table(rows))
     return 0
 

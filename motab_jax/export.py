@@ -20,8 +20,8 @@ WORDS.word("step", "N", "the checkpoint of this step; left out, the last one", t
 
 def work(words: list[str]) -> int:
     """The verb: restore a run's checkpoint, write the folder."""
-    given = WORDS.parse(words)
-    run, out = given.run, given.out
+    args = WORDS.parse(words)
+    run, out = args.run, args.out
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: no config.yaml in it; give the folder of a run, such as runs/quickstart")
     if out.is_dir() and any(out.iterdir()):
@@ -31,7 +31,7 @@ def work(words: list[str]) -> int:
     session = open_session(load_config(run / "config.yaml"))
     programs = make_programs(session)
     with Checkpointer(run / "checkpoints", session.config.run.keep) as checkpoints:
-        step = checkpoints.latest() if given.step is None else given.step
+        step = checkpoints.latest() if args.step is None else args.step
         if step is None:
             raise UserError(f"{run / 'checkpoints'}: no checkpoint in it yet")
         state, _ = checkpoints.restore(step, programs.state)

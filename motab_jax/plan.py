@@ -42,19 +42,19 @@ WORDS.option("json", "FILE", "also write the figures to a file")
 
 def work(words: list[str]) -> int:
     """The verb."""
-    given = WORDS.parse(words)
-    if given.json is not None:
-        check_writable("--json", Path(given.json))
+    args = WORDS.parse(words)
+    if args.json is not None:
+        check_writable("--json", Path(args.json))
     jax.config.update("jax_platforms", "cpu")  # the host compiles; a TPU or GPU that is there has other things to do
-    target, console = Target.of(given.topology, given.strayed), Console(highlight=False)
+    target, console = Target.of(args.topology, args.strayed), Console(highlight=False)
     console.width = console.width if console.is_terminal else 140
-    plan = find_mesh(given.config, target, console.out) if given.mesh else make_plan(given.config, target)
-    if plan.fits and given.largest:
+    plan = find_mesh(args.config, target, console.out) if args.mesh else make_plan(args.config, target)
+    if plan.fits and args.largest:
         plan = find_largest(plan, console.out)
     for table in tables(plan):
         console.print(table)
-    if given.json is not None:
-        Path(given.json).write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")
+    if args.json is not None:
+        Path(args.json).write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")
     console.out(plan.verdict)
     return 0 if plan.fits else DOES_NOT_FIT
 

@@ -30,22 +30,22 @@ def work(words: list[str]) -> int:
     """The verb: read a run folder, print, draw."""
     from motab_jax.data.tokenizer import load_tokenizer
 
-    given = WORDS.parse(words)
-    run = given.run
+    args = WORDS.parse(words)
+    run = args.run
     if not (run / "summary.json").is_file():
         raise UserError(f"{run}: no summary.json in it; give the folder of a finished run, such as runs/quickstart")
     tokenizer = load_tokenizer(run / "export")
     log = run / "trajectories.jsonl"
-    records = choose(read_log(log) if log.is_file() else [], given.count)
-    console = Console(record=given.svg is not None, width=None if given.svg is None else 100)
+    records = choose(read_log(log) if log.is_file() else [], args.count)
+    console = Console(record=args.svg is not None, width=None if args.svg is None else 100)
     show(
         console,
         json.loads((run / "summary.json").read_text()),
         records,
         lambda ids: tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
     )
-    if given.svg is not None:
-        with open_output("svg", given.svg) as file:
+    if args.svg is not None:
+        with open_output("svg", args.svg) as file:
             file.write(_without_fonts(console.export_svg(title="motab_jax")))
     return 0
 

@@ -20,10 +20,10 @@ WORDS.word("only_correct", "true", "leave out what isn't known to be right", typ
 
 def work(words: list[str]) -> int:
     """The verb."""
-    given = WORDS.parse(words)
-    files = OutputFiles(given.output, given.sft, given.preferences, given.only_correct)
+    args = WORDS.parse(words)
+    files = OutputFiles(args.output, args.sft, args.preferences, args.only_correct)
     check_files(files)
-    return synthesize(given.config, files)
+    return synthesize(args.config, files)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ WORDS.option("profile", "", "write a JAX profiler trace of this process's third 
 
 def work(words: list[str]) -> int:
     """The verb."""
-    given = WORDS.parse(words)
-    return train(given.config, profile=given.profile)
+    args = WORDS.parse(words)
+    return train(args.config, profile=args.profile)
 
 
 if __name__ == "__main__":

@@ -77,15 +77,15 @@ class EvalSection(PromptsSection):
     @model_validator(mode="after")
     def _several_presets_describe_themselves(self):
         own = ("source", "path", "split", "fields", "answer_part", "wrong_answers", "grader")
-        given = [key for key in own if key in self.model_fields_set]
-        if isinstance(self.preset, tuple) and given:
-            raise ValueError(f"each of several presets has its own {given[0]}; leave eval.{given[0]} out")
+        set_keys = [key for key in own if key in self.model_fields_set]
+        if isinstance(self.preset, tuple) and set_keys:
+            raise ValueError(f"each of several presets has its own {set_keys[0]}; leave eval.{set_keys[0]} out")
         return self
 
     def benchmarks(self) -> "list[EvalSection]":
-        """The sections of one benchmark each: this one, or one for each of several presets, under the user's keys."""
+        """A section for each benchmark: this one, or for each of several presets its own, under the user's keys."""
         if not isinstance(self.preset, tuple):
             return [self]
-        given = self.model_dump(include=self.model_fields_set - {"preset"})
+        written = self.model_dump(include=self.model_fields_set - {"preset"})
         kind = type(self)
-        return [kind.model_validate({**EVAL[name], **given, "preset": name}) for name in self.preset]
+        return [kind.model_validate({**EVAL[name], **written, "preset": name}) for name in self.preset]

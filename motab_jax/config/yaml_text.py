@@ -29,10 +29,9 @@ class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper, with the loader's idea of what a plain word means."""
 
 
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _represent_text(_: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     """Text with control characters or other line ends is escaped: PyYAML's other styles don't give them back."""
-    style = None if text.isprintable() else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+    return yaml.ScalarNode("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 
 _Dumper.add_representer(str, _represent_text)

@@ -1,11 +1,11 @@
-"""What a set of graded completions amounts to: avg@k, pass@k, standard errors, truncation, length.
+"""Metrics of graded completions: avg@k, pass@k, standard errors, truncation, length.
 
 Left out: majority voting.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -13,50 +13,61 @@ from typing import Any
 class Graded:
     """One graded completion."""
 
-    problem: int  # which of the prompts it answers
+    problem: int  # index of the prompt
     task: str  # the reasoning-gym task; "" elsewhere
-    score: float  # 0 to 1, its grader's; only 1 is right
-    tokens: int  # its length
+    score: float  # from 0 to 1, by the grader; only 1 is correct
+    tokens: int  # the completion's length
     truncated: bool  # cut at the length limit
 
     @property
     def correct(self) -> bool:
-        """Whether it has the full score."""
+        """Whether the score is full."""
         return self.score >= 1.0
 
 
 def summarise(graded: Sequence[Graded]) -> dict[str, Any]:
-    """The figures of completions, k of each problem.
+    """The metrics of completions, k of each problem.
 
-    `accuracy` is avg@k: the mean over problems of the share of right completions; `pass_at_k` is over all k, `pass_at`
-    holds the unbiased estimates for 1, 2, 4, ... up to k. Of reasoning-gym tasks `score` is avg@k of what their own
-    scorers gave, partial scores included, and several of them have their own figures in `tasks`. Raises ValueError
-    without a completion.
+    Returns:
+        `accuracy`: avg@k, the mean over problems of the share of correct completions; `stderr` its standard error.
+        `pass_at_k`: pass@k over all k; `pass_at`: its unbiased estimates for 1, 2, 4, ... up to k.
+        `truncated`: the share of completions cut at the length limit; `length_mean`: their mean length in tokens.
+        `score`, `score_stderr`: for reasoning-gym tasks, avg@k of their own scores, partial ones included.
+        `tasks`: for several such tasks, the metrics of each.
+
+    Raises:
+        ValueError: without a completion.
     """
-    marks = _by_problem(graded, lambda each: float(each.correct))
-    scores = _by_problem(graded, lambda each: each.score)
-    k = max((len(each) for each in marks), default=0)
-    mean, stderr = mean_and_stderr([math.fsum(each) / len(each) for each in marks])
-    found: dict[str, Any] = {
+    correct = _by_problem(graded, lambda completion: float(completion.correct))
+    k = max((len(marks) for marks in correct), default=0)
+    mean, stderr = mean_and_stderr([math.fsum(marks) / len(marks) for marks in correct])
+    metrics: dict[str, Any] = {
         "accuracy": mean,
         "stderr": stderr,
-        "pass_at_k": _pass_at(marks, k),
+        "pass_at_k": _pass_at(correct, k),
         "k": k,
-        "pass_at": {str(n): _pass_at(marks, n) for n in _powers(k)},
-        "prompts": len(marks),
-        "truncated": math.fsum(each.truncated for each in graded) / len(graded),
-        "length_mean": math.fsum(each.tokens for each in graded) / len(graded),
+        "pass_at": {str(n): _pass_at(correct, n) for n in _powers(k)},
+        "prompts": len(correct),
+        "truncated": math.fsum(completion.truncated for completion in graded) / len(graded),
+        "length_mean": math.fsum(completion.tokens for completion in graded) / len(graded),
     }
-    if any(each.task for each in graded):
-        found["score"], found["score_stderr"] = mean_and_stderr([math.fsum(each) / len(each) for each in scores])
-    tasks = sorted({each.task for each in graded})
+    tasks = sorted({completion.task for completion in graded})
+    if any(tasks):
+        scores = _by_problem(graded, lambda completion: completion.score)
+        metrics["score"], metrics["score_stderr"] = mean_and_stderr([math.fsum(s) / len(s) for s in scores])
     if len(tasks) > 1:
-        found["tasks"] = {name: summarise([each for each in graded if each.task == name]) for name in tasks}
-    return found
+        metrics["tasks"] = {task: summarise([g for g in graded if g.task == task]) for task in tasks}
+    return metrics
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that k of n samples, c of them right, hold a right one: 1 - C(n-c, k) / C(n, k), unbiased (2107.03374)."""
+    """Chance that k of n samples, c of them correct, contain a correct one: 1 - C(n-c, k) / C(n, k).
+
+    The unbiased estimate of arXiv 2107.03374, eq. 1.
+
+    >>> pass_at_k(5, 2, 1), pass_at_k(5, 2, 3)
+    (0.4, 0.9)
+    """
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
@@ -74,15 +85,15 @@ def mean_and_stderr(per_problem: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(variance / n)
 
 
-def _by_problem(graded: Sequence[Graded], value) -> list[list[float]]:
-    found: dict[int, list[float]] = {}
-    for each in graded:
-        found.setdefault(each.problem, []).append(value(each))
-    return list(found.values())
+def _by_problem(graded: Sequence[Graded], value: Callable[[Graded], float]) -> list[list[float]]:
+    values: dict[int, list[float]] = {}
+    for completion in graded:
+        values.setdefault(completion.problem, []).append(value(completion))
+    return list(values.values())
 
 
-def _pass_at(marks: list[list[float]], k: int) -> float:
-    return math.fsum(pass_at_k(len(each), round(math.fsum(each)), k) for each in marks) / len(marks)
+def _pass_at(correct: list[list[float]], k: int) -> float:
+    return math.fsum(pass_at_k(len(marks), round(math.fsum(marks)), k) for marks in correct) / len(correct)
 
 
 def _powers(k: int) -> list[int]:

@@ -1,6 +1,6 @@
 """The shipped pair of models: `teacher/` and `student/`, Hugging Face folders, with `build.py` and `plans.py`.
 
-Left out: the recipe that trains the student by the teacher, which is configs/quickstart.yaml.
+Left out: the recipe that distils the teacher into the student, which is configs/quickstart.yaml.
 """
 
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""Makes the shipped pair: a teacher that solves both shipped tasks, and a student that has begun to learn arithmetic.
+"""Trains the shipped pair: a teacher that solves both shipped tasks, and a student that solves some arithmetic.
 
     python -m motab_jax.quickstart.build [--out FOLDER] [--seed N] [--only teacher|student]
 
-Both learn golden chains (data/arithmetic.py, the teacher data/pointers.py too) by next-token cross-entropy on the
-completion, with AdamW in float32, short chains first. The teacher trains to the end of its plan, in rounds. The student
-stops while it is still poor: whenever a measurement has overshot the wanted range, training goes back to the last one
-and measures more often.
+Both train on golden completions (of data/tasks/arithmetic.py, the teacher of data/tasks/pointers.py too) by next-token
+cross-entropy, with AdamW in float32, short problems first. The teacher trains to the end of its plan, in rounds. The
+student stops in a range of low accuracy: where a measurement is above the range, training returns to the last
+measurement and measures more often.
 Left out: distillation, which is what the pair is for, and machines with several devices.
 """
 
@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Bool, Float32, Int32
 
 from motab_jax.config import UserError
 from motab_jax.data.steps import compile_delimiter
@@ -33,7 +34,7 @@ from motab_jax.distill.optimizer import make_optimizer, make_schedule
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf.pretrained import save_pretrained
 from motab_jax.models.transformer import Model, Params, forward, init
-from motab_jax.quickstart.plans import PLANS, Part, Plan, Round, Stage
+from motab_jax.quickstart.plans import PLANS, Plan, Round, RowsPlan, Stage
 from motab_jax.rollout import MonitorSpec, Prompts, RolloutConfig, SamplingSpec, rollout
 
 DELIMITER = "\n"  # a line is a step
@@ -42,12 +43,12 @@ PROMPT_COLUMNS = 40  # the longest prompt of both tasks: <bos>, twelve arrows an
 REPORT_PROMPTS, CHECK_PROMPTS = 1000, 256
 REPORT_SEED, CHECK_SEED = 1, 2  # of the held-out prompts
 EVAL_ROWS = 256
-SAY_EVERY = 50  # steps
+REPORT_EVERY = 50  # steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """Of greedy completions: the share with the right final answer, with every line right, and the longest one."""
+    """Shares of greedy completions with a correct answer, and with every line correct; the longest completion."""
 
     answer: float
     chain: float
@@ -61,33 +62,34 @@ class Accuracy:
         )
 
 
-Group = tuple[np.ndarray, np.ndarray]  # tokens i32[B,T] and which of them are trained on, bool[B,T]
+# Tokens, and which of them are trained on.
+Group = tuple[Int32[np.ndarray, "N T"], Bool[np.ndarray, "N T"]]
 
 
 def batches(stages: tuple[Stage, ...], tokenizer: Any, seed: str) -> Iterator[tuple[Group, ...]]:
-    """Training batches of a round, a group for each part of the stage.
+    """Training batches of a round: for each update, a group of rows for each entry of its stage.
 
-    Problems are drawn anew for every batch; those of the held-out split are thrown away.
+    Problems are drawn anew for every batch, from the split `train`.
     """
     rng = random.Random(seed)
     for stage in stages:
         for _ in range(stage.steps):
-            yield tuple(group(part, tokenizer, rng) for part in stage.parts)
+            yield tuple(make_group(rows, tokenizer, rng) for rows in stage.rows)
 
 
-def group(part: Part, tokenizer: Any, rng: random.Random) -> Group:
-    """Texts of a batch's part: <bos> text <eos>, padded on the right; the end token is trained on."""
-    tokens = np.full((part.rows, part.columns), tokenizer.pad_token_id, np.int32)
-    trained = np.zeros((part.rows, part.columns), bool)
-    for row in range(part.rows):
-        text, wanted = part.text(rng)
+def make_group(plan: RowsPlan, tokenizer: Any, rng: random.Random) -> Group:
+    """Rows <bos> text <eos>, padded on the right; the end token is trained on."""
+    tokens = np.full((plan.rows, plan.columns), tokenizer.pad_token_id, np.int32)
+    trained = np.zeros((plan.rows, plan.columns), bool)
+    for row in range(plan.rows):
+        text, marked = plan.sample(rng)
         ids = [*tokenizer.encode(text), tokenizer.eos_token_id]
-        tokens[row, : len(ids)], trained[row, 1 : len(ids)] = ids, [*wanted, True]
+        tokens[row, : len(ids)], trained[row, 1 : len(ids)] = ids, [*marked, True]
     return tokens, trained
 
 
-def loss(params: Params, config: ModelConfig, groups: tuple[Group, ...]) -> jax.Array:
-    """Mean cross-entropy of all trained tokens."""
+def loss(params: Params, config: ModelConfig, groups: tuple[tuple[jax.Array, jax.Array], ...]) -> Float32[Array, ""]:
+    """Mean cross-entropy of all trained tokens, in nats."""
     total = count = jnp.float32(0.0)
     for tokens, trained in groups:
         logits, targets, weight = forward(params, config, tokens[:, :-1]), tokens[:, 1:], trained[:, 1:]
@@ -97,14 +99,14 @@ def loss(params: Params, config: ModelConfig, groups: tuple[Group, ...]) -> jax.
 
 
 class Learner:
-    """A model in training: parameters, optimizer state, and the jitted step. Snapshots are plain references."""
+    """A model in training: parameters, optimizer state, and the jitted update. Snapshots are references."""
 
     def __init__(self, config: ModelConfig, seed: int):
         self.config = config
         self.params = init(config, jax.random.key(seed), std=0.04)
 
     def begin(self, plan: Round) -> None:
-        """Start a round: a new schedule and an optimizer that remembers nothing."""
+        """Start a round: a new schedule and a new optimizer state."""
         schedule = make_schedule(plan.schedule, peak=plan.learning_rate, floor=0.0, steps=plan.steps, warmup_ratio=0.05)
         optimizer = make_optimizer(schedule, weight_decay=0.01, clip=1.0, beta1=0.9, beta2=0.98)
         self.optimizer_state = optimizer.init(self.params)
@@ -121,8 +123,8 @@ class Learner:
     def model(self) -> Model:
         return Model(self.params, self.config)
 
-    def learn(self, groups: tuple[Group, ...]) -> jax.Array:
-        """One update; the batch's loss before it, f32[]."""
+    def update(self, groups: tuple[Group, ...]) -> Float32[Array, ""]:
+        """One update; returns the batch's loss before it."""
         self.params, self.optimizer_state, value = self._step(self.params, self.optimizer_state, groups)
         return value
 
@@ -134,18 +136,26 @@ class Learner:
 
 
 def measure_accuracy(model: Model, tokenizer: Any, count: int, seed: int, task: ModuleType = arithmetic) -> Accuracy:
-    """Greedy accuracy over `count` held-out problems of a task's own lengths; the task is a module of data/."""
+    """Greedy accuracy of a model on held-out problems.
+
+    Args:
+        model: parameters and architecture.
+        tokenizer: of both tasks.
+        count: number of problems.
+        seed: of the problems.
+        task: a module of data/tasks/.
+    """
     problems = task.problems(count, seed=seed, split="held_out")
-    written: list[tuple[str, int]] = []
+    completions: list[tuple[str, int]] = []
     for start in range(0, count, EVAL_ROWS):
-        written += complete(model, tokenizer, problems[start : start + EVAL_ROWS])
-    right = [arithmetic.final_answer(text) == p.answer for p, (text, _) in zip(problems, written, strict=True)]
-    exact = [text == task.solution(p) for p, (text, _) in zip(problems, written, strict=True)]
-    return Accuracy(float(np.mean(right)), float(np.mean(exact)), max(n for _, n in written), count)
+        completions += complete(model, tokenizer, problems[start : start + EVAL_ROWS])
+    right = [arithmetic.final_answer(text) == p.answer for p, (text, _) in zip(problems, completions, strict=True)]
+    exact = [text == task.solution(p) for p, (text, _) in zip(problems, completions, strict=True)]
+    return Accuracy(float(np.mean(right)), float(np.mean(exact)), max(n for _, n in completions), count)
 
 
 def complete(model: Model, tokenizer: Any, problems: list[Any]) -> list[tuple[str, int]]:
-    """Greedy completions: each one's text and its number of tokens. Batches are filled up, so as to compile once."""
+    """Greedy completions: the text and number of tokens of each. Batches are padded, to compile once."""
     rows = min(EVAL_ROWS, 1 << (len(problems) - 1).bit_length())
     tokens, lengths = np.zeros((rows, PROMPT_COLUMNS), np.int32), np.ones(rows, np.int32)
     for row, problem in enumerate(problems):
@@ -175,39 +185,49 @@ def _greedy(tokenizer: Any) -> RolloutConfig:
 
 
 def train(name: str, plan: Plan, tokenizer: Any, seed: int) -> Model:
-    """Train one model by its plan, with a line of progress now and then; returns it as it is when the plan ends."""
+    """Train one model to the end of its plan, with lines of progress.
+
+    Args:
+        name: of the model, in the lines.
+        plan: what it trains on.
+        tokenizer: of both tasks.
+        seed: of the initial weights and of the problems.
+
+    Returns:
+        The trained model.
+    """
     learner = Learner(plan.config, seed)
     print(f"{name}: {sum(w.size for w in jax.tree.leaves(learner.params)):,} parameters, seed {seed}", flush=True)
-    for number, part in enumerate(plan.rounds):
-        learner.begin(part)
-        if train_round(name, plan, part, learner, tokenizer, f"{name}/{seed}" + "/1" * number):
+    for number, stages in enumerate(plan.rounds):
+        learner.begin(stages)
+        if train_round(name, plan, stages, learner, tokenizer, f"{name}/{seed}" + "/1" * number):
             break
     return learner.model
 
 
-def train_round(name: str, plan: Plan, part: Round, learner: Learner, tokenizer: Any, seed: str) -> bool:
-    """Train one round; True if it ended early because the accuracy lies in the wanted range."""
+def train_round(name: str, plan: Plan, stages: Round, learner: Learner, tokenizer: Any, seed: str) -> bool:
+    """Train one round; True where it ended early because the accuracy is in the wanted range."""
     began = time.monotonic()
-    every, safe, since = plan.check_every, learner.snapshot(), 0
-    for number, groups in enumerate(batches(part.stages, tokenizer, seed), 1):
-        value, since = learner.learn(groups), since + 1
-        if number % SAY_EVERY == 0 or number == part.steps:
+    every, snapshot, since = plan.check_every, learner.snapshot(), 0
+    for number, groups in enumerate(batches(stages.stages, tokenizer, seed), 1):
+        value, since = learner.update(groups), since + 1
+        if number % REPORT_EVERY == 0 or number == stages.steps:
             print(f"{name}: step {number}, loss {float(value):.4f}, {time.monotonic() - began:.0f} s", flush=True)
         if plan.wanted is None or since < every:
             continue
         since, share = 0, measure_accuracy(learner.model, tokenizer, CHECK_PROMPTS, CHECK_SEED).answer
         print(f"{name}: step {number}, greedy answers {share:.1%}", flush=True)
         if share > plan.wanted[1]:
-            learner.restore(safe)
+            learner.restore(snapshot)
             every = max(every // 2, 1)
         elif share >= plan.wanted[0]:
             return True
-        safe = learner.snapshot()
+        snapshot = learner.snapshot()
     return False
 
 
 def make_tokenizer() -> Any:
-    """The tokenizer of both tasks, loaded as from a model's folder."""
+    """The tokenizer of both tasks, loaded by transformers."""
     with tempfile.TemporaryDirectory() as scratch:
         arithmetic.write_tokenizer(scratch)
         return load_tokenizer(scratch)
@@ -221,20 +241,32 @@ def save(folder: Path, model: Model, tokenizer: Any) -> None:
 
 
 def build(name: str, folder: Path, seed: int) -> dict[str, Accuracy]:
-    """Train a model of the pair, measure it, and write its folder `folder/name`. UserError if it can't be written."""
+    """Train a model of the pair, measure it and write it to `folder/name`.
+
+    Args:
+        name: `teacher` or `student`.
+        folder: of the pair.
+        seed: of the initial weights and of the problems.
+
+    Returns:
+        The accuracy on each of its tasks.
+
+    Raises:
+        UserError: if the folder can't be written.
+    """
     began = time.monotonic()
     tokenizer = make_tokenizer()
     model = train(name, PLANS[name], tokenizer, seed)
-    found = {
+    accuracies = {
         task.__name__.rpartition(".")[2]: measure_accuracy(model, tokenizer, REPORT_PROMPTS, REPORT_SEED, task)
         for task in PLANS[name].tasks
     }
     save(folder / name, model, tokenizer)
     size = (folder / name / "model.safetensors").stat().st_size
-    for task, accuracy in found.items():
+    for task, accuracy in accuracies.items():
         print(f"{name}, {task}: {accuracy}", flush=True)
     print(f"{name}: {size:,} bytes, {time.monotonic() - began:.0f} s; written to {folder / name}", flush=True)
-    return found
+    return accuracies
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -243,10 +275,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart_pair"), help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=sorted(PLANS), help="train one of the two")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        for name in [given.only] if given.only else PLANS:
-            build(name, given.out, given.seed)
+        for name in [args.only] if args.only else PLANS:
+            build(name, args.out, args.seed)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""How the shipped pair is trained: its two architectures, and what they learn, in which order, for how long.
+"""The training plans of the shipped pair: two architectures, and what each trains on, in which order, how long.
 
 Left out: the training itself, which is build.py.
 """
@@ -12,12 +12,12 @@ from typing import Any
 from motab_jax.data.tasks import arithmetic, pointers
 from motab_jax.models.architecture import ModelConfig
 
-Text = tuple[str, list[bool]]  # a text, and which of its characters are trained on
+MarkedText = tuple[str, list[bool]]  # a text, and which of its characters are trained on
 
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
-    """A batch's part: `rows` arithmetic chains of min_terms..max_terms numbers, `columns` wide."""
+    """Rows of a batch: arithmetic problems of min_terms..max_terms numbers, solved, padded to `columns`."""
 
     min_terms: int
     max_terms: int
@@ -25,15 +25,15 @@ class Sums:
     rows: int = 64
     task = arithmetic
 
-    def text(self, rng: random.Random) -> Text:
+    def sample(self, rng: random.Random) -> MarkedText:
         lengths = {"min_terms": self.min_terms, "max_terms": self.max_terms}
-        problem = _seen(lambda: arithmetic.sample_problem(rng, **lengths))
+        problem = _draw_train(lambda: arithmetic.sample_problem(rng, **lengths))
         return _solved(problem.prompt, arithmetic.solution(problem))
 
 
 @dataclasses.dataclass(frozen=True)
 class Hops:
-    """A batch's part: `rows` chains of min_hops..max_hops hops through maps of `entries` arrows, `columns` wide."""
+    """Rows of a batch: problems of min_hops..max_hops hops through maps of `entries` arrows, solved."""
 
     min_hops: int
     max_hops: int
@@ -42,17 +42,17 @@ class Hops:
     rows: int = 64
     task = pointers
 
-    def text(self, rng: random.Random) -> Text:
+    def sample(self, rng: random.Random) -> MarkedText:
         lengths = {"min_hops": self.min_hops, "max_hops": self.max_hops, "entries": self.entries}
-        problem = _seen(lambda: pointers.sample_problem(rng, **lengths))
+        problem = _draw_train(lambda: pointers.sample_problem(rng, **lengths))
         return _solved(problem.prompt, pointers.solution(problem))
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrows:
-    """A batch's part: `rows` maps of `entries` arrows, each written twice in two orders: `kf,Qw,Qw,kf`.
+    """Rows of a batch: maps of `entries` arrows, each given twice in two orders: `kf,Qw,Qw,kf`.
 
-    Trained is where the arrows of the second writing lead. No task, but the shortest way to learn to look up a key.
+    Trained are the keys that the arrows of the second copy lead to. This is no task; it teaches to look up a key.
     """
 
     entries: int
@@ -60,7 +60,7 @@ class Arrows:
     rows: int
     task = None
 
-    def text(self, rng: random.Random) -> Text:
+    def sample(self, rng: random.Random) -> MarkedText:
         keys = rng.sample(pointers.KEYS, 2 * self.entries)
         arrows = [a + b for a, b in zip(keys[::2], keys[1::2], strict=True)]
         text = ",".join(arrows + rng.sample(arrows, len(arrows)))
@@ -68,11 +68,11 @@ class Arrows:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lost:
-    """A batch's part: like Hops, but one line, which is not trained on, has a key without an arrow.
+class WrongHops:
+    """Rows of a batch: like Hops, but one line, which is not trained on, has a key without an arrow.
 
-    From there on, wherever no arrow leads, the next key is any, by chance. No task: it teaches that nothing is known
-    there. A model that has seen good chains alone goes on from a key that looks like the wrong one, and is sure of it.
+    After a key without an arrow the next key is random. This is no task; it teaches high entropy after a mistake. A
+    model trained on golden completions alone continues from a key that resembles the wrong one, with high probability.
     """
 
     min_hops: int
@@ -82,47 +82,47 @@ class Lost:
     rows: int
     task = None
 
-    def text(self, rng: random.Random) -> Text:
+    def sample(self, rng: random.Random) -> MarkedText:
         lengths = {"min_hops": self.min_hops, "max_hops": self.max_hops, "entries": self.entries}
-        problem = _seen(lambda: pointers.sample_problem(rng, **lengths))
+        problem = _draw_train(lambda: pointers.sample_problem(rng, **lengths))
         target = dict(problem.arrows)
-        text, key, slip = problem.prompt, problem.start, rng.randint(1, problem.hops - 1)
+        text, key, wrong_line = problem.prompt, problem.start, rng.randint(1, problem.hops - 1)
         trained = [False] * len(text)
         for line in range(1, problem.hops + 1):
             key = target.get(key) or rng.choice(pointers.KEYS)
-            if line == slip:
+            if line == wrong_line:
                 key = rng.choice([key for key in pointers.KEYS if key not in target])
             text += f"{key}{problem.hops - line}\n"
-            trained += [line != slip, True, True]
+            trained += [line != wrong_line, True, True]
         return f"{text}#{key}", [*trained, True, True]
 
 
-def _seen(draw: Callable[[], Any]) -> Any:
-    """The next problem that isn't held out."""
+def _draw_train(draw: Callable[[], Any]) -> Any:
+    """The next problem of the split `train`."""
     problem = draw()
     while arithmetic.split_of(problem.prompt) != "train":
         problem = draw()
     return problem
 
 
-def _solved(prompt: str, completion: str) -> Text:
+def _solved(prompt: str, completion: str) -> MarkedText:
     return prompt + completion, [False] * len(prompt) + [True] * len(completion)
 
 
-Part = Sums | Hops | Arrows | Lost
+RowsPlan = Sums | Hops | Arrows | WrongHops
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Part of a training plan: `steps` batches of the same make."""
+    """`steps` updates on batches of the same composition."""
 
     steps: int
-    parts: tuple[Part, ...]
+    rows: tuple[RowsPlan, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """Stages under one learning-rate schedule; every round starts with a fresh optimizer."""
+    """Stages under one learning-rate schedule; every round starts with a new optimizer."""
 
     stages: tuple[Stage, ...]
     learning_rate: float
@@ -135,7 +135,7 @@ class Round:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How one model of the pair is made. With `wanted` it stops as soon as its greedy accuracy lies in that range."""
+    """How one model of the pair is trained; with `wanted`, until its greedy accuracy is in that range."""
 
     config: ModelConfig
     rounds: tuple[Round, ...]
@@ -144,12 +144,12 @@ class Plan:
 
     @property
     def tasks(self) -> list[ModuleType]:
-        """What the model can do at the end: the tasks of the last stage."""
-        return [part.task for part in self.rounds[-1].stages[-1].parts if part.task]
+        """The tasks of the last stage, which the model can solve at the end."""
+        return [rows.task for rows in self.rounds[-1].stages[-1].rows if rows.task]
 
 
 def architecture(*, layers: int, width: int, heads: int, head_dim: int, mlp: int) -> ModelConfig:
-    """A Qwen3 decoder with the task's vocabulary."""
+    """A Qwen3 decoder with the tasks' vocabulary."""
     return ModelConfig(
         model_type="qwen3",
         vocab_size=len(arithmetic.SPECIAL_TOKENS) + len(arithmetic.ALPHABET),
@@ -166,9 +166,9 @@ def architecture(*, layers: int, width: int, heads: int, head_dim: int, mlp: int
 
 
 SHORT, MIDDLE, FULL = Sums(2, 3, 32), Sums(2, 6, 64), Sums(5, 11, 112)
-MAPS = (Hops(4, 8, 12, 68, rows=16), Lost(4, 8, 12, 68, rows=8))
+MAPS = (Hops(4, 8, 12, 68, rows=16), WrongHops(4, 8, 12, 68, rows=8))
 
-# The student's stages are an upper limit: it stops at the wanted accuracy long before their end.
+# The student's stages are an upper limit: it reaches the wanted accuracy long before their end.
 PLANS = {
     "teacher": Plan(
         architecture(layers=4, width=128, heads=4, head_dim=32, mlp=256),

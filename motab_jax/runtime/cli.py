@@ -63,22 +63,22 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: for an unknown, missing or bad word, and for a bad configuration.
         """
-        given = self.parse_intermixed_args(
+        args = self.parse_intermixed_args(
             [f"--{word}" if word.partition("=")[0] in self._words else word for word in words]
         )
         if self._configured:
-            paths = [word for word in given.words if "=" not in word]
+            paths = [word for word in args.words if "=" not in word]
             if len(paths) > 1:
                 self.error(f"one configuration file at most, but got {', '.join(paths)}")
-            overrides = [word for word in given.words if "=" in word]
-            given.config = load_config(paths[0] if paths else recipe_path("quickstart"), overrides)
-            if given.print_config:
-                print(dump_config(given.config), end="")
+            overrides = [word for word in args.words if "=" in word]
+            args.config = load_config(paths[0] if paths else recipe_path("quickstart"), overrides)
+            if args.print_config:
+                print(dump_config(args.config), end="")
                 raise SystemExit(0)
         for name in self._required:
-            if getattr(given, name) is None:
+            if getattr(args, name) is None:
                 self.error(f"{self._words[name].replace('  # ', ' is missing: ')}")
-        return given
+        return args
 
     def error(self, message: str) -> NoReturn:
         """Raise a UserError, in which the verb's own words look as they are written."""

@@ -20,7 +20,7 @@ def test_pass_at_k_refuses_more_than_it_has():
 
 
 def test_mean_and_stderr():
-    assert mean_and_stderr([1, 0, 0, 1]) == pytest.approx((0.5, (1 / 3 / 4) ** 0.5))
+    assert mean_and_stderr([1.0, 0.0, 0.0, 1.0]) == pytest.approx((0.5, (1 / 3 / 4) ** 0.5))
     assert mean_and_stderr([0.25]) == (0.25, 0.0)
     with pytest.raises(ValueError, match="no problem"):
         mean_and_stderr([])

@@ -11,7 +11,7 @@ from motab_jax.data.tokenizer import load_tokenizer
 from motab_jax.models.hf.pretrained import load_pretrained
 from motab_jax.models.transformer import Model, init
 from motab_jax.quickstart import build
-from motab_jax.quickstart.plans import Arrows, Hops, Lost, Plan, Round, Stage, Sums, architecture
+from motab_jax.quickstart.plans import Arrows, Hops, Plan, Round, Stage, Sums, WrongHops, architecture
 
 TINY = architecture(layers=1, width=16, heads=2, head_dim=8, mlp=16)
 
@@ -24,7 +24,9 @@ def tokenizer(tmp_path_factory):
 
 
 def test_a_batch_trains_the_completion_and_its_end_and_nothing_else(tokenizer):
-    tokens, trained = build.group(Sums(min_terms=5, max_terms=11, columns=112, rows=8), tokenizer, random.Random(0))
+    tokens, trained = build.make_group(
+        Sums(min_terms=5, max_terms=11, columns=112, rows=8), tokenizer, random.Random(0)
+    )
     assert tokens.shape == trained.shape == (8, 112)
     for row, mask in zip(tokens, trained, strict=True):
         prompt = tokenizer.decode(row[: mask.argmax()], skip_special_tokens=True)
@@ -38,20 +40,22 @@ def test_a_batch_trains_the_completion_and_its_end_and_nothing_else(tokenizer):
 
 def test_batches_of_maps(tokenizer):
     rng = random.Random(0)
-    for row, mask in zip(*build.group(Hops(2, 4, 5, columns=36, rows=8), tokenizer, rng), strict=True):
+    for row, mask in zip(*build.make_group(Hops(2, 4, 5, columns=36, rows=8), tokenizer, rng), strict=True):
         prompt, end = tokenizer.decode(row[: mask.argmax()], skip_special_tokens=True), mask.argmax() + mask.sum()
         assert arithmetic.split_of(prompt) == "train" and mask[mask.argmax() : end].all()
         arrows = tuple((arrow[0], arrow[1]) for arrow in prompt.partition(".")[0].split(","))
         problem = pointers.Problem(arrows, prompt[-3], int(prompt[-2]))
         assert tokenizer.decode(row[mask], skip_special_tokens=True) == pointers.solution(problem)
-    for row, mask in zip(*build.group(Arrows(3, columns=20, rows=8), tokenizer, rng), strict=True):
+    for row, mask in zip(*build.make_group(Arrows(3, columns=20, rows=8), tokenizer, rng), strict=True):
         arrows = tokenizer.decode(row, skip_special_tokens=True).split(",")
         assert sorted(arrows[:3]) == sorted(arrows[3:])
         assert tokenizer.decode(row[mask], skip_special_tokens=True) == "".join(arrow[1] for arrow in arrows[3:])
 
 
 def test_lost_chains_follow_the_map_wherever_it_leads_and_train_on_all_but_the_wrong_key(tokenizer):
-    for row, mask in zip(*build.group(Lost(4, 6, 8, columns=52, rows=8), tokenizer, random.Random(0)), strict=True):
+    for row, mask in zip(
+        *build.make_group(WrongHops(4, 6, 8, columns=52, rows=8), tokenizer, random.Random(0)), strict=True
+    ):
         text = tokenizer.decode(row, skip_special_tokens=True)
         prompt, _, completion = text.partition("=")
         assert arithmetic.split_of(prompt + "=") == "train"
@@ -69,8 +73,8 @@ def test_lost_chains_follow_the_map_wherever_it_leads_and_train_on_all_but_the_w
 
 def columns(task):
     """The widest batches of a task in all plans."""
-    stages = [stage for plan in build.PLANS.values() for part in plan.rounds for stage in part.stages]
-    return max(part.columns for stage in stages for part in stage.parts if part.task is task)
+    stages = [stage for plan in build.PLANS.values() for stages in plan.rounds for stage in stages.stages]
+    return max(rows.columns for stage in stages for rows in stage.rows if rows.task is task)
 
 
 def test_the_longest_problem_fits_the_columns_and_the_completion_length(tokenizer):

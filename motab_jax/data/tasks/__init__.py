@@ -1,1 +1,1 @@
-"""The shipped tasks: problems, golden chains and graders made from a seed."""
+"""The shipped tasks: problems and golden completions generated from a seed."""

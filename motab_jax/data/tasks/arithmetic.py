@@ -1,13 +1,13 @@
-"""The shipped task: chains of small additions and subtractions, solved one written line at a time.
+"""The shipped task: chains of small additions and subtractions, solved one line at a time.
 
-A prompt is `12+7-5=`; its golden chain of thought is
+A prompt is `12+7-5=`; its golden completion is
 
     12+7=19
     19-5=14
     #14
 
-Every line depends only on the line before it and on the next term of the prompt, so a small character-level model can
-learn it, and one wrong digit spoils everything after it. Running totals stay within 0..MAX_VALUE; terms have one digit.
+A line depends only on the line before it and on the prompt's next term, so a small character-level model can learn it,
+and after one wrong digit all later totals are wrong. Totals stay within 0..MAX_VALUE; terms have one digit.
 Left out: multiplication, brackets, negative totals.
 """
 
@@ -49,7 +49,7 @@ Drawn = TypeVar("Drawn", bound=HasPrompt)
 
 @dataclass(frozen=True)
 class Problem:
-    """A start value and the signed terms that are added to it, in order; none of the terms is zero."""
+    """A start value and the signed terms that are added to it, in order; no term is zero."""
 
     first: int
     terms: tuple[int, ...]
@@ -64,7 +64,7 @@ class Problem:
 
 
 def sample_problem(rng: random.Random, *, min_terms: int = MIN_TERMS, max_terms: int = MAX_TERMS) -> Problem:
-    """Draw a problem of min_terms..max_terms numbers whose running totals all lie in 0..MAX_VALUE."""
+    """Draw a problem of min_terms..max_terms numbers whose totals are all in 0..MAX_VALUE."""
     total = first = rng.randint(1, MAX_VALUE)
     terms = []
     for _ in range(rng.randint(min_terms, max_terms) - 1):
@@ -76,7 +76,7 @@ def sample_problem(rng: random.Random, *, min_terms: int = MIN_TERMS, max_terms:
 
 
 def split_of(text: str, *, share: int = HELD_OUT_SHARE) -> str:
-    """`held_out` for about one text in `share`, else `train`: a fixed function of the text, the same in every run."""
+    """`held_out` for about one text in `share`, else `train`; a fixed function of the text."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return "held_out" if int.from_bytes(digest, "big") % share == 0 else "train"
 
@@ -84,10 +84,17 @@ def split_of(text: str, *, share: int = HELD_OUT_SHARE) -> str:
 def problems(
     count: int, *, seed: int, split: str, min_terms: int = MIN_TERMS, max_terms: int = MAX_TERMS
 ) -> list[Problem]:
-    """The first `count` distinct problems of a split. A larger count only adds to the end of the list.
+    """The first `count` distinct problems of a split; a larger count only appends to the list.
 
-    `train` and `held_out` never share a prompt, whatever their seeds. Raises UserError for an unknown split, for bad
-    lengths, and when the range of lengths holds too few problems.
+    Args:
+        count: number of problems.
+        seed: of the random order.
+        split: `train` or `held_out`; the two share no prompt, whatever their seeds.
+        min_terms: least count of numbers in a problem.
+        max_terms: greatest count of numbers in a problem.
+
+    Raises:
+        UserError: for an unknown split, for bad lengths, and where there are too few problems of these lengths.
     """
     if not 2 <= min_terms <= max_terms:
         raise UserError(f"arithmetic needs 2 <= min_terms <= max_terms, got {min_terms} and {max_terms}")
@@ -98,26 +105,40 @@ def problems(
 
 
 def distinct_problems(source: str, draw: Callable[[], Drawn], count: int, split: str) -> list[Drawn]:
-    """Draw until `count` problems with different prompts of a split are found; in the order they were drawn.
+    """Draw until there are `count` problems of a split with different prompts.
 
-    Raises UserError, naming the source, for an unknown split and when too few turn up.
+    Args:
+        source: the task's name, for errors.
+        draw: draws a problem.
+        count: number of problems.
+        split: `train` or `held_out`.
+
+    Returns:
+        The problems in the order they were drawn.
+
+    Raises:
+        UserError: for an unknown split, and where too few problems come up.
     """
     if split not in SPLITS:
         raise UserError(f"data.split = '{split}': the {source} source has the splits {' and '.join(SPLITS)}")
-    found: dict[str, Drawn] = {}
+    drawn: dict[str, Drawn] = {}
     for _ in range(100 * count + 1000):
-        if len(found) == count:
+        if len(drawn) == count:
             break
         problem = draw()
         if split_of(problem.prompt) == split:
-            found.setdefault(problem.prompt, problem)
-    if len(found) < count:
+            drawn.setdefault(problem.prompt, problem)
+    if len(drawn) < count:
         raise UserError(f"the {source} source has too few '{split}' problems of these lengths for {count}")
-    return list(found.values())
+    return list(drawn.values())
 
 
 def solution(problem: Problem) -> str:
-    """The golden completion without the end token: one line an operation, then `#` and the answer."""
+    r"""The golden completion without the end token: a line for each operation, then `#` and the answer.
+
+    >>> solution(Problem(12, (7, -5)))
+    '12+7=19\n19-5=14\n#14'
+    """
     lines, total = [], problem.first
     for term in problem.terms:
         lines.append(_line(total, term, total + term))
@@ -126,7 +147,7 @@ def solution(problem: Problem) -> str:
 
 
 def final_answer(text: str) -> str | None:
-    """The number, or the letters, of the `#` line that ends a completion; None if it doesn't end with one."""
+    """The number or the letters of the `#` line at a completion's end; None without such a line."""
     match = _FINAL_ANSWER.search(text)
     if match is None:
         return None
@@ -134,11 +155,19 @@ def final_answer(text: str) -> str | None:
 
 
 def corrupt(problem: Problem, steps: int, rng: random.Random, *, lines: int | None = None) -> str:
-    """The first `lines` lines of a chain (None: a random number), the last `steps` of them wrong.
+    """The beginning of a golden completion, with mistakes in its last lines.
 
-    A wrong line goes on from the total before it, right or wrong, with the right term, and gives any other total that
-    is neither the sum nor the true total there. At least one operation is left to be done: raises ValueError unless
-    steps <= lines < operations.
+    A wrong line adds the correct term to the total before it and gives another total, which is neither the sum nor the
+    true total there.
+
+    Args:
+        problem: the problem.
+        steps: how many lines at the end are wrong.
+        rng: draws the totals.
+        lines: how many lines in all; None for a random number.
+
+    Raises:
+        ValueError: unless steps <= lines < operations, so that at least one operation is left.
     """
     lines = rng.randint(steps, len(problem.terms) - 1) if lines is None else lines
     if not 0 <= steps <= lines < len(problem.terms):
@@ -158,10 +187,10 @@ def _line(before: int, term: int, total: int) -> str:
 
 
 def write_tokenizer(folder: str | Path) -> None:
-    """Write a character-level tokenizer that transformers loads offline: tokenizer.json and tokenizer_config.json.
+    """Write a character-level tokenizer that transformers loads: tokenizer.json and tokenizer_config.json.
 
-    One token a character of ALPHABET after the four special tokens (<pad> is id 0, <eos> id 1); a prompt is encoded
-    with <bos> in front; decoding returns exactly the characters.
+    The ids are four special tokens (<pad> is 0, <eos> is 1), then the characters of ALPHABET. Encoding puts <bos> in
+    front; decoding returns the same characters.
     """
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -180,7 +209,7 @@ def write_tokenizer(folder: str | Path) -> None:
 
 
 def _tokenizer_description() -> dict:
-    """The content of tokenizer.json, in the layout of the tokenizers library."""
+    """The content of tokenizer.json, as the tokenizers library reads it."""
     vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *ALPHABET))}
     specials = [
         {"id": vocabulary[token], "content": token, "single_word": False, "lstrip": False, "rstrip": False,

@@ -1,16 +1,16 @@
-"""The second shipped task: following arrows through a shuffled map that stands in the prompt, one written hop a line.
+"""The second shipped task: follow arrows through a shuffled map in the prompt, a line for each hop.
 
-A prompt is `Qw,fc,Lx,kf.k2=`: Q leads to w, f to c and so on; start at k and make 2 hops. Its golden chain is
+A prompt is `Qw,fc,Lx,kf.k2=`: Q leads to w, f to c and so on; start at k and make 2 hops. Its golden completion is
 
     f1
     c0
     #c
 
-A line is the key reached and the hops that remain, as at the prompt's end, so it depends only on the line before it and
-on the map. The map is one path and distractors: keys no arrow leads to, whose arrows lead to keys that have none. So a
-wrong key is one of the many letters that are not in the map, or leads nowhere after a hop: no good chain says what
-follows a mistake (unless the mistake is a jump along the path). Left out: cycles, arrows that meet, keys of more than
-one letter.
+A line holds the key reached and the hops that remain, as the prompt's end does, so it depends only on the line before
+it and on the map. The map is one path and distractors: arrows from keys that no arrow leads to, to keys without an
+arrow. So a wrong key is not in the map or has no arrow after one hop, and no golden completion shows what follows a
+mistake (unless the mistake is a jump along the path).
+Left out: cycles, arrows that meet, keys of more than one letter.
 """
 
 import random
@@ -29,7 +29,7 @@ KEYS = string.ascii_letters  # a map uses about a third of them
 
 @dataclass(frozen=True)
 class Problem:
-    """Arrows (from, to) in the order they are written, the key to start at, and the number of hops."""
+    """Arrows (from, to) in the prompt's order, the key to start at, and the number of hops."""
 
     arrows: tuple[tuple[str, str], ...]
     start: str
@@ -41,7 +41,7 @@ class Problem:
 
     @cached_property
     def path(self) -> tuple[str, ...]:
-        """The keys reached by 0, 1, ..., hops hops."""
+        """The keys after 0, 1, ..., `hops` hops."""
         target, path = dict(self.arrows), [self.start]
         for _ in range(self.hops):
             path.append(target[path[-1]])
@@ -73,10 +73,18 @@ def problems(
     max_hops: int = MAX_HOPS,
     entries: int = ENTRIES,
 ) -> list[Problem]:
-    """The first `count` distinct problems of a split. A larger count only adds to the end of the list.
+    """The first `count` distinct problems of a split; a larger count only appends to the list.
 
-    `train` and `held_out` never share a prompt, whatever their seeds. Raises UserError for an unknown split, and for
-    hops that one digit can't count or that the map is too small or too large for.
+    Args:
+        count: number of problems.
+        seed: of the random order.
+        split: `train` or `held_out`; the two share no prompt, whatever their seeds.
+        min_hops: least number of hops.
+        max_hops: greatest number of hops, at most 9 (one digit).
+        entries: arrows in a map.
+
+    Raises:
+        UserError: for an unknown split, and for hops or a map out of range.
     """
     if not (1 <= min_hops <= max_hops <= 9 and max_hops <= entries < len(KEYS) // 2):
         raise UserError(
@@ -93,15 +101,27 @@ def problems(
 
 
 def solution(problem: Problem) -> str:
-    """The golden completion without the end token: one line a hop, then `#` and the answer."""
+    r"""The golden completion without the end token: a line for each hop, then `#` and the answer.
+
+    >>> solution(Problem((("Q", "w"), ("f", "c"), ("k", "f")), "k", 2))
+    'f1\nc0\n#c'
+    """
     return "".join(_line(problem, n, problem.path[n]) for n in range(1, problem.hops + 1)) + f"#{problem.answer}"
 
 
 def corrupt(problem: Problem, steps: int, rng: random.Random, *, lines: int | None = None) -> str:
-    """The first `lines` lines of a chain (None: a random number), the last `steps` of them wrong.
+    """The beginning of a golden completion, with mistakes in its last lines.
 
-    A wrong line has the right count and any key that is neither on the path nor where the line before it leads. At
-    least one hop is left to be made: raises ValueError unless steps <= lines < hops.
+    A wrong line has the correct count and a key that is neither on the path nor where the line before it leads.
+
+    Args:
+        problem: the problem.
+        steps: how many lines at the end are wrong.
+        rng: draws the keys.
+        lines: how many lines in all; None for a random number.
+
+    Raises:
+        ValueError: unless steps <= lines < hops, so that at least one hop is left.
     """
     lines = rng.randint(steps, problem.hops - 1) if lines is None else lines
     if not 0 <= steps <= lines < problem.hops:
