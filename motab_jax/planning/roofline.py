@@ -75,9 +75,9 @@ def step_sizes(config: Config, mesh: Mapping[str, int], teacher_share: float = T
     """The sizes that a configuration has on a mesh.
 
     Args:
-      config: the run.
-      mesh: sizes of the axes data, fsdp and tensor.
-      teacher_share: share of the tokens, from 0 to 1, that the teacher is taken to generate.
+        config: the run.
+        mesh: sizes of the axes data, fsdp and tensor.
+        teacher_share: share of the tokens, from 0 to 1, that the teacher is taken to generate.
     """
     rollout, optimizer, stored = config.rollout, config.optimizer, config.student.dtype
     teacher_bytes = _itemsize(config.teacher.dtype)
