@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from motab_jax.models.cache import gather_columns, init_cache
 from motab_jax.models.transformer import encode, forward, unembed
@@ -123,3 +125,31 @@ def test_append_and_rewind_by_hand():
     assert int(packed.cursor) == 3
     assert packed.positions.tolist() == [[0, 1, -1, -1, -1, -1], [0, 1, 2, -1, -1, -1]]
     assert source[:, :3].tolist() == [[1, 2, 0], [0, 1, 2]]
+
+
+APPENDS = st.lists(st.integers(0, SEGMENT), min_size=2, max_size=2)  # how many tokens each of two rows appends
+KEEPS = st.lists(st.integers(0, 12), min_size=2, max_size=2)  # how many tokens each row keeps
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.one_of(st.tuples(st.just("append"), APPENDS), st.tuples(st.just("rewind"), KEEPS)), max_size=12))
+def test_live_columns_are_the_rows_tokens_in_order(history):
+    """Whatever was appended and rewound, and packed when the tape was full."""
+    tape, lengths = empty_tape(2, 18), np.zeros(2, np.int64)
+    for kind, numbers in history:
+        if kind == "rewind":
+            tape, lengths = rewind(tape, jnp.array(numbers)), np.minimum(lengths, numbers)
+            continue
+        if int(tape.cursor) + SEGMENT > tape.columns:
+            packed, source = pack(tape)
+            assert np.sort(source, axis=1).tolist() == [[*range(tape.columns)]] * 2
+            assert packed.positions.tolist() == np.take_along_axis(np.asarray(tape.positions), source, 1).tolist()
+            assert int(packed.cursor) == max(lengths)
+            tape = packed
+        if int(tape.cursor) + SEGMENT <= tape.columns:
+            counts, index = np.array(numbers), np.arange(SEGMENT)
+            positions = np.where(index < counts[:, None], lengths[:, None] + index, DEAD)
+            tape, lengths = append(tape, jnp.array(positions, jnp.int32)), lengths + counts
+        for row, length in enumerate(lengths):
+            live = [position for position in tape.positions[row].tolist() if position != DEAD]
+            assert live == [*range(length)]
