@@ -141,9 +141,9 @@ def write_tensors(folder: Path | None, entries: Sequence[Entry], max_shard_bytes
             with open(folder / name, "wb") as file:
                 _write_shard(file, ordered)
     if folder is not None and count > 1:
-        places = {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard}
+        shard_of = {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard}
         total = sum(entry.size for entry in entries)
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": shard_of})
 
 
 def _split(entries: Sequence[Entry], max_shard_bytes: int) -> list[list[Entry]]:

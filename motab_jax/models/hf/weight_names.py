@@ -127,7 +127,7 @@ def load_shardings(mesh: Mesh, config: ModelConfig) -> Any:
     every page of the file on every host. What is cut over `tensor` stays with it in the other layouts.
     """
 
-    def place(path: Path, spec: WeightSpec) -> NamedSharding:
+    def sharding_of(path: Path, spec: WeightSpec) -> NamedSharding:
         stacked = path[0] == "layers"
         own = len(spec.shape) - stacked
         outer = stacked + TABLE[path][1].outer % own
@@ -145,8 +145,9 @@ def load_shardings(mesh: Mesh, config: ModelConfig) -> Any:
                 parts[dimension] = tuple(sorted(parts[dimension], key=lambda axis: axis == "tensor"))
         return NamedSharding(mesh, PartitionSpec(*(part or None for part in parts)))
 
-    places = {path: place(path, spec) for path, spec in flat_specs(config).items()}
-    return flax.traverse_util.unflatten_dict(places)
+    return flax.traverse_util.unflatten_dict(
+        {path: sharding_of(path, spec) for path, spec in flat_specs(config).items()}
+    )
 
 
 def to_hf(path: Path, weight: Any) -> Any:
