@@ -31,7 +31,7 @@ from motab_jax.distill import (
 from motab_jax.distill import make_update as make
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.serving import serve_specs
-from motab_jax.models.transformer import Model, is_spec, weight_specs
+from motab_jax.models.transformer import Model, weight_specs
 from motab_jax.planning import hlo
 from motab_jax.planning.topologies import CHIPS, Chip, topology_devices
 from motab_jax.rollout import MonitorSpec, Prompts, RolloutConfig, rollout
@@ -48,8 +48,8 @@ TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 def model(shape: ModelConfig, mesh, specs=None, layout: str = "serve", dtype=jnp.bfloat16) -> Model:
     """A model without weights, in serving form and layout unless told otherwise."""
     specs = specs or serve_specs(shape, scan_layers=True)
-    axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
-    shapes = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype), specs, is_leaf=is_spec)
+    axes = jax.tree.map(lambda spec: spec.axes, specs)
+    shapes = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype), specs)
     return Model(
         jax.tree.map(lambda x, s: x.update(sharding=s), shapes, layout_shardings(mesh, axes, layout, shapes)), shape
     )
@@ -140,9 +140,7 @@ def compile_update(mesh, rows: int = SLOTS):
 
 def roofline(shape: ModelConfig, chip: Chip, tensor: int) -> tuple[float, str]:
     """Seconds of one decoded column of all slots with half of the new tokens written, and what binds it."""
-    weights = hlo.tree_bytes(
-        jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), weight_specs(shape), is_leaf=is_spec)
-    )
+    weights = hlo.tree_bytes(jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), weight_specs(shape)))
     live = 4 * shape.num_layers * SLOTS * shape.num_kv_heads * shape.head_dim * (PROMPT + NEW // 2)
     times = {"bandwidth": (weights + live) / tensor / chip.bandwidth, "FLOPs": weights * SLOTS / tensor / chip.flops}
     binds = max(times, key=lambda kind: times[kind])

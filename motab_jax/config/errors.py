@@ -1,13 +1,13 @@
-"""Exceptions that a user sees as a message."""
+"""The exceptions that a user sees as a message."""
 
 
 class UserError(Exception):
-    """A user's mistake. The message names the file, key or line and what to do; verbs exit with `status`."""
+    """A mistake of the user's; the message names the file, key or line and what to do. Verbs exit with `status`."""
 
     status = 2
 
 
 class PeerMissing(UserError):
-    """A peer process did not join in time. Not a mistake in the configuration: exit status 1, so launchers retry."""
+    """Another process of the run did not come: no mistake in the configuration, so that launchers start again."""
 
     status = 1

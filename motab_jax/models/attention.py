@@ -1,146 +1,208 @@
-"""Attention: plain, over the live part of a cache, and over blocks of queries where a text is long.
+"""Attention: over a text, over the live part of a cache, and over blocks of queries where a text is long.
 
-Masked by positions: a query at position p sees the columns whose position is in 0..p. Grouped queries: G queries share
-a kv head. Letters: b batch, t query time, s key time, k kv heads, g queries a kv head, h head dim.
+The mask comes from positions alone: a query at position p attends to the columns whose position is in 0..p, so causal
+masking, left padding and columns that a rewind discarded are one rule. Grouped queries: G queries share one kv head.
+Shape letters: B rows, T query columns, S key columns, K kv heads, G queries a kv head, H head dim.
+Left out: fused kernels (flash, splash, paged attention); all of this is jax.numpy, and XLA compiles it everywhere.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
 
+import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int
 
-MASKED = -1e30
+MASKED = -1e30  # the score of a column that a query does not attend to
 BLOCK = 512  # columns of a cache that are attended to at a time
 SMALL_BLOCK = 256  # where layers are unrolled: a CPU copies each block, which must stay in its own caches
-QUERIES = 512  # queries at a time in a long text without a cache
-PARTS = 4  # blocks of queries in a text whose columns are in order
+QUERY_BLOCK = 512  # queries at a time in a long text without a cache
+BLOCKS_PER_TEXT = 4  # of queries, where each row holds texts in order
+
+Index = Int[Array, ""] | int
+Keys = Float[Array, "B K S H"] | Float[Array, "B K H S"]
+Values = Float[Array, "B K S H"]
 
 
-def sees(positions: jax.Array, seen: jax.Array) -> jax.Array:
-    """bool[B,T,S]: whether the query at positions i32[B,T] sees the column at seen i32[B,S]; -1: nobody does."""
-    return (seen[:, None, :] >= 0) & (seen[:, None, :] <= positions[:, :, None])
+def causal_mask(
+    query_positions: Int[Array | np.ndarray, "B T"], key_positions: Int[Array | np.ndarray, "B S"]
+) -> Bool[Array | np.ndarray, "B T S"]:
+    """Whether each query attends to each column: the column's position is at most the query's, and not -1.
 
-
-class Sight(NamedTuple):
-    """Columns i32[B,T] of texts: their positions and, where a row holds several texts, which of them each is of."""
-
-    positions: jax.Array
-    segments: jax.Array | None
-
-    def of(self, columns: "Sight") -> jax.Array:
-        """bool[B,T,S]: whether each of these sees each of those columns."""
-        mask = sees(self.positions, columns.positions)
-        if self.segments is None or columns.segments is None:
-            return mask
-        return mask & (self.segments[:, :, None] == columns.segments[:, None, :])
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, columns_last: bool = False) -> jax.Array:
-    """[B,T,K,G,H] of queries [B,T,K,G,H] to keys and values [B,K,S,H] under mask bool[B,T,S].
-
-    columns_last: the keys are [B,K,H,S].
+    >>> causal_mask(jnp.array([[0, 1]]), jnp.array([[0, 1, -1]])).astype(int).tolist()
+    [[[1, 0, 0], [1, 1, 0]]]
     """
-    weights = jax.nn.softmax(_scores(_rows(q), k, mask, columns_last), axis=-1).astype(v.dtype)
-    return _back(_mix(weights, v), q.shape)
+    return (key_positions[:, None, :] >= 0) & (key_positions[:, None, :] <= query_positions[:, :, None])
 
 
-def mask_of(sight: Sight) -> jax.Array | None:
-    """bool[B,T,T]: who sees whom; None for texts too long for one mask and all scores at once."""
-    return None if sight.positions.shape[1] > 2 * QUERIES else sight.of(sight)
+class MaskSpec(flax.struct.PyTreeNode):
+    """What the mask of some columns is made from: their positions and, in packed rows, which text each belongs to."""
+
+    positions: Int[Array | np.ndarray, "*N T"]  # -1: padding, which no query attends to
+    segments: Int[Array | np.ndarray, "*N T"] | None = None  # None: one text a row
+
+    def mask(self, keys: "MaskSpec") -> Bool[Array | np.ndarray, "B T S"]:
+        """Whether these columns, as queries, attend to those of `keys`; texts of one row never attend to each other."""
+        mask = causal_mask(self.positions, keys.positions)
+        if self.segments is None or keys.segments is None:
+            return mask
+        return mask & (self.segments[:, :, None] == keys.segments[:, None, :])
+
+
+def attend(
+    q: Float[Array, "B T K G H"],
+    k: Keys,
+    v: Values,
+    mask: Bool[Array | np.ndarray, "B T S"],
+    *,
+    keys_last: bool = False,
+) -> Float[Array, "B T K G H"]:
+    """Softmax attention of all queries to all columns under a mask.
+
+    Args:
+        q: queries, rotated.
+        k: keys, rotated; [B,K,H,S] if `keys_last`.
+        v: values.
+        mask: whether a query attends to a column.
+        keys_last: whether the columns are the last dimension of the keys.
+
+    Returns:
+        The values' weighted means, accumulated in float32.
+    """
+    weights = jax.nn.softmax(_scores(_flatten_queries(q), k, mask, keys_last), axis=-1).astype(v.dtype)
+    return _unflatten_queries(_weighted_sum(weights, v), q.shape)
+
+
+def text_mask(spec: MaskSpec, query_block: int = QUERY_BLOCK) -> Bool[Array | np.ndarray, "B T T"] | None:
+    """The mask of a text's columns among themselves; None for a text so long that masks are made block by block."""
+    return None if spec.positions.shape[1] > 2 * query_block else spec.mask(spec)
 
 
 def attend_text(
-    q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, mask: jax.Array | None, max_text_columns: int | None = None
-) -> jax.Array:
-    """`attend` of columns to themselves, without a cache; mask is what `mask_of` gives, once for all layers.
+    q: Float[Array, "B T K G H"],
+    k: Float[Array, "B K T H"],
+    v: Float[Array, "B K T H"],
+    spec: MaskSpec,
+    mask: Bool[Array | np.ndarray, "B T T"] | None,
+    *,
+    max_text_columns: int | None = None,
+    query_block: int = QUERY_BLOCK,
+) -> Float[Array, "B T K G H"]:
+    """`attend` of a text's columns to themselves, without a cache.
 
-    max_text_columns: the columns' texts are in order and none has more columns, so no query attends farther back, or
-    ahead; a short text is then also computed in blocks, without most of the columns that its queries are masked from.
+    Args:
+        q: queries, rotated.
+        k: keys, rotated.
+        v: values.
+        spec: what the mask is made from.
+        mask: what `text_mask` gives, made once for all layers.
+        max_text_columns: set where the columns of each text are in order and no text has more: a query then attends no
+            farther back, and blocks of queries leave out most of the columns that are masked for them. None: unknown.
+        query_block: queries at a time where `mask` is None.
     """
     if mask is None:
-        return _attend_long(q, k, v, sight)
-    return attend(q, k, v, mask) if max_text_columns is None else _attend_near(q, k, v, mask, max_text_columns)
+        return _attend_in_query_blocks(q, k, v, spec, query_block)
+    return attend(q, k, v, mask) if max_text_columns is None else _attend_nearby(q, k, v, mask, max_text_columns)
 
 
-def _attend_long(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight) -> jax.Array:
-    """`attend`, a block of queries at a time, computed anew for its gradient: never the whole mask, or all scores."""
+def _attend_in_query_blocks(q, k, v, spec: MaskSpec, size: int) -> Float[Array, "B T K G H"]:
+    """`attend` by blocks of queries, recomputed in the backward pass: neither mask nor scores exist as a whole."""
     batch, time = q.shape[:2]
 
-    def cut(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, -time % QUERIES)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, -1, QUERIES, *x.shape[2:]), 1, 0)
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, -time % size)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
 
-    block = jax.checkpoint(lambda part: attend(part[0], k, v, part[1].of(sight)))
-    out = jnp.moveaxis(jax.lax.map(block, (cut(q), jax.tree.map(cut, sight))), 0, 1)
+    block = jax.checkpoint(lambda queries: attend(queries[0], k, v, queries[1].mask(spec)))
+    out = jnp.moveaxis(jax.lax.map(block, (split(q), jax.tree.map(split, spec))), 0, 1)
     return out.reshape(batch, -1, *q.shape[2:])[:, :time]
 
 
-def _attend_near(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, max_text_columns: int) -> jax.Array:
-    """`attend` where a query sees at most `max_text_columns` columns, its own the last of them."""
+def _attend_nearby(q, k, v, mask, max_text_columns: int) -> Float[Array, "B T K G H"]:
+    """`attend` where a query attends to at most `max_text_columns` columns, its own the last of them."""
 
     def block(start: int, end: int) -> jax.Array:
         first = max(0, start - max_text_columns + 1)
         return attend(q[:, start:end], k[:, :, first:end], v[:, :, first:end], mask[:, start:end, first:end])
 
-    size, time = -(-max_text_columns // PARTS), q.shape[1]
+    size, time = -(-max_text_columns // BLOCKS_PER_TEXT), q.shape[1]
     return jnp.concatenate([block(start, min(start + size, time)) for start in range(0, time, size)], axis=1)
 
 
-def attend_live(
-    q: jax.Array, read, positions: jax.Array, seen: jax.Array, live, size: int = BLOCK, *, columns_last: bool = False
-) -> jax.Array:
-    """[B,T,K,G,H] of queries to the first `live` i32[] of S cached columns: blocks behind them cost nothing.
+def attend_cache(
+    q: Float[Array, "B T K G H"],
+    read: Callable[[Index, int], tuple[Keys, Values]],
+    query_positions: Int[Array | np.ndarray, "B T"],
+    key_positions: Int[Array | np.ndarray, "B S"],
+    live: Index,
+    *,
+    size: int = BLOCK,
+    keys_last: bool = False,
+) -> Float[Array, "B T K G H"]:
+    """`attend` to the first `live` columns of a cache, block by block; columns behind them cost nothing.
 
-    read(start, size) gives keys and values [B,K,size,H]; positions i32[B,T] are the queries', seen i32[B,S] the
-    columns'; size: columns of a block; columns_last: see `attend`. Softmax over blocks as in arXiv 2205.14135 (3.1).
+    The softmax is accumulated over blocks as in arXiv 2205.14135, section 3.1. T = 1 is decoding, T > 1 a prefill.
+
+    Args:
+        q: queries, rotated.
+        read: `read(start, size)` gives the keys and values of that many columns from `start` on.
+        query_positions: the queries' positions.
+        key_positions: the positions of all S columns of the cache; -1: dead or empty.
+        live: columns in use, from the first on.
+        size: columns of a block.
+        keys_last: as in `attend`.
+
+    Returns:
+        The values' weighted means, in the queries' dtype where there is more than one block.
     """
-    columns = seen.shape[1]
+    columns = key_positions.shape[1]
     if columns <= size:
-        return attend(q, *read(0, columns), sees(positions, seen), columns_last=columns_last)
-    queries = _rows(q)
+        return attend(q, *read(0, columns), causal_mask(query_positions, key_positions), keys_last=keys_last)
+    queries = _flatten_queries(q)
 
     def block(number, carry):
         top, total, mixed = carry
-        # The last block begins early enough to be whole; what it repeats is masked.
+        # The last block begins early enough to be a full one; the columns that it repeats are masked.
         start = jnp.minimum(number * size, columns - size)
         k, v = read(start, size)
-        mask = sees(positions, jax.lax.dynamic_slice_in_dim(seen, start, size, axis=1))
+        mask = causal_mask(query_positions, jax.lax.dynamic_slice_in_dim(key_positions, start, size, axis=1))
         fresh = start + jnp.arange(size)[None, None] >= number * size
-        scores = _scores(queries, k, mask & fresh, columns_last)
-        higher = jnp.maximum(top, jnp.max(scores, axis=-1))
-        weights, shrink = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
-        new = _mix(weights.astype(v.dtype), v)
-        return higher, total * shrink + jnp.sum(weights, axis=-1), mixed * shrink[..., None] + new
+        scores = _scores(queries, k, mask & fresh, keys_last)
+        new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
+        weights, shrink = jnp.exp(scores - new_top[..., None]), jnp.exp(top - new_top)
+        new = _weighted_sum(weights.astype(v.dtype), v)
+        return new_top, total * shrink + jnp.sum(weights, axis=-1), mixed * shrink[..., None] + new
 
     shape = queries.shape[:3]
     zero = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros(queries.shape))
     _, total, mixed = jax.lax.fori_loop(0, (live + size - 1) // size, block, zero)
-    return _back(mixed / total[..., None], q.shape).astype(q.dtype)
+    return _unflatten_queries(mixed / total[..., None], q.shape).astype(q.dtype)
 
 
-def _rows(q: jax.Array) -> jax.Array:
-    """Queries as the rows of one matrix for each kv head, [B,K,T*G,H]."""
+def _flatten_queries(q: Float[Array, "B T K G H"]) -> Float[Array, "B K T*G H"]:
+    """The queries as the rows of one matrix for each kv head."""
     batch, time, heads, group, size = q.shape
     return jnp.moveaxis(q, 2, 1).reshape(batch, heads, time * group, size)
 
 
-def _back(mixed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """[B,K,T*G,H] as [B,T,K,G,H] again."""
+def _unflatten_queries(mixed: Float[Array, "B K _ H"], shape: tuple[int, ...]) -> Float[Array, "B T K G H"]:
+    """The inverse of `_flatten_queries`; `shape` is that of the queries."""
     batch, time, heads, group, size = shape
     return jnp.moveaxis(mixed.reshape(batch, heads, time, group, size), 1, 2)
 
 
-def _scores(queries: jax.Array, k: jax.Array, mask: jax.Array, columns_last: bool) -> jax.Array:
-    """Masked scores f32[B,K,T*G,S]."""
-    both = (((3,), (2 if columns_last else 3,)), ((0, 1), (0, 1)))
-    scores = jax.lax.dot_general(queries, k, both, preferred_element_type=jnp.float32)
+def _scores(queries, k, mask, keys_last: bool) -> Float32[Array, "B K _ S"]:
+    """Queries [B,K,T*G,H] times keys, scaled and masked."""
+    dimensions = (((3,), (2 if keys_last else 3,)), ((0, 1), (0, 1)))
+    scores = jax.lax.dot_general(queries, k, dimensions, preferred_element_type=jnp.float32)
     group = queries.shape[2] // mask.shape[1]
     allowed = jnp.repeat(mask, group, axis=1)[:, None]
     return jnp.where(allowed, scores / math.sqrt(queries.shape[-1]), MASKED)
 
 
-def _mix(weights: jax.Array, v: jax.Array) -> jax.Array:
-    """Weights [B,K,T*G,S] times values [B,K,S,H], f32[B,K,T*G,H]."""
-    both = (((3,), (2,)), ((0, 1), (0, 1)))
-    return jax.lax.dot_general(weights, v, both, preferred_element_type=jnp.float32)
+def _weighted_sum(weights: Float[Array, "B K _ S"], v: Values) -> Float32[Array, "B K _ H"]:
+    """Weights times values, summed over the columns."""
+    dimensions = (((3,), (2,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(weights, v, dimensions, preferred_element_type=jnp.float32)

@@ -1,62 +1,78 @@
 """The key-value cache: a plain pytree whose columns are the tape's columns.
 
-Every row writes the same column, so a write is one dynamic_update_slice and a rewind moves nothing: which columns
-count is said by the tape's positions alone (docs/decisions.md). Scanned layers share one array, unrolled layers (a
-CPU's form) have one each, with the keys' columns last: there a query's product with them needs no transposed copy.
+A prefill writes the keys and values of T known tokens, a decode step those of one. All rows write the same columns, so
+a write is one dynamic_update_slice and a rewind moves nothing: the tape's positions alone say which columns are live
+(docs/decisions.md). Scanned layers share one array. Unrolled layers, as on CPUs, have an array each, in which the
+keys' columns come last: a query's product with them then needs no transposed copy.
+Left out: which column holds which token (rollout/tape.py), and pages.
 """
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.runtime.mesh import shard_over_tensor, tensor_axis_divides
 
-Store = jax.Array | tuple[jax.Array, ...]
+Index = Int[Array, ""] | int
 
 
-@flax.struct.dataclass
-class KVCache:
+class KVCache(flax.struct.PyTreeNode):
     """Keys (rotated) and values of every column; L layers, B rows, K kv heads, S columns, H head dim."""
 
-    k: Store  # [L,B,K,S,H], or L times [B,K,H,S]
-    v: Store  # [L,B,K,S,H], or L times [B,K,S,H]
+    k: Float[Array, "L B K S H"] | tuple[Float[Array, "B K H S"], ...]  # one array, or one a layer
+    v: Float[Array, "L B K S H"] | tuple[Float[Array, "B K S H"], ...]
 
     @property
     def stacked(self) -> bool:
         """Whether all layers share one array."""
         return not isinstance(self.k, tuple)
 
-    def write(self, k: jax.Array, v: jax.Array, layer: jax.Array | int, cursor: jax.Array | int) -> "KVCache":
-        """The cache with new keys and values [B,T,K,H] in the layer's columns cursor..cursor+T-1."""
-        if self.stacked:
-            k, v = (jnp.swapaxes(x, 1, 2)[None] for x in (k, v))
-            at = (layer, 0, 0, cursor, 0)
-            return KVCache(_put(self.k, k, at), _put(self.v, v, at))
-        keys = _put(self.k[layer], jnp.transpose(k, (0, 2, 3, 1)), (0, 0, 0, cursor))
-        values = _put(self.v[layer], jnp.swapaxes(v, 1, 2), (0, 0, cursor, 0))
-        return KVCache(
-            (*self.k[:layer], keys, *self.k[layer + 1 :]),
-            (*self.v[:layer], values, *self.v[layer + 1 :]),
-        )
+    def write(
+        self,
+        k: Float[Array | np.ndarray, "B T K H"],
+        v: Float[Array | np.ndarray, "B T K H"],
+        layer: Index,
+        cursor: Index,
+    ) -> "KVCache":
+        """The cache with new keys and values in the layer's columns cursor..cursor+T-1."""
+        if isinstance(self.k, tuple) or isinstance(self.v, tuple):
+            assert isinstance(layer, int) and isinstance(self.k, tuple) and isinstance(self.v, tuple)
+            keys = _put(self.k[layer], jnp.transpose(k, (0, 2, 3, 1)), (0, 0, 0, cursor))
+            values = _put(self.v[layer], jnp.swapaxes(v, 1, 2), (0, 0, cursor, 0))
+            return KVCache(
+                (*self.k[:layer], keys, *self.k[layer + 1 :]),
+                (*self.v[:layer], values, *self.v[layer + 1 :]),
+            )
+        k, v = (jnp.swapaxes(x, 1, 2)[None] for x in (k, v))
+        at = (layer, 0, 0, cursor, 0)
+        return KVCache(_put(self.k, k, at), _put(self.v, v, at))
 
-    def read(self, layer: jax.Array | int, start: jax.Array | int, size: int) -> tuple[jax.Array, jax.Array]:
-        """The layer's columns start..start+size-1: keys [B,K,size,H] ([B,K,H,size] of unrolled layers), values."""
-        if not self.stacked:
+    def read(
+        self, layer: Index, start: Index, size: int
+    ) -> tuple[Float[Array, "B K _ _"], Float[Array, "B K {size} H"]]:
+        """Keys and values of the layer's columns start..start+size-1.
+
+        Keys are [B,K,size,H], those of unrolled layers [B,K,H,size].
+        """
+        if isinstance(self.k, tuple) or isinstance(self.v, tuple):
             keys = jax.lax.dynamic_slice_in_dim(self.k[layer], start, size, axis=3)
             return keys, jax.lax.dynamic_slice_in_dim(self.v[layer], start, size, axis=2)
         _, rows, heads, _, width = self.k.shape
         at, shape = (layer, 0, 0, start, 0), (1, rows, heads, size, width)
         return jax.lax.dynamic_slice(self.k, at, shape)[0], jax.lax.dynamic_slice(self.v, at, shape)[0]
 
-    def take_rows(self, index: jax.Array) -> "KVCache":
-        """The rows index i32[R] of the cache."""
+    def take_rows(self, index: Int[Array | np.ndarray, "R"]) -> "KVCache":
+        """A cache of these rows."""
         return jax.tree.map(lambda x: jnp.take(x, index, axis=1 if self.stacked else 0), self)
 
-    def put_columns(self, other: "KVCache", row: jax.Array, start: jax.Array | int, size: int) -> "KVCache":
-        """The cache with columns start..start+size-1 of another, whose row row[b] (i32[B]) goes to row b."""
+    def put_columns(self, other: "KVCache", row: Int[Array | np.ndarray, "B"], start: Index, size: int) -> "KVCache":
+        """The cache with columns start..start+size-1 of another; row b takes them from the other's row `row[b]`."""
 
         def put(axis: int):
             def one(store: jax.Array, given: jax.Array) -> jax.Array:
@@ -77,54 +93,61 @@ def _put(store: jax.Array, new: jax.Array, at: tuple) -> jax.Array:
     return jax.lax.dynamic_update_slice(store, new.astype(store.dtype), at)
 
 
-def pinned(x: jax.Array, cut: int | None = None) -> jax.Array:
-    """The array, on a TPU laid out in the order of its dimensions. cut: that which lies over `tensor`, if any."""
-    return jax.lax.platform_dependent(x, tpu=lambda x: _in_order(x, cut), default=lambda x: x)
+def row_major(x: jax.Array, sharded: int | None = None) -> jax.Array:
+    """The array, on a TPU laid out in memory in the order of its dimensions.
+
+    Args:
+        x: the array.
+        sharded: the dimension that is sharded over `tensor`, if any.
+    """
+    return jax.lax.platform_dependent(x, tpu=lambda x: _row_major(x, sharded), default=lambda x: x)
 
 
-def _in_order(x: jax.Array, cut: int | None) -> jax.Array:
-    """The array in the layout of its dimensions' order; of an array that is cut each device pins its own part, or the
-    compiler would gather it."""
+def _row_major(x: jax.Array, sharded: int | None) -> jax.Array:
+    """The layout constraint; of a sharded array each device constrains its own part, or XLA would gather the array."""
 
-    def pin(x: jax.Array) -> jax.Array:
+    def constrain(x: jax.Array) -> jax.Array:
         return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
-    if cut is None or not tensor_axis_divides(x.shape[cut]):
-        return pin(x)
-    place = PartitionSpec(*(None,) * cut, "tensor")
-    return jax.shard_map(pin, in_specs=place, out_specs=place, axis_names={"tensor"}, check_vma=False)(x)
+    if sharded is None or not tensor_axis_divides(x.shape[sharded]):
+        return constrain(x)
+    spec = PartitionSpec(*(None,) * sharded, "tensor")
+    return jax.shard_map(constrain, in_specs=spec, out_specs=spec, axis_names={"tensor"}, check_vma=False)(x)
 
 
-def init_cache(config: ModelConfig, rows: int, columns: int, dtype=jnp.float32, *, stacked: bool = True) -> KVCache:
-    """A cache of zeros; no column counts until the tape gives it a position. Its heads lie over `tensor`."""
+def init_cache(
+    config: ModelConfig, rows: int, columns: int, dtype: DTypeLike = jnp.float32, *, stacked: bool = True
+) -> KVCache:
+    """A cache of zeros, its heads sharded over `tensor`; no column is live until the tape gives it a position."""
     shape = (rows, config.num_kv_heads, columns, config.head_dim)
     if stacked:
         shape = (config.num_layers, *shape)
         return KVCache(*(shard_over_tensor(jnp.zeros(shape, dtype), 2) for _ in "kv"))
-    turned = (*shape[:2], config.head_dim, columns)
+    keys_last = (*shape[:2], config.head_dim, columns)
 
     def layers(shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
         return tuple(shard_over_tensor(jnp.zeros(shape, dtype), 1) for _ in range(config.num_layers))
 
-    return KVCache(layers(turned), layers(shape))
+    return KVCache(layers(keys_last), layers(shape))
 
 
-def gather_columns(cache: KVCache, source: jax.Array) -> KVCache:
-    """New column s of row b is old column source[b,s]; source i32[B,S]. One layer's keys are moved at a time.
+def gather_columns(cache: KVCache, source: Int[Array | np.ndarray, "B S"]) -> KVCache:
+    """The cache in which column s of row b is the old column source[b,s]; one layer is moved at a time.
 
-    The layout that a gather likes best would spread to the whole cache, and every turn would copy it to and fro.
+    The memory layout that suits a gather would otherwise spread to the whole cache, which every iteration would then
+    copy into that layout and back.
     """
 
     def move(x: jax.Array, axis: int) -> jax.Array:
         return jax.vmap(lambda row, columns: jnp.take(row, columns, axis=axis))(x, source)
 
-    def layer(number, store):
-        one = pinned(move(jax.lax.dynamic_index_in_dim(store, number, keepdims=False), 1))
-        return pinned(jax.lax.dynamic_update_index_in_dim(store, one, number, 0))
+    def layer(index, store):
+        one = row_major(move(jax.lax.dynamic_index_in_dim(store, index, keepdims=False), 1))
+        return row_major(jax.lax.dynamic_update_index_in_dim(store, one, index, 0))
 
-    if cache.stacked:
-        return KVCache(*(jax.lax.fori_loop(0, store.shape[0], layer, store) for store in (cache.k, cache.v)))
-    return KVCache(
-        tuple(_in_order(move(_in_order(x, 1), 2), 1) for x in cache.k),
-        tuple(_in_order(move(_in_order(x, 1), 1), 1) for x in cache.v),
-    )
+    if isinstance(cache.k, tuple) or isinstance(cache.v, tuple):
+        return KVCache(
+            tuple(_row_major(move(_row_major(x, 1), 2), 1) for x in cache.k),
+            tuple(_row_major(move(_row_major(x, 1), 1), 1) for x in cache.v),
+        )
+    return KVCache(*(jax.lax.fori_loop(0, store.shape[0], layer, store) for store in (cache.k, cache.v)))

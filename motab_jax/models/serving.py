@@ -1,48 +1,80 @@
-"""The form of the weights that decodes fastest: fused projections, a head of its own, layers stacked or one by one.
+"""The serving form: the weights as they decode fastest, with fused projections, and layers stacked or one by one.
 
-`serve_params` is pure: jitted, it lays the student out for serving once a step. What the forms compute is the same.
+`serve_params` is pure; jitted, it makes the student's serving weights once an update. The model computes the same in
+every form but for rounding. Left out: where the weights lie on devices (session/placement.py).
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.quantize import Int8, TransposedWeight, quantize
-from motab_jax.models.transformer import Params, WeightSpec, is_spec, weight_specs
+from motab_jax.models.quantize import TransposedWeight, Weight, quantize
+from motab_jax.models.transformer import Params, WeightSpec, weight_specs
 
 FUSED = ("q", "k", "v", "o")
-SUMMED = {"qkv": 0, "o": 0, "gate": 0, "up": 0, "gate_up": 0, "down": 0, "head": 0, "embed": 1}  # of one layer
+# The dimension of one layer's weight that its matmul sums over.
+SUMMED = {"qkv": 0, "o": 0, "gate": 0, "up": 0, "gate_up": 0, "down": 0, "head": 0, "embed": 1}
+# Logical axes of the weights that only this form has, without the layer's.
+AXES = {
+    "qkv": ("embed", "kv_heads"),
+    "o": ("heads", "embed"),
+    "gate_up": ("embed", None, "mlp"),
+    "head": ("embed", "vocab"),
+}
 
 
 def serve_params(
-    params: Params, config: ModelConfig, *, scan_layers: bool, dtype=None, int8: bool = False, head: bool = False
+    params: Params,
+    config: ModelConfig,
+    *,
+    scan_layers: bool,
+    dtype: DTypeLike | None = None,
+    int8: bool = False,
+    head: bool = False,
 ) -> Params:
-    """Params in serving form. config: theirs, or theirs `with_copied_heads`. dtype: None keeps theirs; head: a tied
-    table also gets a transposed copy, which saves a CPU a little at one row and costs it twice the time at more."""
+    """Params in serving form.
+
+    Args:
+        params: trained or loaded parameters.
+        config: their architecture, or that `with_copied_heads`.
+        scan_layers: whether the layers stay stacked; else one dict a layer, with transposed matrices (for CPUs).
+        dtype: of the result; None keeps that of `params`.
+        int8: whether matrices are quantized.
+        head: whether a tied embedding also gets a transposed copy as the head, which saves a CPU a little at one row
+            and takes twice the time at more.
+    """
     params = jax.tree.map(lambda x: x.astype(dtype or x.dtype), params)
     layers = _fuse(_copy_heads(params["layers"], config), config, mlp=not scan_layers)
-    found = {"embed": params["embed"], "final_norm": params["final_norm"]}
+    others = {"embed": params["embed"], "final_norm": params["final_norm"]}
     if "head" in params or head:
-        found["head"] = params["head"] if "head" in params else params["embed"].T
+        others["head"] = params["head"] if "head" in params else params["embed"].T
     if int8:
-        layers = {name: _shrink(name, weight, stacked=True) for name, weight in layers.items()}
-        found = {name: _shrink(name, weight, stacked=False) for name, weight in found.items()}
+        layers = {name: _quantize(name, weight, stacked=True) for name, weight in layers.items()}
+        others = {name: _quantize(name, weight, stacked=False) for name, weight in others.items()}
     elif not scan_layers:
-        layers = {name: _turn(name, weight, stacked=True) for name, weight in layers.items()}
-        if "head" in found:
-            found["head"] = _turn("head", found["head"], stacked=False)
+        layers = {name: _transpose(name, weight, stacked=True) for name, weight in layers.items()}
+        if "head" in others:
+            others["head"] = _transpose("head", others["head"], stacked=False)
     if not scan_layers:
         layers = tuple(jax.tree.map(lambda x, n=n: x[n], layers) for n in range(config.num_layers))
-    return {**found, "layers": layers}
+    return {**others, "layers": layers}
 
 
 def with_copied_heads(config: ModelConfig, ways: int) -> ModelConfig:
-    """The shape with enough copies of each key-value head for `ways` devices, where those are a multiple of the heads.
+    """The config with each key-value head copied for as many of `ways` devices as share it.
 
-    Each device then has a head and its cache to itself; the model computes the same.
+    Each device then has a head and its cache to itself; the model computes the same. Unchanged unless `ways` is a
+    multiple of the heads, and more.
+
+    >>> config = ModelConfig("qwen3", 50, 32, 48, 3, 8, 2, 8, 4096)
+    >>> [with_copied_heads(config, ways).num_kv_heads for ways in (1, 2, 3, 4, 8)]
+    [2, 2, 2, 4, 8]
     """
     copies, rest = divmod(ways, config.num_kv_heads)
     return config if copies < 2 or rest else dataclasses.replace(config, num_kv_heads=ways)
@@ -71,53 +103,30 @@ def _fuse(layers: Params, config: ModelConfig, *, mlp: bool) -> Params:
     return fused
 
 
-def _shrink(name: str, weight: jax.Array, *, stacked: bool) -> Any:
+def _quantize(name: str, weight: Float[Array, "..."], *, stacked: bool) -> Weight:
     return quantize(weight, (SUMMED[name] + stacked,)) if name in SUMMED else weight
 
 
-def _turn(name: str, weight: jax.Array, *, stacked: bool) -> Any:
+def _transpose(name: str, weight: Float[Array, "..."], *, stacked: bool) -> Weight:
     return TransposedWeight(jnp.moveaxis(weight, stacked, -1)) if name in SUMMED else weight
 
 
 def serve_specs(config: ModelConfig, *, scan_layers: bool, int8: bool = False, head: bool = False) -> dict[str, Any]:
     """Every weight of the serving form as a `WeightSpec`, in the structure that `serve_params` gives."""
     specs = weight_specs(config)
-    layers, d, f = config.num_layers, config.width, config.mlp_width
-    heads = config.num_heads * config.head_dim
-    fused = heads + 2 * config.num_kv_heads * config.head_dim
-    block = {name: spec for name, spec in specs["layers"].items() if name not in FUSED}
-    block["qkv"] = WeightSpec((layers, d, fused), ("layer", "embed", "kv_heads"), "normal")
-    block["o"] = WeightSpec((layers, heads, d), ("layer", "heads", "embed"), "normal")
-    if not scan_layers:
-        del block["gate"], block["up"]
-        block["gate_up"] = WeightSpec((layers, d, 2, f), ("layer", "embed", None, "mlp"), "normal")
-    found = {name: spec for name, spec in specs.items() if name != "layers"}
-    if head:
-        found["head"] = WeightSpec((d, config.vocab_size), ("embed", "vocab"), "normal")
-    if int8:
-        block = {name: _shrink_spec(name, spec, stacked=True) for name, spec in block.items()}
-        found = {name: _shrink_spec(name, spec, stacked=False) for name, spec in found.items()}
-    elif not scan_layers:
-        block = {name: _turn_spec(name, spec, stacked=True) for name, spec in block.items()}
-        if "head" in found:
-            found["head"] = _turn_spec("head", found["head"], stacked=False)
-    if not scan_layers:
-        one = jax.tree.map(lambda spec: WeightSpec(spec.shape[1:], spec.axes[1:], spec.init), block, is_leaf=is_spec)
-        return {**found, "layers": (one,) * layers}
-    return {**found, "layers": block}
+    params = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs)
+    form = functools.partial(serve_params, config=config, scan_layers=scan_layers, int8=int8, head=head)
+    known = {**specs, **specs["layers"]}
 
+    def spec(path: tuple, array: jax.ShapeDtypeStruct) -> WeightSpec:
+        name = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]
+        field = path[-1].name if isinstance(path[-1], jax.tree_util.GetAttrKey) else None
+        axes = AXES[name] if name in AXES else known[name].axes[name in specs["layers"] :]
+        if field == "scale":
+            axes = tuple(None if axis == SUMMED[name] else label for axis, label in enumerate(axes))
+        elif field == "values" and not int8:  # a TransposedWeight
+            axes = (*axes[: SUMMED[name]], *axes[SUMMED[name] + 1 :], axes[SUMMED[name]])
+        stacked = ("layer",) * (array.ndim - len(axes))
+        return WeightSpec(array.shape, stacked + axes, known[name].init if name in known else "normal")
 
-def _turn_spec(name: str, spec: WeightSpec, *, stacked: bool) -> Any:
-    def last(x: tuple) -> tuple:
-        return (*x[:stacked], *x[stacked + 1 :], x[stacked])
-
-    return TransposedWeight(WeightSpec(last(spec.shape), last(spec.axes), spec.init)) if name in SUMMED else spec
-
-
-def _shrink_spec(name: str, spec: WeightSpec, *, stacked: bool) -> Any:
-    if name not in SUMMED:
-        return spec
-    summed = SUMMED[name] + stacked
-    shape = tuple(1 if axis == summed else size for axis, size in enumerate(spec.shape))
-    axes = tuple(None if axis == summed else label for axis, label in enumerate(spec.axes))
-    return Int8(spec, WeightSpec(shape, axes, spec.init))
+    return jax.tree_util.tree_map_with_path(spec, jax.eval_shape(form, params))

@@ -2,17 +2,22 @@
 
 import flax.struct
 import jax
+from jaxtyping import Array, Float, Int
 
 
-@flax.struct.dataclass
-class TopK:
+class TopK(flax.struct.PyTreeNode):
     """The K likeliest tokens of each distribution; the tail's mass is 1 - sum(exp(logprobs))."""
 
-    ids: jax.Array  # i32[...,K]
-    logprobs: jax.Array  # float[...,K]; normalised over the whole vocabulary, in nats
+    ids: Int[Array, "*N K"]
+    logprobs: Float[Array, "*N K"]  # normalised over the whole vocabulary, in nats
 
 
-def top_k_of(logits: jax.Array, k: int) -> TopK:
-    """The k likeliest tokens of logits f32[...,V], likeliest first; k is at most V."""
+def top_k_of(logits: Float[Array, "*N V"], k: int) -> TopK:
+    """The k likeliest tokens of each distribution, likeliest first, or all V where k is more.
+
+    >>> import jax.numpy as jnp
+    >>> top_k_of(jnp.array([0.0, 3.0, 1.0]), 2).ids.tolist()
+    [1, 2]
+    """
     logprobs, ids = jax.lax.top_k(jax.nn.log_softmax(logits, axis=-1), min(k, logits.shape[-1]))
     return TopK(ids, logprobs)

@@ -1,34 +1,42 @@
-"""The decoder, teacher and student alike: weights said once, and one pure forward pass.
+"""The decoder, for student and teacher alike: every weight's shape in one table, and one pure forward pass.
+
+`forward` gives logits. `encode` gives hidden states and is what the engine calls: with a cache it is a prefill (T known
+tokens) or a decode step (T = 1), without one it computes whole texts for scoring and training. `unembed` is the head.
 
 Llama, Qwen2 and Qwen3 differ only in biases, qk-norm and rope, which `ModelConfig` names. Attention is masked by
-positions: a query at position p sees the columns whose position is in 0..p, so left padding, the rewind tape and
-plain causal attention are one rule. Layers are scanned with the cache in the scan's carry, or unrolled, as the
-params come: stacked, or one dict a layer (serving.py makes that form, with projections fused).
+positions (attention.py). Layers are scanned with the cache in the scan's carry, or unrolled, as the params come:
+stacked, or one dict a layer (serving.py makes that form, with projections fused).
 Einsum letters: b batch, t query time, s key time, d width, n query heads, k kv heads, g queries a kv head,
-h head dim, f mlp, v vocabulary.
+h head dim, f mlp, v vocabulary. Shapes have the same letters in capitals, F for the mlp's width.
 Left out: dropout, sliding windows, mixtures of experts.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
 
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.attention import BLOCK, SMALL_BLOCK, Sight, attend_live, attend_text, mask_of
-from motab_jax.models.cache import KVCache, init_cache, pinned
-from motab_jax.models.quantize import TransposedWeight, lookup, weight_einsum
-from motab_jax.models.rope import angles, turn
+from motab_jax.models.attention import BLOCK, QUERY_BLOCK, SMALL_BLOCK, MaskSpec, attend_cache, attend_text, text_mask
+from motab_jax.models.cache import Index, KVCache, init_cache, row_major
+from motab_jax.models.quantize import lookup, transposed_matmul, weight_einsum
+from motab_jax.models.rope import apply_rope, rope_cos_sin
 
 Params = dict[str, Any]
+CosSin = tuple[Float32[Array, "B T 1 half"], Float32[Array, "B T 1 half"]]
 REMAT = {"dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims, "full": None}
 
 
-class WeightSpec(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class WeightSpec:
     """A weight: its shape, a logical axis name for each dimension, and its initialiser (normal, ones, zeros)."""
 
     shape: tuple[int, ...]
@@ -36,31 +44,30 @@ class WeightSpec(NamedTuple):
     init: str
 
 
-@flax.struct.dataclass
-class Model:
+class Model(flax.struct.PyTreeNode):
     """A model to run: its weights, and its architecture as static metadata."""
 
     params: Params
     config: ModelConfig = flax.struct.field(pytree_node=False)
 
     @property
-    def dtype(self):
+    def dtype(self) -> np.dtype:
         """The dtype of activations and cache."""
         return self.params["final_norm"].dtype
 
     @property
     def unrolled(self) -> bool:
-        """Whether each layer has weights of its own, which is a CPU's form."""
+        """Whether each layer has weights of its own, which is the form for CPUs."""
         return not isinstance(self.params["layers"], dict)
 
     @property
-    def fused(self) -> jax.Array:
-        """A weight that only the serving form has: new with every relayout, where norms may be the training form's."""
+    def fused(self) -> Any:
+        """A weight that exists only in serving form; its readiness tells when the relayout has ended."""
         layers = self.params["layers"]
         return (layers[-1] if self.unrolled else layers)["qkv"]
 
     def cache(self, rows: int, columns: int) -> KVCache:
-        """An empty cache of the form that the layers want."""
+        """An empty cache in the form that the layers need."""
         return init_cache(self.config, rows, columns, self.dtype, stacked=not self.unrolled)
 
 
@@ -100,30 +107,41 @@ def weight_specs(config: ModelConfig) -> dict[str, Any]:
     return specs
 
 
-def is_spec(x: Any) -> bool:
-    """Whether `x` is a leaf of `weight_specs`."""
-    return isinstance(x, WeightSpec)
-
-
-def init(config: ModelConfig, key: jax.Array, dtype=jnp.float32, *, std: float = 0.02) -> Params:
-    """Random parameters: normal(0, std), ones for norms, zeros for biases; one key a weight."""
+def init(config: ModelConfig, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32, *, std: float = 0.02) -> Params:
+    """Random parameters: normal(0, std), ones for norms, zeros for biases; each weight has a key of its own."""
     flat = flax.traverse_util.flatten_dict(weight_specs(config))
     values = {}
-    for place, (path, spec) in enumerate(sorted(flat.items())):
+    for index, (path, spec) in enumerate(sorted(flat.items())):
         if spec.init == "normal":
-            values[path] = std * jax.random.normal(jax.random.fold_in(key, place), spec.shape, dtype)
+            values[path] = std * jax.random.normal(jax.random.fold_in(key, index), spec.shape, dtype)
         else:
             values[path] = jnp.full(spec.shape, 1.0 if spec.init == "ones" else 0.0, dtype)
     return flax.traverse_util.unflatten_dict(values)
 
 
-def default_positions(shape: tuple[int, int]) -> jax.Array:
-    """Positions 0..T-1 in each row, i32[B,T]: unpadded text."""
+def default_positions(shape: tuple[int, ...]) -> Int[Array, "B T"]:
+    """Positions 0..T-1 in each row of a batch of this shape: unpadded text.
+
+    >>> default_positions((2, 3)).tolist()
+    [[0, 1, 2], [0, 1, 2]]
+    """
     return jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
 
 
-def forward(params: Params, config: ModelConfig, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
-    """Next-token logits f32[B,T,V] of tokens i32[B,T]; positions i32[B,T] (-1: padding) default to 0..T-1."""
+def forward(
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[Array | np.ndarray, "B T"],
+    positions: Int[Array | np.ndarray, "B T"] | None = None,
+) -> Float32[Array, "B T V"]:
+    """Logits of the next token after each token.
+
+    Args:
+        params: parameters, in training or serving form.
+        config: their architecture.
+        tokens: ids.
+        positions: of the tokens, -1 for padding; None: 0..T-1 in each row.
+    """
     hidden, _ = encode(params, config, tokens, default_positions(tokens.shape) if positions is None else positions)
     return unembed(params, config, hidden)
 
@@ -131,51 +149,62 @@ def forward(params: Params, config: ModelConfig, tokens: jax.Array, positions: j
 def encode(
     params: Params,
     config: ModelConfig,
-    tokens: jax.Array,
-    positions: jax.Array,
+    tokens: Int[Array | np.ndarray, "B T"],
+    positions: Int[Array | np.ndarray, "B T"],
     *,
     cache: KVCache | None = None,
-    key_positions: jax.Array | None = None,
-    cursor: jax.Array | int = 0,
-    segments: jax.Array | None = None,
+    key_positions: Int[Array | np.ndarray, "B S"] | None = None,
+    cursor: Index = 0,
+    segments: Int[Array | np.ndarray, "B T"] | None = None,
     max_text_columns: int | None = None,
+    query_block: int = QUERY_BLOCK,
     remat: str = "none",
     constrain: Callable[[jax.Array], jax.Array] | None = None,
-) -> tuple[jax.Array, KVCache | None]:
-    """Final hidden states [B,T,D] (after the last norm, before the head) and the updated cache.
+) -> tuple[Float[Array, "B T D"], KVCache | None]:
+    """Final hidden states, after the last norm and before the head, and the updated cache.
 
-    tokens, positions i32[B,T]; position -1 marks a token that nobody may see (padding, dead columns).
-    segments i32[B,T] (without a cache): texts packed into one row attend only to themselves.
-    max_text_columns (without a cache): see `attend_text`.
-    remat: what the backward pass recomputes of each layer: none, dots (all but matrix products) or full.
-    constrain: a sharding constraint for the activations [B,T,D] between two layers (None: the compiler's choice).
-    With a cache, the T tokens are written to columns cursor..cursor+T-1 of all rows and attend to the whole cache;
-    key_positions i32[B,S] gives every column's position, those T columns included. Without one, plain self-attention.
+    With a cache this is a prefill, or for T = 1 a decode step: keys and values of the tokens are written to columns
+    cursor..cursor+T-1 of all rows, and the tokens attend to the whole cache. Without one the tokens attend to each
+    other.
+
+    Args:
+        params: parameters, in training or serving form.
+        config: their architecture.
+        tokens: ids.
+        positions: of the tokens; -1: no token attends to this one (padding, dead columns).
+        cache: the cache to write to and to attend to.
+        key_positions: with a cache, the positions of all its columns, those that are written included.
+        cursor: with a cache, the first column to write.
+        segments: without a cache, which text of its packed row a token belongs to; texts attend only to themselves.
+        max_text_columns: without a cache, see `attend_text`.
+        query_block: without a cache, queries at a time in texts of more than twice as many columns.
+        remat: what of each layer the backward pass recomputes: none, dots (all but matmuls) or full.
+        constrain: a sharding constraint for the activations [B,T,D] between layers; None: the compiler chooses.
     """
     layers = params["layers"]
     x = lookup(params["embed"], jnp.maximum(tokens, 0)).astype(params["final_norm"].dtype)
-    turns = _angles_once(config, positions)
+    cos_sin = _rope_once(config, positions)
     if cache is None:
-        sight = Sight(positions, segments)
-        place = Place(turns, sight, mask_of(sight), max_text_columns)
+        spec = MaskSpec(positions, segments)
+        context = PassContext(cos_sin, spec, text_mask(spec, query_block), max_text_columns, query_block)
     else:
-        place = Place(turns, Sight(positions, None), seen=key_positions, cursor=cursor)
+        context = PassContext(cos_sin, MaskSpec(positions), key_positions=key_positions, cursor=cursor)
 
-    x, cache = _layers(layers, config, x, place, cache, remat, constrain or (lambda x: x))
+    x, cache = _layers(layers, config, x, context, cache, remat, constrain or (lambda x: x))
     return rms_norm(x, params["final_norm"], config.rms_eps), cache
 
 
-def _angles_once(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of `angles`, which no layer computes anew.
+def _rope_once(config: ModelConfig, positions: Int[Array | np.ndarray, "B T"]) -> CosSin:
+    """`rope_cos_sin`, computed once for all layers.
 
-    A CPU's compiler drops a barrier before it fuses, and the cosines would be fused into every use, for each head; what
-    a branch gives, it keeps.
+    The compiler for CPUs drops an optimization barrier before it fuses, and would compute the cosines anew in every
+    use, for each head; the result of a branch it keeps.
     """
 
-    def compute(positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return angles(positions, config.rope, config.head_dim)
+    def compute(positions: jax.Array) -> CosSin:
+        return rope_cos_sin(positions, config.rope, config.head_dim)
 
-    def blank(positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def blank(positions: jax.Array) -> CosSin:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, positions))
 
     return jax.lax.platform_dependent(
@@ -185,23 +214,25 @@ def _angles_once(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, 
     )
 
 
-class Place(NamedTuple):
-    """Where a pass stands: what all layers share."""
+@dataclasses.dataclass(frozen=True)
+class PassContext:
+    """What all layers of one forward pass share."""
 
-    turns: tuple[jax.Array, jax.Array]  # cos and sin
-    sight: Sight  # of the T columns that pass
-    mask: jax.Array | None = None  # bool[B,T,T]; without a cache, where the text is short
-    max_text_columns: int | None = None  # columns; without a cache
-    seen: jax.Array | None = None  # i32[B,S]; with one: its columns' positions
-    cursor: jax.Array | int = 0
+    cos_sin: CosSin
+    spec: MaskSpec  # of the T columns of this pass
+    mask: Bool[Array | np.ndarray, "B T T"] | None = None  # without a cache, for texts that are not long
+    max_text_columns: int | None = None  # without a cache
+    query_block: int = QUERY_BLOCK  # without a cache
+    key_positions: Int[Array | np.ndarray, "B S"] | None = None  # with a cache
+    cursor: Index = 0  # with a cache
 
 
-def _layers(layers, config: ModelConfig, x, place: Place, cache: KVCache | None, remat: str, constrain):
-    """All layers in turn: scanned with the cache in the carry where they are stacked, else unrolled."""
+def _layers(layers: Any, config: ModelConfig, x, context: PassContext, cache: KVCache | None, remat: str, constrain):
+    """All layers, one after the other: scanned with the cache in the carry where they are stacked, else unrolled."""
 
     def block(carry, layer):
         x, cache, index = carry
-        attended, cache = _attention(layer, config, x, place, cache, index)
+        attended, cache = _attention(layer, config, x, context, cache, index)
         x = constrain(x + attended)
         x = constrain(x + _mlp(layer, rms_norm(x, layer["mlp_norm"], config.rms_eps)))
         return (x, cache, index + 1), None
@@ -216,42 +247,53 @@ def _layers(layers, config: ModelConfig, x, place: Place, cache: KVCache | None,
     return x, cache
 
 
-def unembed(params: Params, config: ModelConfig, hidden: jax.Array, vocab_size: int | None = None) -> jax.Array:
-    """Logits f32[..., vocab_size] of hidden [..., D]; a padded vocabulary's rows beyond vocab_size are cut off."""
+def unembed(
+    params: Params, config: ModelConfig, hidden: Float[Array, "*N D"], vocab_size: int | None = None
+) -> Float32[Array, "*N V"]:
+    """Logits: one matmul of hidden states with the head, or with the tied embedding.
+
+    Args:
+        params: parameters, in training or serving form; only the head or the embedding is read.
+        config: their architecture.
+        hidden: what `encode` gives.
+        vocab_size: V; None: all rows of the head. The padded rows of a larger head are dropped.
+    """
     if "head" in params:
         logits = weight_einsum("...d,dv->...v", hidden, params["head"], jnp.float32)
-    else:
-        table = params["embed"]
-        if not isinstance(params.get("layers", {}), dict) and isinstance(table, jax.Array):
-            table = TransposedWeight(table)  # unrolled layers: a CPU
-        logits = weight_einsum("...d,vd->...v", hidden, table, jnp.float32)
+    elif isinstance(params.get("layers", {}), dict) or not isinstance(params["embed"], jax.Array):
+        logits = weight_einsum("...d,vd->...v", hidden, params["embed"], jnp.float32)
+    else:  # unrolled layers: a CPU, for which the embedding [V,D] is a head in transposed form
+        logits = transposed_matmul(params["embed"], hidden, jnp.float32)
     return logits if vocab_size is None else logits[..., :vocab_size]
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+def rms_norm(x: Float[Array, "*N D"], weight: Float[Array, "D"], eps: float) -> Float[Array, "*N D"]:
     """Root-mean-square norm over the last axis, computed in float32 (arXiv 1910.07467)."""
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (wide * scale).astype(x.dtype) * jnp.broadcast_to(weight, x.shape)
 
 
-def _mlp(layer: Params, x: jax.Array) -> jax.Array:
+def _mlp(layer: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """The gated MLP: down(silu(gate(x)) * up(x))."""
     if "gate_up" in layer:
         both = weight_einsum("btd,dcf->btcf", x, layer["gate_up"])
         gate, up = both[:, :, 0], both[:, :, 1]
     else:
         weights = layer["gate"], layer["up"]
-        if "qkv" in layer:  # Unpinned, a TPU that reads a segment would hold them in a second layout.
-            weights = jax.tree.map(lambda weight: pinned(weight, 1), weights)
+        if "qkv" in layer:  # Without this a TPU would keep a copy of them in a second layout for prefills.
+            weights = jax.tree.map(lambda weight: row_major(weight, 1), weights)
         gate, up = (weight_einsum("btd,df->btf", x, weight) for weight in weights)
     return weight_einsum("btf,fd->btd", jax.nn.silu(gate) * up, layer["down"])
 
 
-def _project(layer: Params, config: ModelConfig, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries [B,T,N,H], keys and values [B,T,K,H], before rotation."""
+def _project(
+    layer: Params, config: ModelConfig, x: Float[Array, "B T D"]
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+    """Queries, keys and values, before rotation."""
     if "qkv" in layer:
-        # Unpinned, the heads' own layout would reach back to the weights, and a TPU would hold them twice.
-        fused = pinned(weight_einsum("btd,dx->btx", x, layer["qkv"]), 2)
+        # Without this the heads' own layout would reach the weights, and a TPU would hold those twice.
+        fused = row_major(weight_einsum("btd,dx->btx", x, layer["qkv"]), 2)
         fused = fused.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
         queries = fused[..., :-2, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
         found = {"q": queries, "k": fused[..., -2, :], "v": fused[..., -1, :]}
@@ -266,27 +308,36 @@ def _project(layer: Params, config: ModelConfig, x: jax.Array) -> tuple[jax.Arra
     return found["q"], found["k"], found["v"]
 
 
-def _attention(layer, config: ModelConfig, x, place: Place, cache: KVCache | None, index):
-    """Grouped-query attention of one layer: output [B,T,D] and the cache with this layer's new columns."""
+def _attention(
+    layer: Params,
+    config: ModelConfig,
+    x: Float[Array, "B T D"],
+    context: PassContext,
+    cache: KVCache | None,
+    index: Index,
+) -> tuple[Float[Array, "B T D"], KVCache | None]:
+    """Grouped-query attention of one layer, and the cache with this layer's new columns."""
     q, k, v = _project(layer, config, rms_norm(x, layer["attn_norm"], config.rms_eps))
-    q, k = turn(q, *place.turns), turn(k, *place.turns)
+    q, k = apply_rope(q, *context.cos_sin), apply_rope(k, *context.cos_sin)
     batch, time = q.shape[:2]
     grouped = q.reshape(batch, time, config.num_kv_heads, -1, config.head_dim)
     if cache is None:
         k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-        mixed = attend_text(grouped, k, v, place.sight, place.mask, place.max_text_columns)
+        mixed = attend_text(
+            grouped, k, v, context.spec, context.mask,
+            max_text_columns=context.max_text_columns, query_block=context.query_block,
+        )  # fmt: skip
     else:
-        cache = cache.write(k, v, index, place.cursor)
-        columns = functools.partial(cache.read, index)
-        size = BLOCK if cache.stacked else SMALL_BLOCK
-        mixed = attend_live(
+        assert context.key_positions is not None
+        cache = cache.write(k, v, index, context.cursor)
+        mixed = attend_cache(
             grouped,
-            columns,
-            place.sight.positions,
-            place.seen,
-            place.cursor + time,
-            size,
-            columns_last=not cache.stacked,
+            functools.partial(cache.read, index),
+            context.spec.positions,
+            context.key_positions,
+            context.cursor + time,
+            size=BLOCK if cache.stacked else SMALL_BLOCK,
+            keys_last=not cache.stacked,
         )
     mixed = mixed.astype(x.dtype)
     if "qkv" in layer:

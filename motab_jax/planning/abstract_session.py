@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from motab_jax.config import Config
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf.weight_names import load_shardings
-from motab_jax.models.transformer import Model, is_spec, weight_specs
+from motab_jax.models.transformer import Model, weight_specs
 from motab_jax.rollout import Prompts
 from motab_jax.runtime.hub import find_folder, read_json
 from motab_jax.runtime.mesh import batch_sharding, check_batch, check_heads, replicated
@@ -77,7 +77,7 @@ def _abstract_model(config: ModelConfig, dtype: str, shardings: Any) -> Model:
     def weight(spec, sharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype), sharding=sharding)
 
-    return Model(jax.tree.map(weight, weight_specs(config), shardings, is_leaf=is_spec), config)
+    return Model(jax.tree.map(weight, weight_specs(config), shardings), config)
 
 
 def _replicated_array(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

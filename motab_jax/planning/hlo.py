@@ -62,44 +62,44 @@ class HloProgram:
     @classmethod
     def parse(cls, text: str) -> Self:
         """The instructions of an HLO text."""
-        instructions, computation = [], ""
+        found, computation = [], ""
         for line in text.splitlines():
-            match = _INSTRUCTION.match(line)
-            if match is not None:
-                types, opcode, rest = match.groups()
+            instruction = _INSTRUCTION.match(line)
+            if instruction is not None:
+                types, opcode, rest = instruction.groups()
                 called = [name.strip(" %") for names in _CALLED.findall(rest) for name in names.strip("{}").split(",")]
-                instructions.append(Instruction(opcode, _arrays(types), computation, tuple(called)))
+                found.append(Instruction(opcode, _arrays(types), computation, tuple(called)))
             elif (header := _COMPUTATION.match(line)) is not None:
                 computation = header[1]
-        return cls(tuple(instructions))
+        return cls(tuple(found))
 
     @functools.cached_property
     def loop_computations(self) -> frozenset[str]:
         """The computations that a while loop runs, called directly or by others that it runs."""
         calls: dict[str, set[str]] = {}
-        for op in self.instructions:
-            calls.setdefault(op.computation, set()).update(op.called)
-        inside: set[str] = set()
-        waiting = [name for op in self.instructions if op.opcode == "while" for name in op.called]
+        for each in self.instructions:
+            calls.setdefault(each.computation, set()).update(each.called)
+        found: set[str] = set()
+        waiting = [name for each in self.instructions if each.opcode == "while" for name in each.called]
         while waiting:
             name = waiting.pop()
-            if name not in inside:
-                inside.add(name)
+            if name not in found:
+                found.add(name)
                 waiting += calls.get(name, ())
-        return frozenset(inside)
+        return frozenset(found)
 
     @property
     def loops(self) -> Self:
         """The instructions that run inside while loops alone."""
-        return type(self)(tuple(op for op in self.instructions if op.computation in self.loop_computations))
+        return type(self)(tuple(each for each in self.instructions if each.computation in self.loop_computations))
 
     def count(self, opcode: str) -> int:
         """How many instructions have this opcode; an asynchronous `-start` counts, its `-done` does not."""
-        return sum(op.opcode.removesuffix("-start") == opcode for op in self.instructions)
+        return sum(each.opcode.removesuffix("-start") == opcode for each in self.instructions)
 
     def arrays(self, opcode: str | None = None) -> list[HloArray]:
         """The arrays that the instructions (those of this opcode) give, in the order of the text."""
-        return [array for op in self.instructions if opcode in (None, op.opcode) for array in op.arrays]
+        return [array for each in self.instructions if opcode in (None, each.opcode) for array in each.arrays]
 
     def has_array(self, dtype: str, dims: Dims) -> bool:
         """Whether some instruction gives an array of this type and these dimensions, in this order."""
@@ -108,7 +108,7 @@ class HloProgram:
     def counts_of(self, shapes: Iterable[Dims]) -> Counter[str]:
         """How often each opcode gives a single array of one of these dimensions, in whatever order, ones left out."""
         wanted = {_unordered(shape) for shape in shapes}
-        return Counter(op.opcode for op in self.instructions if _single(op) in wanted)
+        return Counter(each.opcode for each in self.instructions if _single(each) in wanted)
 
     def collective_counts(self) -> dict[str, int]:
         """How often each kind of collective occurs."""
@@ -117,10 +117,10 @@ class HloProgram:
 
     def collective_bytes(self) -> dict[str, int]:
         """Bytes that each kind of collective gives on a device; one in a loop is counted once."""
-        by_kind: Counter[str] = Counter()
+        found: Counter[str] = Counter()
         for kind, count in self._collectives():
-            by_kind[kind] += count
-        return dict(by_kind)
+            found[kind] += count
+        return dict(found)
 
     def largest_collective(self, kind: str) -> int:
         """The most bytes that one collective of this kind gives; 0 where there is none."""
@@ -128,14 +128,14 @@ class HloProgram:
 
     def _collectives(self) -> list[tuple[str, int]]:
         """(kind, bytes) of each collective. A start gives its operands too, which are left out."""
-        collectives = []
-        for op in self.instructions:
-            kind = op.opcode.removesuffix("-start")
+        found = []
+        for each in self.instructions:
+            kind = each.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
-                sizes = [array.nbytes for array in op.arrays]
-                repeats = kind != op.opcode and len(sizes) > 1 and kind != "all-reduce"
-                collectives.append((kind, sum(sizes[len(sizes) // 2 :] if repeats else sizes)))
-        return collectives
+                sizes = [array.nbytes for array in each.arrays]
+                repeats = kind != each.opcode and len(sizes) > 1 and kind != "all-reduce"
+                found.append((kind, sum(sizes[len(sizes) // 2 :] if repeats else sizes)))
+        return found
 
 
 def _arrays(types: str) -> tuple[HloArray, ...]:
@@ -188,8 +188,8 @@ def program_facts(compiled: Any, caches: Collection[Dims] = ()) -> ProgramFacts:
     """The facts of a compiled program.
 
     Args:
-        compiled: what `jax.jit(f).lower(...).compile()` gives.
-        caches: the dimensions, on one device, of the arrays whose copies and scatters are counted.
+      compiled: what `jax.jit(f).lower(...).compile()` gives.
+      caches: the dimensions, on one device, of the arrays whose copies and scatters are counted.
     """
     memory, program = compiled.memory_analysis(), HloProgram.of(compiled)
     counts = program.counts_of(caches)
@@ -202,12 +202,12 @@ def program_facts(compiled: Any, caches: Collection[Dims] = ()) -> ProgramFacts:
 
 def out_of_memory(error: Exception) -> tuple[float, bool] | None:
     """Bytes that a device needs, where that is what a compiler's error says; and whether of temporaries alone."""
-    match = _OUT_OF_MEMORY.search(str(error))
-    if match is None:
+    found = _OUT_OF_MEMORY.search(str(error))
+    if found is None:
         return None
-    number, unit = filter(None, match.groups())
+    number, unit = filter(None, found.groups())
     scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    return float(number) * scale[unit], match[1] is None
+    return float(number) * scale[unit], found[1] is None
 
 
 def tree_bytes(tree: Any) -> int:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from motab_jax.config import Config
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.transformer import is_spec, weight_specs
+from motab_jax.models.transformer import weight_specs
 from motab_jax.planning.topologies import Chip
 
 TEACHER_SHARE = 0.3  # share of the tokens that the teacher generates, unless said otherwise
@@ -75,9 +75,9 @@ def step_sizes(config: Config, mesh: Mapping[str, int], teacher_share: float = T
     """The sizes that a configuration has on a mesh.
 
     Args:
-        config: the run.
-        mesh: sizes of the axes data, fsdp and tensor.
-        teacher_share: share of the tokens, from 0 to 1, that the teacher is taken to generate.
+      config: the run.
+      mesh: sizes of the axes data, fsdp and tensor.
+      teacher_share: share of the tokens, from 0 to 1, that the teacher is taken to generate.
     """
     rollout, optimizer, stored = config.rollout, config.optimizer, config.student.dtype
     teacher_bytes = _itemsize(config.teacher.dtype)
@@ -132,7 +132,7 @@ def parameter_counts(model: ModelConfig) -> tuple[int, int]:
 
     The embedding is looked up, not multiplied with, unless it is the head too.
     """
-    count = sum(math.prod(spec.shape) for spec in jax.tree.leaves(weight_specs(model), is_leaf=is_spec))
+    count = sum(math.prod(spec.shape) for spec in jax.tree.leaves(weight_specs(model)))
     return count, count - (0 if model.tied else model.vocab_size * model.width)
 
 

@@ -40,14 +40,9 @@ class Target:
 
     @classmethod
     def of(cls, topology: str, teacher_share: float) -> Self:
-        """The devices of a topology.
+        """The devices of a topology such as v5p:4x4x4 or gpu:h100x8.
 
-        Args:
-            topology: such as v5p:4x4x4 or gpu:h100x8.
-            teacher_share: share of the tokens, from 0 to 1, that the teacher is taken to generate.
-
-        Raises:
-            UserError: another name, or a TPU without libtpu.
+        Raises UserError for other names, and for a TPU without libtpu.
         """
         gpu = re.fullmatch(r"gpu:(h100|h200)x(\d+)", topology)
         if gpu is not None and int(gpu[2]):
@@ -126,7 +121,7 @@ class Plan:
             fullest = max(self.programs, key=lambda program: program.needed_bytes)
             other = fullest.other_live_bytes
             own = fullest.needed_bytes - other
-            where = f"the program '{fullest.name}' needs {own / 2**30:.1f} GiB, other arrays {other / 2**30:.1f} GiB"
+            where = f"the program '{fullest.name}' needs {own / 2**30:.1f} GiB beside {other / 2**30:.1f} GiB"
             if fullest.name != "rollout":
                 return f"{where}: try {ADVICE[fullest.name]}, more chips, or mesh=find"
             where += "; most"
@@ -195,12 +190,11 @@ def find_mesh(config: Config, target: Target, say: Say) -> Plan:
     """The plan with the fastest mesh, by arithmetic, that the compiler agrees fits; else the last that was tried.
 
     Args:
-        config: the run; its mesh is replaced.
-        target: the devices.
-        say: called with a line for each mesh that was tried.
+      config: the run; its mesh is replaced.
+      target: the devices.
+      say: called with a line for each mesh that was tried.
 
-    Raises:
-        UserError: no mesh divides both models' heads and the batch.
+    Raises UserError where no mesh divides both models' heads and the batch.
     """
     plan = None
     for mesh in candidate_meshes(config, target)[:TRIES]:
@@ -249,9 +243,9 @@ def find_largest(plan: Plan, say: Say, names: Collection[str] = ("batch_size", "
     """The plan with the largest values of these rollout keys that fit, each with the others as they are.
 
     Args:
-        plan: a plan that fits.
-        say: called with a line for each value that was tried.
-        names: the keys, of batch_size and max_new_tokens.
+      plan: a plan that fits.
+      say: called with a line for each value that was tried.
+      names: the keys, of batch_size and max_new_tokens.
     """
     config, sizes, target = plan.config, plan.sizes, plan.target
     rollout = config.rollout
@@ -285,12 +279,12 @@ def largest_that_fits(
     line allows is tried; where it does not fit, the line through that point is, up to TRIES values in all.
 
     Args:
-        needs: the bytes that each program needs with a value.
-        at_start: the same for `start`, known to fit.
-        start: the value to begin with.
-        step: values are its multiples.
-        most: no value is above it.
-        limit: bytes.
+      needs: the bytes that each program needs with a value.
+      at_start: the same for `start`, known to fit.
+      start: the value to begin with.
+      step: values are its multiples.
+      most: no value is above it.
+      limit: bytes.
 
     >>> largest_that_fits(lambda value: [3.0 * value, 50.0], [24.0, 50.0], start=8, step=4, most=1000, limit=100.0)
     32

@@ -44,11 +44,11 @@ class Checkpointer:
     Every process of a run makes one, over the same shared folder, and calls the same methods in the same order.
 
     Args:
-        folder: made where it is missing.
-        keep: the number of steps that are kept, the newest.
+      folder: made where it is missing.
+      keep: the number of steps that are kept, the newest.
 
     Raises:
-        UserError: the folder can't be made or written.
+      UserError: the folder can't be made or written.
     """
 
     def __init__(self, folder: str | Path, keep: int):
@@ -66,9 +66,9 @@ class Checkpointer:
         """Start writing; returns when the arrays of `state` may be donated.
 
         Args:
-            step: names the subfolder.
-            state: a tree of arrays, typed PRNG keys and numbers.
-            extra: what JSON can hold.
+          step: names the subfolder.
+          state: a tree of arrays, typed PRNG keys and numbers.
+          extra: what JSON can hold.
         """
         stored = jax.tree.map(_stored, state)
         record = {"extra": extra, "digests": digests(stored)}
@@ -83,15 +83,15 @@ class Checkpointer:
         """Read what was saved at a step.
 
         Args:
-            step: one that was saved.
-            abstract_state: a tree like the saved one, of arrays or ShapeDtypeStructs with shardings.
+          step: one that was saved.
+          abstract_state: a tree like the saved one, of arrays or ShapeDtypeStructs with shardings.
 
         Returns:
-            (state, extra). Each array has the shape, dtype and sharding of its leaf in `abstract_state`; numbers are
-            NumPy arrays without dimensions.
+          (state, extra). Each array has the shape, dtype and sharding of its leaf in `abstract_state`; numbers are
+          NumPy arrays without dimensions.
 
         Raises:
-            UserError: the folder is missing, damaged, or was saved with another configuration; it names the folder.
+          UserError: the folder is missing, damaged, or was saved with another configuration; it names the folder.
         """
         target = jax.tree.map(_abstract, abstract_state)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())

@@ -32,8 +32,8 @@ def task_seconds(begin: float, tasks: Iterable[Task]) -> dict[str, float]:
     compiled. A program that is compiled while another one runs counts twice; only then is the sum above the wall time.
 
     Args:
-        begin: when the device was free.
-        tasks: in the order in which they were dispatched.
+      begin: when the device was free.
+      tasks: in the order in which they were dispatched.
 
     >>> task_seconds(10.0, [Task("rollout", 10.5, 14.0), Task("update", 11.0, 16.0)])
     {'idle': 0.5, 'compile': 0.0, 'rollout': 3.5, 'update': 2.0}
@@ -67,9 +67,9 @@ class StepClock:
         What was compiled since the last task counts as this one's compiling.
 
         Args:
-            name: of the task.
-            arrays: a tree of its results, not to be donated later; the task ends when they are ready.
-            dispatched: the reading of `now` at which the task was dispatched; None: just now.
+          name: of the task.
+          arrays: a tree of its results; the task ends when they are ready. They must not be donated to a later program.
+          dispatched: the reading of `now` at which the task was dispatched; None: just now.
         """
         before, self._compile_seconds = self._compile_seconds, self._compile_clock.read().seconds
         ready = self._thread.submit(_time_ready, arrays)

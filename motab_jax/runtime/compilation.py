@@ -25,7 +25,7 @@ def enable_compilation_cache() -> Path | None:
     JAX_COMPILATION_CACHE_DIR names the folder; otherwise it is motab_jax/xla in the user's cache (XDG_CACHE_HOME).
 
     Returns:
-        The folder; None, and nothing is kept, where no private folder can be made.
+      The folder; None, and nothing is kept, where no private folder can be made.
     """
     named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     folder = Path(named) if named else _private_folder()
@@ -41,10 +41,11 @@ def _private_folder() -> Path | None:
     folder = base / "xla"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in (base, folder):
-            if path.is_symlink() or path.lstat().st_uid != os.getuid():
+        for part in (base, folder):
+            found = part.lstat()
+            if part.is_symlink() or found.st_uid != os.getuid():
                 return None
-            path.chmod(0o700)
+            part.chmod(0o700)
     except OSError:  # a read-only home: nothing is kept
         return None
     return folder

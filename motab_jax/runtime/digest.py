@@ -20,10 +20,10 @@ def digests(tree: Any) -> list[int]:
     Any change of a single element changes its leaf's digest; of other changes about one in 2**32 does not.
 
     Args:
-        tree: of jax arrays (no typed keys) and NumPy arrays.
+      tree: of jax arrays (no typed keys) and NumPy arrays.
 
     Returns:
-        Numbers from 0 to 2**32 - 1, in the order of `jax.tree.leaves`.
+      Numbers from 0 to 2**32 - 1, in the order of `jax.tree.leaves`.
 
     >>> digests({"a": jnp.array([1, 2, 3])})  # 1 * 1 + 2 * 3 + 3 * 5
     [22]

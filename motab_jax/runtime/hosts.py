@@ -18,8 +18,8 @@ def fetch(tree: Any, mesh: Mesh) -> Any:
     """A tree of arrays as NumPy arrays on every host; arrays that are sharded over several hosts are gathered.
 
     Args:
-        tree: of arrays over the mesh, NumPy arrays and numbers.
-        mesh: the devices of all hosts.
+      tree: of arrays over the mesh, NumPy arrays and numbers.
+      mesh: the devices of all hosts.
     """
     leaves, structure = jax.tree.flatten(tree)
     remote = [n for n, x in enumerate(leaves) if isinstance(x, jax.Array) and not _is_local(x)]

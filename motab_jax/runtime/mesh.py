@@ -43,16 +43,16 @@ def make_mesh(data: int, fsdp: int, tensor: int, *, dcn_data: int = 1, devices: 
     """A mesh with the axes data, fsdp and tensor.
 
     Args:
-        data: size of the axis; one of the three may be -1, which stands for the rest of the devices.
-        fsdp: likewise.
-        tensor: likewise.
-        dcn_data: the number of slices of TPUs, or elsewhere of processes, that have links of their own; only the axis
-            data spans several of them.
-        devices: the devices of the mesh; None: all.
+      data: size of the axis; one of the three may be -1, which stands for the rest of the devices.
+      fsdp: likewise.
+      tensor: likewise.
+      dcn_data: the number of slices of TPUs, or elsewhere of processes, that have links of their own; only the axis
+        data spans several of them.
+      devices: the devices of the mesh; None: all.
 
     Raises:
-        UserError: the sizes do not multiply to the number of devices (it lists those that do), or dcn_data is not the
-            number of slices or does not divide data.
+      UserError: the sizes do not multiply to the number of devices (it lists the sizes that do), or dcn_data is not the
+        number of slices or does not divide data.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh_sizes({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
@@ -112,17 +112,17 @@ def layout_shardings(mesh: Mesh, axes_tree: Any, layout: str, shapes: Any = None
     """The shardings of arrays whose dimensions have logical names.
 
     Args:
-        mesh: the devices.
-        axes_tree: a tree whose leaves are tuples of logical names, one a dimension.
-        layout: `update` or `serve`.
-        shapes: the same tree of arrays, ShapeDtypeStructs or shape tuples; a dimension that its mesh axis does not
-            divide is then replicated. None: all of them divide.
+      mesh: the devices.
+      axes_tree: a tree whose leaves are tuples of logical names, one a dimension.
+      layout: `update` or `serve`.
+      shapes: the same tree of arrays, ShapeDtypeStructs or shape tuples; a dimension that its mesh axis does not divide
+        is then replicated. None: all of them divide.
 
     Returns:
-        The same tree of NamedShardings.
+      The same tree of NamedShardings.
 
     Raises:
-        KeyError: an unknown logical name or layout.
+      KeyError: an unknown logical name or layout.
     """
     table = LAYOUTS[layout]
 
@@ -186,12 +186,12 @@ def make_global_batch(mesh: Mesh, rows: int, local_rows: Any) -> Any:
     """A batch over the mesh, made of the local rows of each process.
 
     Args:
-        mesh: the devices of all processes.
-        rows: the number of rows over all of them.
-        local_rows: a tree of NumPy arrays whose first dimension is the local rows, in `local_row_indices`' order.
+      mesh: the devices of all processes.
+      rows: the number of rows over all of them.
+      local_rows: a tree of NumPy arrays whose first dimension is the local rows, in `local_row_indices`' order.
 
     Returns:
-        The same tree of global arrays with `rows` rows, in `batch_sharding`.
+      The same tree of global arrays with `rows` rows, in `batch_sharding`.
     """
     sharding = batch_sharding(mesh)
 
@@ -248,10 +248,10 @@ def check_heads(tensor: int, heads: int, kv_heads: int, whose: str) -> None:
     """Raise UserError, with the sizes that fit, unless mesh.tensor is one of `valid_tensor_sizes`.
 
     Args:
-        tensor: the size of mesh.tensor.
-        heads: query heads.
-        kv_heads: key-value heads.
-        whose: the model in the message, such as "the student's".
+      tensor: the size of mesh.tensor.
+      heads: query heads.
+      kv_heads: key-value heads.
+      whose: the model in the message, such as "the student's".
     """
     valid = valid_tensor_sizes(heads, kv_heads)
     if tensor not in valid:

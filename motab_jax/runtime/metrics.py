@@ -46,8 +46,8 @@ class MetricsLog:
         """Write one line.
 
         Args:
-            step: of the run.
-            record: by name, what JSON can hold and arrays; those of one element become numbers, others lists.
+          step: of the run.
+          record: by name, what JSON can hold and arrays; those of one element become numbers, others lists.
         """
         if self._file is None:
             return
@@ -70,10 +70,10 @@ class MetricsLog:
         lines = self.path.read_bytes().splitlines()
         kept = []
         for number, line in enumerate(lines, start=1):
-            line_step = _step_of(line)
-            if line_step is None and number < len(lines):
+            found = _step_of(line)
+            if found is None and number < len(lines):
                 raise UserError(f"{self.path}, line {number}: not a JSON object with a step; mend or delete the line")
-            if line_step is not None and line_step <= step:
+            if found is not None and found <= step:
                 kept.append(line + b"\n")
         self._file.close()
         partial = self.path.with_name(self.path.name + ".partial")
@@ -148,20 +148,20 @@ def open_trackers(
     """The trackers whose switch is on; none on processes other than the main one.
 
     Args:
-        folder: of the run.
-        name: of the run, and its id with wandb.
-        tensorboard: the switch of TensorBoard.
-        wandb: the switch of wandb.
-        trackio: the switch of trackio.
-        step: the step that the run resumes at; 0 for a new run.
+      folder: of the run.
+      name: of the run, and its id with wandb.
+      tensorboard: the switch of TensorBoard.
+      wandb: the switch of wandb.
+      trackio: the switch of trackio.
+      step: the step that the run resumes at; 0 for a new run.
 
     Raises:
-        UserError: a tracker is not installed; it names the extra.
+      UserError: a tracker is not installed; it names the extra.
     """
     if not is_main():
         return ()
-    switches = ((tensorboard, _tensorboard), (wandb, _wandb), (trackio, _trackio))
-    return tuple(make(Path(folder), name, step) for on, make in switches if on)
+    asked = ((tensorboard, _tensorboard), (wandb, _wandb), (trackio, _trackio))
+    return tuple(make(Path(folder), name, step) for wanted, make in asked if wanted)
 
 
 def _tensorboard(folder: Path, name: str, step: int) -> Tracker:

@@ -11,11 +11,11 @@ def recipe_path(name: str, package: Path = PACKAGE) -> Path:
     """The YAML file of a shipped recipe; a checkout's `configs/` comes before an installed copy's.
 
     Args:
-        name: such as `quickstart` or `quickstart.yaml`.
-        package: the folder of the package.
+      name: such as `quickstart` or `quickstart.yaml`.
+      package: the folder of the package.
 
     Raises:
-        UserError: there is none of that name; it lists the recipes.
+      UserError: there is none of that name; it lists the recipes.
     """
     folders = [folder for folder in (_checkout(package), package / "configs") if folder is not None and folder.is_dir()]
     for folder in folders:

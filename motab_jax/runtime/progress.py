@@ -24,11 +24,11 @@ class Progress:
     seconds. The time left is estimated from the pace since the first update, which may have waited for the compiler.
 
     Args:
-        total: steps.
-        label: what is counted.
-        done: steps that an earlier process did.
-        every: seconds between two lines off a terminal.
-        console: where to print; None: standard output.
+      total: steps.
+      label: what is counted.
+      done: steps that an earlier process did.
+      every: seconds between two lines off a terminal.
+      console: where to print; None: standard output.
     """
 
     def __init__(self, total: int, label: str, *, done: int = 0, every: float = 10.0, console: Console | None = None):

@@ -10,23 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.models.serving import serve_params, serve_specs, with_copied_heads
-from motab_jax.models.transformer import Model, Params, WeightSpec, is_spec, weight_specs
+from motab_jax.models.transformer import Model, Params, WeightSpec, weight_specs
 from motab_jax.runtime.mesh import layout_shardings, platform_of
 
 
 def layout(mesh: Mesh, config: ModelConfig, name: str, specs: Any = None) -> Any:
     """Shardings of a model's parameters, or of the weights that `specs` describe, in the layout `update` or `serve`."""
     specs = weight_specs(config) if specs is None else specs
-    axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
-    shapes = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs, is_leaf=is_spec)
-    return layout_shardings(mesh, axes, name, shapes)
+    return jax.tree.map(lambda spec: layout_shardings(mesh, spec.axes, name, spec.shape), specs)
 
 
 def serving(
@@ -106,7 +103,7 @@ def make_relayout(
 
     shardings = layout(mesh, served_config, "serve", specs)
     if platform_of(mesh) == "tpu":
-        shardings = jax.tree.map(row_major, specs, shardings, is_leaf=is_spec)
+        shardings = jax.tree.map(row_major, specs, shardings)
     return relayout, Model(shardings, served_config)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf.weight_names import load_shardings
-from motab_jax.models.transformer import init, is_spec, weight_specs
+from motab_jax.models.transformer import init, weight_specs
 from motab_jax.planning.hlo import program_facts
 from motab_jax.planning.topologies import topology_devices
 from motab_jax.runtime.mesh import make_mesh
@@ -46,10 +46,7 @@ def test_no_chip_ever_has_a_full_weight(name, int8):
     mesh = make_mesh(2, 1, 4, devices=topology_devices("v5e:2x4"))
     specs, shardings = weight_specs(config), load_shardings(mesh, config)
     params = jax.tree.map(
-        lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, np.float32, sharding=sharding),
-        specs,
-        shardings,
-        is_leaf=is_spec,
+        lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, np.float32, sharding=sharding), specs, shardings
     )
     relayout = teacher_serving(mesh, config, int8=int8)
     facts = program_facts(compile_program(relayout.programs[name], params))

@@ -12,7 +12,7 @@ import pytest
 from motab_jax.data.steps import StepAutomaton
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf.weight_names import load_shardings
-from motab_jax.models.transformer import Model, is_spec, weight_specs
+from motab_jax.models.transformer import Model, weight_specs
 from motab_jax.planning.hlo import program_facts, tree_bytes
 from motab_jax.planning.topologies import topology_devices
 from motab_jax.rollout import Prompts, RolloutConfig, rollout
@@ -39,7 +39,6 @@ def abstract_model(config: ModelConfig, mesh) -> Model:
         lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, jnp.bfloat16, sharding=sharding),
         weight_specs(config),
         load_shardings(mesh, config),
-        is_leaf=is_spec,
     )
     relayout: Any = serving(mesh, config)
     return relayout.lower(params).out_info

@@ -14,7 +14,7 @@ from motab_jax.distill import TargetBatch, init_state, make_update, select_teach
 from motab_jax.distill.packing import EMPTY, first_fit_decreasing, pack
 from motab_jax.distill.targets import TokenKind
 from motab_jax.distill.update import MICRO_TOKENS, micro_batch_shape
-from motab_jax.models.transformer import encode, is_spec, weight_specs
+from motab_jax.models.transformer import encode, weight_specs
 from motab_jax.runtime.mesh import batch_sharding, layout_shardings, make_mesh, replicated
 from tests.distill.batches import (
     STUDENT,
@@ -192,7 +192,7 @@ def test_groups_on_their_devices_equal_one_device(devices):
     batch, objective = short_sequences(), uniform("minillm")
     mesh = make_mesh(1, 4, 2)
     specs = weight_specs(STUDENT)
-    axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
+    axes = jax.tree.map(lambda spec: spec.axes, specs)
     params = jax.device_put(params_of(), layout_shardings(mesh, axes, "update", params_of()))
     placed = jax.device_put(batch, batch_sharding(mesh))
     grads, metrics = gradient(placed, objective, mesh=mesh, params=params, groups=4)

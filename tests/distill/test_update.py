@@ -19,7 +19,7 @@ from motab_jax.distill import (
 )
 from motab_jax.distill.targets import LOSS_KINDS, TokenKind
 from motab_jax.distill.update import make_gradient
-from motab_jax.models.transformer import is_spec, weight_specs
+from motab_jax.models.transformer import weight_specs
 from motab_jax.runtime.compilation import CompileClock
 from motab_jax.runtime.mesh import batch_sharding, layout_shardings, make_mesh, replicated
 from tests.distill.batches import (
@@ -171,7 +171,7 @@ def test_eight_devices_equal_one(devices):
     alone, metrics = run(program(), batches)
     mesh = make_mesh(1, 4, 2)
     specs = weight_specs(STUDENT)
-    axes = jax.tree.map(lambda spec: spec.axes, specs, is_leaf=is_spec)
+    axes = jax.tree.map(lambda spec: spec.axes, specs)
     param_shardings = layout_shardings(mesh, axes, "update", params_of())
     state = jax.jit(lambda p: init_state(p, adamw()))(jax.device_put(params_of(), param_shardings))
     state = jax.device_put(state, jax.tree.map(lambda x: sharding_of(x, state.params, param_shardings, mesh), state))

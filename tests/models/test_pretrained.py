@@ -17,7 +17,7 @@ from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf import pretrained
 from motab_jax.models.hf.tensorfile import TensorFiles
 from motab_jax.models.hf.weight_names import load_shardings
-from motab_jax.models.transformer import is_spec, weight_specs
+from motab_jax.models.transformer import weight_specs
 from motab_jax.runtime.hub import load_generation_config
 from motab_jax.runtime.mesh import make_mesh
 from tests.models.tiny import CONFIGS, random_params
@@ -94,7 +94,7 @@ def test_sharded_parameters(devices, tmp_path):
         def sharding(spec):
             return NamedSharding(mesh, PartitionSpec(*("x" if name == "mlp" else None for name in spec.axes)))
 
-        return jax.tree.map(sharding, weight_specs(config_read), is_leaf=is_spec)
+        return jax.tree.map(sharding, weight_specs(config_read))
 
     spread, _ = load_pretrained(tmp_path / "m", shardings=shardings_of)
     assert spread["layers"]["gate"].addressable_shards[0].data.shape == (3, 24, 5)

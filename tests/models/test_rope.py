@@ -1,11 +1,12 @@
 """Rotary embeddings: numbers by hand, and that scores depend on distance only."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from motab_jax.models.architecture import Rope
-from motab_jax.models.rope import frequencies, rotate
+from motab_jax.models.rope import apply_rope, frequencies, rope_cos_sin
 
 LLAMA3 = (
     ("factor", 8.0),
@@ -14,6 +15,11 @@ LLAMA3 = (
     ("original_max_position_embeddings", 64),
 )
 YARN = (("factor", 4.0), ("original_max_position_embeddings", 64))
+
+
+def rotate(x: jax.Array, position: int, rope: Rope) -> jax.Array:
+    """Queries or keys of one column, rotated by its position."""
+    return apply_rope(x, *rope_cos_sin(jnp.asarray([[position]]), rope, x.shape[-1]))
 
 
 def test_frequencies_by_hand():
@@ -35,7 +41,7 @@ def test_yarn_scales_attention():
 
 def test_a_quarter_turn():
     x = jnp.asarray([[[[1.0, 0.0]]]])
-    turned = rotate(x, jnp.asarray([[1]]), Rope(1.0))
+    turned = rotate(x, 1, Rope(1.0))
     np.testing.assert_allclose(turned[0, 0, 0], [np.cos(1.0), np.sin(1.0)], atol=1e-6)
 
 
@@ -44,7 +50,7 @@ def test_scores_depend_on_distance_only():
     q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
 
     def score(i, j):
-        return float(jnp.sum(rotate(q, jnp.asarray([[i]]), Rope()) * rotate(k, jnp.asarray([[j]]), Rope())))
+        return float(jnp.sum(rotate(q, i, Rope()) * rotate(k, j, Rope())))
 
     assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-4)
     assert abs(score(9, 4) - score(9, 5)) > 1e-3

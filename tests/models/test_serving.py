@@ -1,4 +1,4 @@
-"""Every serving form computes what the training form does; int8 nearly so, and cut over devices all the same."""
+"""Every serving form computes what the training form does; int8 nearly so, and sharded over devices all the same."""
 
 import dataclasses
 
@@ -10,10 +10,11 @@ import pytest
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.attention import BLOCK
 from motab_jax.models.cache import gather_columns
-from motab_jax.models.quantize import Int8, lookup, quantize, weight_einsum
+from motab_jax.models.quantize import Int8Weight, lookup, quantize, weight_einsum
 from motab_jax.models.serving import serve_params, serve_specs, with_copied_heads
-from motab_jax.models.transformer import Model, default_positions, encode, forward, init, is_spec, unembed
-from motab_jax.runtime.mesh import layout_shardings, make_mesh
+from motab_jax.models.transformer import Model, default_positions, encode, forward, init, unembed
+from motab_jax.runtime.mesh import make_mesh
+from motab_jax.session.placement import layout
 
 SHAPES = {
     "qwen3-tied": ModelConfig("qwen3", 50, 32, 48, 3, 4, 2, 8, 4096, qk_norm=True, tied=True),
@@ -27,13 +28,13 @@ FORMS = {
 }
 
 
-def trained(shape: ModelConfig) -> Model:
+def trained(config: ModelConfig) -> Model:
     """Random weights, biases and norms included."""
-    params = init(shape, jax.random.key(0), std=0.3)
+    params = init(config, jax.random.key(0), std=0.3)
     flat, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(flat))
     noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(flat, keys, strict=True)]
-    return Model(jax.tree.unflatten(tree, noisy), shape)
+    return Model(jax.tree.unflatten(tree, noisy), config)
 
 
 def served(model: Model, **form) -> Model:
@@ -44,6 +45,27 @@ def texts(columns: int = 12) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).integers(0, 50, (3, columns)), jnp.int32)
 
 
+def check_specs(specs, params) -> None:
+    """The specs have the structure and shapes of the params, and name each dimension."""
+    assert jax.tree.structure(specs) == jax.tree.structure(params)
+    for spec, weight in zip(jax.tree.leaves(specs), jax.tree.leaves(params), strict=True):
+        assert spec.shape == weight.shape and len(spec.axes) == weight.ndim
+
+
+def test_axes_of_the_forms_by_hand():
+    config = SHAPES["qwen2-bias"]
+    scanned, unrolled = (serve_specs(config, scan_layers=scan) for scan in (True, False))
+    assert scanned["layers"]["qkv"].axes == ("layer", "embed", "kv_heads")
+    assert scanned["layers"]["q_bias"].axes == ("layer", "heads", "head")
+    assert unrolled["layers"][1]["gate_up"].values.axes == (None, "mlp", "embed")
+    assert unrolled["head"].values.axes == ("vocab", "embed") and unrolled["embed"].axes == ("vocab", "embed")
+    small = serve_specs(config, scan_layers=True, int8=True)
+    assert small["layers"]["down"].values.axes == ("layer", "mlp", "embed")
+    assert small["layers"]["down"].scale.axes == ("layer", None, "embed")
+    assert small["layers"]["down"].scale.shape == (config.num_layers, 1, config.width)
+    assert small["embed"].scale.axes == ("vocab", None) and small["final_norm"].axes == (None,)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", SHAPES)
 def test_serving_forms_equal_the_training_form(name, form):
@@ -51,8 +73,7 @@ def test_serving_forms_equal_the_training_form(name, form):
     other = served(model, **FORMS[form])
     expected = forward(model.params, model.config, texts())
     np.testing.assert_allclose(forward(other.params, other.config, texts()), expected, atol=1e-5)
-    specs = jax.tree.map(lambda spec: spec.shape, serve_specs(model.config, **FORMS[form]), is_leaf=is_spec)
-    assert specs == jax.tree.map(lambda x: x.shape, other.params)
+    check_specs(serve_specs(model.config, **FORMS[form]), other.params)
 
 
 @pytest.mark.parametrize("form", ["scanned", "unrolled"])
@@ -60,14 +81,13 @@ def test_serving_forms_equal_the_training_form(name, form):
 def test_copied_heads_compute_the_same(name, form):
     """With two devices to a key-value head each has a copy, biases included."""
     model = trained(SHAPES[name])
-    shape = with_copied_heads(model.config, 4)
-    assert shape.num_kv_heads == 4 and with_copied_heads(shape, 4) == shape
+    config = with_copied_heads(model.config, 4)
+    assert config.num_kv_heads == 4 and with_copied_heads(config, 4) == config
     assert with_copied_heads(model.config, 3) == model.config, "three devices do not share two heads"
-    other = Model(serve_params(model.params, shape, **FORMS[form]), shape)
+    other = Model(serve_params(model.params, config, **FORMS[form]), config)
     expected = forward(model.params, model.config, texts())
-    np.testing.assert_allclose(forward(other.params, shape, texts()), expected, atol=1e-5)
-    specs = jax.tree.map(lambda spec: spec.shape, serve_specs(shape, **FORMS[form]), is_leaf=is_spec)
-    assert specs == jax.tree.map(lambda x: x.shape, other.params)
+    np.testing.assert_allclose(forward(other.params, config, texts()), expected, atol=1e-5)
+    check_specs(serve_specs(config, **FORMS[form]), other.params)
     cache = other.cache(2, 8)
     assert (cache.k.shape[2] if cache.stacked else cache.k[0].shape[1]) == 4
 
@@ -90,9 +110,9 @@ def test_blocks_of_a_long_cache_equal_a_fresh_pass(form):
 
     for begin in range(0, 30, size):
         cursor = min(cursor + int(rng.integers(0, BLOCK // 2)), columns - size)
-        places = np.broadcast_to(np.arange(begin, begin + size, dtype=np.int32), (3, size))
-        seen[:, cursor : cursor + size] = places
-        logits, cache = advance(cache, tokens[:, begin : begin + size], places, seen, cursor)
+        positions = np.broadcast_to(np.arange(begin, begin + size, dtype=np.int32), (3, size))
+        seen[:, cursor : cursor + size] = positions
+        logits, cache = advance(cache, tokens[:, begin : begin + size], positions, seen, cursor)
         np.testing.assert_allclose(logits, expected[:, begin : begin + size], atol=1e-4)
         cursor += size
         if begin == 12:
@@ -101,15 +121,16 @@ def test_blocks_of_a_long_cache_equal_a_fresh_pass(form):
             cursor = begin + size
 
 
-def test_long_texts_attend_in_blocks_of_queries(monkeypatch):
+def test_long_texts_attend_in_blocks_of_queries():
     model, tokens = trained(SHAPES["llama-bias"]), texts(50)
 
-    def loss(params):
-        return jnp.mean(jnp.sin(forward(params, model.config, tokens)))
+    def loss(params, query_block):
+        positions = default_positions(tokens.shape)
+        hidden, _ = encode(params, model.config, tokens, positions, query_block=query_block)
+        return jnp.mean(jnp.sin(unembed(params, model.config, hidden)))
 
-    plain, gradient = jax.value_and_grad(loss)(model.params)
-    monkeypatch.setattr("motab_jax.models.attention.QUERIES", 8)
-    blocked, other = jax.value_and_grad(loss)(model.params)
+    plain, gradient = jax.value_and_grad(loss)(model.params, 50)
+    blocked, other = jax.value_and_grad(loss)(model.params, 8)
     np.testing.assert_allclose(blocked, plain, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, other)
 
@@ -117,23 +138,23 @@ def test_long_texts_attend_in_blocks_of_queries(monkeypatch):
 @pytest.mark.parametrize("max_text_columns", [None, 20, 23])
 def test_packed_texts_see_only_themselves(max_text_columns):
     model, tokens = trained(SHAPES["qwen3-tied"]), texts(20)
-    places = default_positions(tokens.shape)
+    positions = default_positions(tokens.shape)
     packed = tokens.reshape(1, 60)
     hidden, _ = encode(
-        model.params, model.config, packed, places.reshape(1, 60),
+        model.params, model.config, packed, positions.reshape(1, 60),
         segments=jnp.repeat(jnp.arange(3, dtype=jnp.int32), 20)[None], max_text_columns=max_text_columns,
     )  # fmt: skip
-    alone, _ = encode(model.params, model.config, tokens, places)
+    alone, _ = encode(model.params, model.config, tokens, positions)
     np.testing.assert_allclose(hidden.reshape(alone.shape), alone, atol=1e-5)
 
 
 def test_a_known_reach_changes_no_gradient():
     model, tokens = trained(SHAPES["llama-bias"]), texts(50)
-    places = default_positions(tokens.shape).at[0].add(-3)  # the first text has three columns of padding
+    positions = default_positions(tokens.shape).at[0].add(-3)  # the first text has three columns of padding
 
     def loss(params, max_text_columns):
-        hidden, _ = encode(params, model.config, tokens, places, max_text_columns=max_text_columns)
-        return jnp.mean(jnp.sin(hidden) * (places >= 0)[:, :, None])
+        hidden, _ = encode(params, model.config, tokens, positions, max_text_columns=max_text_columns)
+        return jnp.mean(jnp.sin(hidden) * (positions >= 0)[:, :, None])
 
     plain, gradient = jax.value_and_grad(loss)(model.params, None)
     near, other = jax.value_and_grad(loss)(model.params, 50)
@@ -157,7 +178,7 @@ def test_int8_rounds_to_half_a_level():
 def test_int8_keeps_the_distributions(form):
     model = trained(SHAPES["qwen3-tied"])
     small = served(model, int8=True, **FORMS[form])
-    assert isinstance(small.params["embed"], Int8)
+    assert isinstance(small.params["embed"], Int8Weight)
     a, b = (jax.nn.log_softmax(forward(m.params, m.config, texts())) for m in (model, small))
     divergence = jnp.sum(jnp.exp(a) * (a - b), axis=-1)
     assert float(jnp.mean(divergence)) < 0.02
@@ -170,22 +191,17 @@ def test_bfloat16_weights_serve_with_a_bfloat16_cache():
 
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_cut_over_devices(devices, form, int8):
-    shape = dataclasses.replace(SHAPES["qwen3-tied"], vocab_size=48)
-    model, mesh = trained(shape), make_mesh(4, 1, 2)
+def test_sharded_over_devices(devices, form, int8):
+    config = dataclasses.replace(SHAPES["qwen3-tied"], vocab_size=48)
+    model, mesh = trained(config), make_mesh(4, 1, 2)
     small = served(model, int8=int8, **FORMS[form])
-    specs = serve_specs(shape, int8=int8, **FORMS[form])
-    axes, shapes = (
-        jax.tree.map(pick, specs, is_leaf=is_spec)
-        for pick in (lambda spec: spec.axes, lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32))
-    )
-    places = layout_shardings(mesh, axes, "serve", shapes)
-    cut = jax.device_put(small.params, places)
-    layers = cut["layers"] if isinstance(cut["layers"], dict) else cut["layers"][0]
+    shardings = layout(mesh, config, "serve", serve_specs(config, int8=int8, **FORMS[form]))
+    sharded = jax.device_put(small.params, shardings)
+    layers = sharded["layers"] if isinstance(sharded["layers"], dict) else sharded["layers"][0]
     assert not jax.tree.leaves(layers["qkv"])[0].sharding.is_fully_replicated
     tokens = texts() % 48
-    run = jax.jit(lambda params: forward(params, shape, tokens))
-    whole = run(small.params)
-    # Cut, a sum is taken in another order: rounding by the size of the largest logit, 8, not of each.
-    rounding = 16 * float(jnp.finfo(jnp.float32).eps * jnp.max(jnp.abs(whole)))
-    np.testing.assert_allclose(run(cut), whole, rtol=0, atol=rounding)
+    run = jax.jit(lambda params: forward(params, config, tokens))
+    alone = run(small.params)
+    # Over devices, a sum is taken in another order: rounding by the size of the largest logit, 8, not of each.
+    rounding = 16 * float(jnp.finfo(jnp.float32).eps * jnp.max(jnp.abs(alone)))
+    np.testing.assert_allclose(run(sharded), alone, rtol=0, atol=rounding)

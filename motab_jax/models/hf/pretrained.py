@@ -75,7 +75,7 @@ def _place(read: Callable[[weight_names.Spans], np.ndarray], shape: tuple[int, .
 
     read = functools.cache(read)  # several devices may hold the same part
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         return read(tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True)))
 
     return jax.make_array_from_callback(shape, place, part)
@@ -186,13 +186,14 @@ def _entries(params: Params, config: ModelConfig) -> list[Entry]:
 
     def entry(tensor: weight_names.Tensor) -> Entry:
         weight = flat[tensor.path]
-
-        def read() -> np.ndarray:
-            return weight_names.to_hf(tensor.path, _gathered(weight if tensor.layer is None else weight[tensor.layer]))
-
-        return Entry(tensor.name, tensor.shape, np.dtype(weight.dtype), read)
+        return Entry(tensor.name, tensor.shape, np.dtype(weight.dtype), functools.partial(_as_stored, weight, tensor))
 
     return [entry(tensor) for tensor in weight_names.tensors(config)]
+
+
+def _as_stored(weight: Any, tensor: weight_names.Tensor) -> np.ndarray:
+    """One tensor of the (stacked) weight as the file stores it."""
+    return weight_names.to_hf(tensor.path, _gathered(weight if tensor.layer is None else weight[tensor.layer]))
 
 
 def _gathered(weight: Any) -> np.ndarray:
