@@ -27,15 +27,15 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     and below the other overrides. So does a preset, for the keys that describe its data.
 
     Args:
-        path: the YAML file; None for the defaults alone.
-        overrides: words `section.key=value`, later ones over earlier ones; `read_override` says what a value may be.
+      path: the YAML file; None for the defaults alone.
+      overrides: words `section.key=value`, later ones over earlier ones; `read_override` says what a value may be.
 
     Returns:
-        The checked configuration.
+      The checked configuration.
 
     Raises:
-        UserError: for a missing or broken file, an unknown key (with the nearest valid one) or a bad value. It names
-            the file or the override.
+      UserError: for a missing or broken file, an unknown key (with the nearest valid one) or a bad value. It names
+          the file or the override.
     """
     in_file = {} if path is None else _read_file(Path(path))
     in_words: Tree = {}

@@ -14,13 +14,13 @@ def encode_completions(prompts: list[Prompt], tokenizer: Any, *, stop: int, path
     """Token ids of every prompt's completion, with the stop token at the end.
 
     Args:
-        prompts: the prompts, each with a completion.
-        tokenizer: of transformers.
-        stop: the id of the stop token.
-        path: the data file, for the error.
+      prompts: the prompts, each with a completion.
+      tokenizer: of transformers.
+      stop: the id of the stop token.
+      path: the data file, for the error.
 
     Raises:
-        UserError: naming the first prompt that has no completion, or a blank one.
+      UserError: naming the first prompt that has no completion, or a blank one.
     """
     encoded = []
     for prompt in prompts:

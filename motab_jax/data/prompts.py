@@ -50,14 +50,14 @@ def load_prompts(data: PromptSource, *, split: str, count: int | None, seed: int
     """Read or generate prompts, each with the section's instruction.
 
     Args:
-        data: the section.
-        split: `train` or `held_out`, of a generated source; the two share no prompt, whatever the seed. A file is one
-            split, the one that its section names; a hub data set is read from the split `data.split`.
-        count: the first so many; None for all of a file, and for `POOL` of a generated source.
-        seed: of generated sources.
+      data: the section.
+      split: `train` or `held_out`, of a generated source; the two share no prompt, whatever the seed. A file is one
+          split, the one that its section names; a hub data set is read from the split `data.split`.
+      count: the first so many; None for all of a file, and for `POOL` of a generated source.
+      seed: of generated sources.
 
     Raises:
-        UserError: for anything missing, broken or empty, and for held-out prompts of a training file.
+      UserError: for anything missing, broken or empty, and for held-out prompts of a training file.
     """
     prompts = _load(data, split, count, seed)
     return [dataclasses.replace(prompt, prompt=instructed(prompt.prompt, data.instruction)) for prompt in prompts]
@@ -102,15 +102,15 @@ def encode_all(
     """Token ids of every prompt.
 
     Args:
-        prompts: the prompts, texts or chats.
-        tokenizer: of transformers.
-        chat_template: whether a text is made the user's message of a chat.
-        thinking: the template's `enable_thinking`; None for its default.
-        max_prompt_tokens: the most that a prompt may have.
-        path: the data file, for errors.
+      prompts: the prompts, texts or chats.
+      tokenizer: of transformers.
+      chat_template: whether a text is made the user's message of a chat.
+      thinking: the template's `enable_thinking`; None for its default.
+      max_prompt_tokens: the most that a prompt may have.
+      path: the data file, for errors.
 
     Raises:
-        UserError: naming the first prompt that is too long or can't be encoded.
+      UserError: naming the first prompt that is too long or can't be encoded.
     """
     encoded = []
     for prompt in prompts:

@@ -48,12 +48,12 @@ def read_record(record: Any, rules: RecordRules, location: str) -> Prompt:
     """Check one record and read its prompt.
 
     Args:
-        record: the object of a line or row. An answer or id must be in it only if `rules.fields` names its field.
-        rules: how to read it.
-        location: file and line, for errors; its last word is the id of a record that has none.
+      record: the object of a line or row. An answer or id must be in it only if `rules.fields` names its field.
+      rules: how to read it.
+      location: file and line, for errors; its last word is the id of a record that has none.
 
     Raises:
-        UserError: for a field that is missing or of the wrong type, and for an unknown grader.
+      UserError: for a field that is missing or of the wrong type, and for an unknown grader.
     """
     fields = rules.fields
     if not isinstance(record, dict):

@@ -51,13 +51,13 @@ def jsd(
     0.1017
 
     Args:
-        student_logits: the student's logits.
-        teacher_logits: the teacher's logits.
-        reverse_weight: w in [0, 1]. 0 gives forward_kl and 1 reverse_kl, the limits of JSD / w and JSD / (1 - w), as
-            the GKD paper has it (arXiv 2306.13649, eq. 1).
+      student_logits: the student's logits.
+      teacher_logits: the teacher's logits.
+      reverse_weight: w in [0, 1]. 0 gives forward_kl and 1 reverse_kl, the limits of JSD / w and JSD / (1 - w), as
+          the GKD paper has it (arXiv 2306.13649, eq. 1).
 
     Returns:
-        The divergence of each token.
+      The divergence of each token.
     """
     if reverse_weight == 0.0:
         return forward_kl(student_logits, teacher_logits)
@@ -74,13 +74,13 @@ def adaptive_kl(
     w is the head's share of sum_v |p_T(v) - p_S(v)|; it has no gradient. The head are the teacher's likeliest tokens.
 
     Args:
-        student_logits: the student's logits.
-        teacher_logits: the teacher's logits.
-        head_mass: the largest probability of the head's tokens together (the paper's mu). The likeliest token is in the
-            head always; tokens of equal probability are in it together or not at all.
+      student_logits: the student's logits.
+      teacher_logits: the teacher's logits.
+      head_mass: the largest probability of the head's tokens together (the paper's mu). The likeliest token is in the
+          head always; tokens of equal probability are in it together or not at all.
 
     Returns:
-        The divergence of each token.
+      The divergence of each token.
     """
     student, teacher = student_logits.astype(jnp.float32), teacher_logits.astype(jnp.float32)
     p, q = (jax.nn.softmax(jax.lax.stop_gradient(x), axis=-1) for x in (teacher, student))
@@ -101,12 +101,12 @@ def entropy_gated_kl(
     here: a step at the gate, weight 1 for both parts, all three quantities exact and over the whole vocabulary.
 
     Args:
-        student_logits: the student's logits.
-        teacher_logits: the teacher's logits.
-        gate: the entropy in nats.
+      student_logits: the student's logits.
+      teacher_logits: the teacher's logits.
+      gate: the entropy in nats.
 
     Returns:
-        The loss of each token.
+      The loss of each token.
     """
     student, teacher = student_logits.astype(jnp.float32), teacher_logits.astype(jnp.float32)
     log_p = jax.nn.log_softmax(jax.lax.stop_gradient(teacher), axis=-1)

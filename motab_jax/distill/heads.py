@@ -54,18 +54,18 @@ def chunked_loss_sums(
     The G groups never mix, so that each can stay on a device of its own.
 
     Args:
-        head: the student's head, from `head_params`.
-        config: the student's architecture.
-        hidden: the student's final hidden states.
-        batch: the targets, with arrays [G,T,...].
-        weight: weight of each token; 0: not trained.
-        losses_of: function (logits [G,chunk_tokens,V], batch=[G,chunk_tokens,...]) -> unweighted losses
-            f32[G,chunk_tokens].
-        chunk_tokens: tokens of each group in a chunk.
-        d_head: where the head's gradient is added to. None: no gradient is computed.
+      head: the student's head, from `head_params`.
+      config: the student's architecture.
+      hidden: the student's final hidden states.
+      batch: the targets, with arrays [G,T,...].
+      weight: weight of each token; 0: not trained.
+      losses_of: function (logits [G,chunk_tokens,V], batch=[G,chunk_tokens,...]) -> unweighted losses
+          f32[G,chunk_tokens].
+      chunk_tokens: tokens of each group in a chunk.
+      d_head: where the head's gradient is added to. None: no gradient is computed.
 
     Returns:
-        The sums.
+      The sums.
     """
     groups = weight.shape[0]
     order, rank, count = _trained_first((weight > 0) & (batch.positions > 0), chunk_tokens)
@@ -105,16 +105,16 @@ def chunked_token_values(
     """A value of each wanted token, 0 elsewhere, without gradient.
 
     Args:
-        head: the student's head, from `head_params`.
-        config: the student's architecture.
-        hidden: the student's final hidden states.
-        batch: the targets, with arrays [G,T,...].
-        wanted: the tokens to compute a value of.
-        values_of: function (logits [G,chunk_tokens,V], batch [G,chunk_tokens,...]) -> values f32[G,chunk_tokens].
-        chunk_tokens: tokens of each group in a chunk.
+      head: the student's head, from `head_params`.
+      config: the student's architecture.
+      hidden: the student's final hidden states.
+      batch: the targets, with arrays [G,T,...].
+      wanted: the tokens to compute a value of.
+      values_of: function (logits [G,chunk_tokens,V], batch [G,chunk_tokens,...]) -> values f32[G,chunk_tokens].
+      chunk_tokens: tokens of each group in a chunk.
 
     Returns:
-        The values.
+      The values.
     """
     order, rank, count = _trained_first(wanted & (batch.positions > 0), chunk_tokens)
 

@@ -137,17 +137,17 @@ def token_losses(
     """The unweighted loss of each token by its kind; zero where it isn't trained.
 
     Args:
-        student_logits: the student's logits.
-        teacher: the teacher's logits, or its likeliest tokens, with all others as one more. None where no loss needs
-            them.
-        labels: the tokens.
-        kinds: their `TokenKind`s.
-        objective: the losses.
-        teacher_logprob: log p_T(label) in nats, where a loss needs it and there are no teacher's logits.
-        reward_to_go: mean reward of the later tokens in nats, for `minillm`.
+      student_logits: the student's logits.
+      teacher: the teacher's logits, or its likeliest tokens, with all others as one more. None where no loss needs
+          them.
+      labels: the tokens.
+      kinds: their `TokenKind`s.
+      objective: the losses.
+      teacher_logprob: log p_T(label) in nats, where a loss needs it and there are no teacher's logits.
+      reward_to_go: mean reward of the later tokens in nats, for `minillm`.
 
     Returns:
-        The losses in nats.
+      The losses in nats.
     """
     temperature = objective.temperature
     computed, total = {}, jnp.zeros(labels.shape, jnp.float32)
@@ -218,17 +218,17 @@ def batch_loss(
     """The weighted loss of a batch, differentiable in params. The state at column t - 1 predicts the token at t.
 
     Args:
-        params: the student's parameters.
-        config: the student's architecture.
-        teacher: at least the teacher's head; None where no loss needs it.
-        batch: the targets.
-        weight: from `token_weights` of the whole batch, so that micro-batches add up.
-        objective: the losses.
-        groups: the rows are split into so many groups whose tokens stay apart, one for each device.
-        chunk_tokens: tokens of each group whose logits exist at a time. None: `tokens_per_chunk` of this platform.
+      params: the student's parameters.
+      config: the student's architecture.
+      teacher: at least the teacher's head; None where no loss needs it.
+      batch: the targets.
+      weight: from `token_weights` of the whole batch, so that micro-batches add up.
+      objective: the losses.
+      groups: the rows are split into so many groups whose tokens stay apart, one for each device.
+      chunk_tokens: tokens of each group whose logits exist at a time. None: `tokens_per_chunk` of this platform.
 
     Returns:
-        The loss, and the sums of unweighted losses by kind, in nats.
+      The loss, and the sums of unweighted losses by kind, in nats.
     """
     hidden, _ = encode(params, config, batch.tokens, batch.positions)
     hidden, batch, weight = flatten_groups((hidden, batch, weight), groups)
@@ -255,22 +255,22 @@ def objective_loss_sums(
     """`chunked_loss_sums` of an objective.
 
     Args:
-        config: the student's architecture.
-        objective: the losses.
-        chunk_tokens: tokens of each group whose logits exist at a time.
-        head: the student's head, from `head_params`.
-        hidden: the student's final hidden states.
-        teacher: at least the teacher's head; None where no loss needs it, or the batch has no hidden states.
-        batch: the targets, with arrays [G,T,...].
-        weight: the tokens' weights.
-        d_head: where the head's gradient is added to. None: no gradient is computed.
+      config: the student's architecture.
+      objective: the losses.
+      chunk_tokens: tokens of each group whose logits exist at a time.
+      head: the student's head, from `head_params`.
+      hidden: the student's final hidden states.
+      teacher: at least the teacher's head; None where no loss needs it, or the batch has no hidden states.
+      batch: the targets, with arrays [G,T,...].
+      weight: the tokens' weights.
+      d_head: where the head's gradient is added to. None: no gradient is computed.
 
     Returns:
-        The sums.
+      The sums.
 
     Raises:
-        UserError: the batch lacks the teacher's distributions that a loss needs.
-        ValueError: it lacks the teacher's log-probabilities of the tokens.
+      UserError: the batch lacks the teacher's distributions that a loss needs.
+      ValueError: it lacks the teacher's log-probabilities of the tokens.
     """
     targets, vocab_size = targets_name(batch), objective.vocab_size
     check_targets(objective, targets)

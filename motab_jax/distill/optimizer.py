@@ -19,14 +19,14 @@ def make_schedule(kind: str, *, peak: float, floor: float, steps: int, warmup_ra
     [0.5, 1.0, 1.0, 0.5, 0.0]
 
     Args:
-        kind: `cosine` or `linear` decay, or `constant` at the peak.
-        peak: the learning rate after the warm-up.
-        floor: the learning rate of the last update.
-        steps: all updates.
-        warmup_ratio: the share of them that is warm-up.
+      kind: `cosine` or `linear` decay, or `constant` at the peak.
+      peak: the learning rate after the warm-up.
+      floor: the learning rate of the last update.
+      steps: all updates.
+      warmup_ratio: the share of them that is warm-up.
 
     Returns:
-        The schedule.
+      The schedule.
     """
     warmup = round(warmup_ratio * steps)
     rest = max(steps - warmup, 1)

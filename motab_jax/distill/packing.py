@@ -41,13 +41,13 @@ def pack(
     [2]
 
     Args:
-        positions: 0, 1, ... in neighbouring columns of each row; -1: padding.
-        trained: the rows to pack; the others are left out.
-        multiple: the bins that are computed at a time. The number of bins M is N rounded up to a multiple of it.
-        rows_per_bin: the width of a bin, in rows of T columns.
+      positions: 0, 1, ... in neighbouring columns of each row; -1: padding.
+      trained: the rows to pack; the others are left out.
+      multiple: the bins that are computed at a time. The number of bins M is N rounded up to a multiple of it.
+      rows_per_bin: the width of a bin, in rows of T columns.
 
     Returns:
-        The packing.
+      The packing.
     """
     rows, row_width = positions.shape[1:]
     bins = rows + -rows % multiple
@@ -71,11 +71,11 @@ def first_fit_decreasing(lengths: Int[Array, "N"], width: int) -> tuple[Int[Arra
     ([9, 0, 6, 5], 2)
 
     Args:
-        lengths: the sequences' lengths, at most `width`.
-        width: columns of a bin.
+      lengths: the sequences' lengths, at most `width`.
+      width: columns of a bin.
 
     Returns:
-        Each sequence's first column (bin * width + column), and the number of bins in use.
+      Each sequence's first column (bin * width + column), and the number of bins in use.
     """
 
     def place(free, length):
@@ -93,13 +93,13 @@ def gather_bins(
     """Some bins of a batch.
 
     Args:
-        batch: arrays [G,L,...], with the L = N * T tokens of a group in one dimension.
-        weight: the tokens' weights.
-        index: bins of a `Packing`.
-        row_width: T, the columns of a row.
+      batch: arrays [G,L,...], with the L = N * T tokens of a group in one dimension.
+      weight: the tokens' weights.
+      index: bins of a `Packing`.
+      row_width: T, the columns of a row.
 
     Returns:
-        Batch and weight of the bins' columns, [G,M*W,...], and segment ids that keep the sequences of a bin apart.
+      Batch and weight of the bins' columns, [G,M*W,...], and segment ids that keep the sequences of a bin apart.
     """
     columns = index.reshape(index.shape[0], -1)
     empty = columns == EMPTY

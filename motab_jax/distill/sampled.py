@@ -24,12 +24,12 @@ def policy_gradient(
     reward, and none of the later ones counts.
 
     Args:
-        student_logits: the student's logits, divided by the loss's temperature.
-        labels: the sampled tokens.
-        teacher_logprob: log p_T(label) in nats, at the same temperature.
+      student_logits: the student's logits, divided by the loss's temperature.
+      labels: the sampled tokens.
+      teacher_logprob: log p_T(label) in nats, at the same temperature.
 
     Returns:
-        The loss of each token.
+      The loss of each token.
     """
     return reinforce(student_logits, labels, teacher_log_ratio(student_logits, labels, teacher_logprob))
 
@@ -62,13 +62,13 @@ def mean_reward_to_go(
     [[2.0, 3.0, 0.0, 5.0, 0.0]]
 
     Args:
-        reward: each token's reward.
-        counted: the tokens whose rewards count.
-        positions: each token's position in its sequence; sequences lie side by side, and a position above 0 belongs to
-            the sequence of the column before.
+      reward: each token's reward.
+      counted: the tokens whose rewards count.
+      positions: each token's position in its sequence; sequences lie side by side, and a position above 0 belongs to
+          the sequence of the column before.
 
     Returns:
-        The means.
+      The means.
     """
     column = jnp.arange(reward.shape[1], dtype=jnp.int32)[None]
     start = column - positions  # the first column of the token's sequence

@@ -66,16 +66,16 @@ def build_targets(
     A teacher's token keeps the distribution of the teacher's own context: the teacher never saw the flawed steps.
 
     Args:
-        trajectory: a `Trajectory` of N rows, P prompt columns and E log entries.
-        target: `stitched` or `spliced`.
-        transition: the tokens of the transition text.
-        max_tokens: columns after the prompt; longer targets are truncated. None: as many as a target can need. A
-            spliced target never needs more than the rollout's max_new_tokens.
-        logprobs: keep the teacher's log-probabilities of the tokens, for losses that need them where no hidden states
-            are there to compute them from.
+      trajectory: a `Trajectory` of N rows, P prompt columns and E log entries.
+      target: `stitched` or `spliced`.
+      transition: the tokens of the transition text.
+      max_tokens: columns after the prompt; longer targets are truncated. None: as many as a target can need. A
+          spliced target never needs more than the rollout's max_new_tokens.
+      logprobs: keep the teacher's log-probabilities of the tokens, for losses that need them where no hidden states
+          are there to compute them from.
 
     Returns:
-        Rows of P + max_tokens columns.
+      Rows of P + max_tokens columns.
     """
     stitched = target == "stitched"
     rows, entries = trajectory.tokens.shape

@@ -83,19 +83,19 @@ def make_update(
     A loss or gradient that isn't finite leaves parameters and moments as they were and is counted.
 
     Args:
-        config: the student's architecture.
-        optimizer: from `make_optimizer`, or any other.
-        objective: the losses.
-        accumulate: see `make_gradient`, as for all that follow.
-        remat: what the backward pass recomputes.
-        dtype: of weights and activations in both passes.
-        groups: shards of the batch's rows.
-        mesh: the devices.
-        micro_tokens: columns of a micro-batch on each device.
+      config: the student's architecture.
+      optimizer: from `make_optimizer`, or any other.
+      objective: the losses.
+      accumulate: see `make_gradient`, as for all that follow.
+      remat: what the backward pass recomputes.
+      dtype: of weights and activations in both passes.
+      groups: shards of the batch's rows.
+      mesh: the devices.
+      micro_tokens: columns of a micro-batch on each device.
 
     Returns:
-        The function; its metrics are the loss, the gradient's norm, tokens and mean loss by kind, the skipped updates,
-        and the share of padding.
+      The function; its metrics are the loss, the gradient's norm, tokens and mean loss by kind, the skipped updates,
+      and the share of padding.
     """
     gradient = make_gradient(
         config, objective, accumulate=accumulate, remat=remat, dtype=dtype, groups=groups, mesh=mesh,
@@ -131,18 +131,18 @@ def make_gradient(
     to the whole batch's.
 
     Args:
-        config: the student's architecture.
-        objective: the losses.
-        accumulate: a micro-batch has at most N / accumulate rows; the last may have bins that hold nothing.
-        remat: what the backward pass recomputes of each layer: see `encode`.
-        groups: shards of the batch's rows (data * fsdp), each packed on its own. With a mesh they stay on their
-            devices and the weights are gathered there.
-        mesh: the devices that it is compiled for. None: one device of the default backend.
-        dtype: of weights and activations in both passes. None: the parameters'.
-        micro_tokens: columns of a micro-batch on each device. None: MICRO_TOKENS of the platform.
+      config: the student's architecture.
+      objective: the losses.
+      accumulate: a micro-batch has at most N / accumulate rows; the last may have bins that hold nothing.
+      remat: what the backward pass recomputes of each layer: see `encode`.
+      groups: shards of the batch's rows (data * fsdp), each packed on its own. With a mesh they stay on their
+          devices and the weights are gathered there.
+      mesh: the devices that it is compiled for. None: one device of the default backend.
+      dtype: of weights and activations in both passes. None: the parameters'.
+      micro_tokens: columns of a micro-batch on each device. None: MICRO_TOKENS of the platform.
 
     Returns:
-        The function.
+      The function.
     """
     platform, shards = jax.default_backend(), 1
     if mesh is not None:
@@ -206,9 +206,9 @@ def micro_batch_shape(rows: int, row_width: int, micro_tokens: int) -> tuple[int
     ((2, 2), (2, 1))
 
     Args:
-        rows: the most rows that the micro-batch may be as large as.
-        row_width: columns of a row.
-        micro_tokens: the most columns of a micro-batch, if it has more than one bin.
+      rows: the most rows that the micro-batch may be as large as.
+      row_width: columns of a row.
+      micro_tokens: the most columns of a micro-batch, if it has more than one bin.
     """
     rows_per_bin = 2 if row_width <= TWO_ROWS_BELOW and rows >= 2 else 1
     return max(1, min(micro_tokens // (rows_per_bin * row_width), rows // rows_per_bin)), rows_per_bin

@@ -29,14 +29,14 @@ def summarise(graded: Sequence[Graded]) -> dict[str, Any]:
     """The metrics of completions, k of each problem.
 
     Returns:
-        `accuracy`: avg@k, the mean over problems of the share of correct completions; `stderr` its standard error.
-        `pass_at_k`: pass@k over all k; `pass_at`: its unbiased estimates for 1, 2, 4, ... up to k.
-        `truncated`: the share of completions cut at the length limit; `length_mean`: their mean length in tokens.
-        `score`, `score_stderr`: for reasoning-gym tasks, avg@k of their own scores, partial ones included.
-        `tasks`: for several such tasks, the metrics of each.
+      `accuracy`: avg@k, the mean over problems of the share of correct completions; `stderr` its standard error.
+      `pass_at_k`: pass@k over all k; `pass_at`: its unbiased estimates for 1, 2, 4, ... up to k.
+      `truncated`: the share of completions cut at the length limit; `length_mean`: their mean length in tokens.
+      `score`, `score_stderr`: for reasoning-gym tasks, avg@k of their own scores, partial ones included.
+      `tasks`: for several such tasks, the metrics of each.
 
     Raises:
-        ValueError: without a completion.
+      ValueError: without a completion.
     """
     correct = _by_problem(graded, lambda completion: float(completion.correct))
     k = max((len(marks) for marks in correct), default=0)

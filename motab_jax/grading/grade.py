@@ -71,14 +71,14 @@ class GradingProcess:
         """Grade one answer.
 
         Args:
-            request: what worker.py's grader reads.
-            seconds: the time limit; None for TIME_LIMIT.
+          request: what worker.py's grader reads.
+          seconds: the time limit; None for TIME_LIMIT.
 
         Returns:
-            The grade; 0 if the process ends or exceeds the limit.
+          The grade; 0 if the process ends or exceeds the limit.
 
         Raises:
-            RuntimeError: if the process can't be started.
+          RuntimeError: if the process can't be started.
         """
         with self._lock:
             process = self._process or self._start()

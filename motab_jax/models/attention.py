@@ -62,14 +62,14 @@ def attend(
     """Softmax attention of all queries to all columns under a mask.
 
     Args:
-        q: queries, rotated.
-        k: keys, rotated; [B,K,H,S] if `keys_last`.
-        v: values.
-        mask: whether a query attends to a column.
-        keys_last: whether the columns are the last dimension of the keys.
+      q: queries, rotated.
+      k: keys, rotated; [B,K,H,S] if `keys_last`.
+      v: values.
+      mask: whether a query attends to a column.
+      keys_last: whether the columns are the last dimension of the keys.
 
     Returns:
-        The values' weighted means, accumulated in float32.
+      The values' weighted means, accumulated in float32.
     """
     weights = jax.nn.softmax(_scores(_flatten_queries(q), k, mask, keys_last), axis=-1).astype(v.dtype)
     return _unflatten_queries(_weighted_sum(weights, v), q.shape)
@@ -93,14 +93,14 @@ def attend_text(
     """`attend` of a text's columns to themselves, without a cache.
 
     Args:
-        q: queries, rotated.
-        k: keys, rotated.
-        v: values.
-        spec: what the mask is made from.
-        mask: what `text_mask` gives, made once for all layers.
-        max_text_columns: set where the columns of each text are in order and no text has more: a query then attends no
-            farther back, and blocks of queries leave out most of the columns that are masked for them. None: unknown.
-        query_block: queries at a time where `mask` is None.
+      q: queries, rotated.
+      k: keys, rotated.
+      v: values.
+      spec: what the mask is made from.
+      mask: what `text_mask` gives, made once for all layers.
+      max_text_columns: set where the columns of each text are in order and no text has more: a query then attends no
+          farther back, and blocks of queries leave out most of the columns that are masked for them. None: unknown.
+      query_block: queries at a time where `mask` is None.
     """
     if mask is None:
         return _attend_in_query_blocks(q, k, v, spec, query_block)
@@ -146,16 +146,16 @@ def attend_cache(
     The softmax is accumulated over blocks as in arXiv 2205.14135, section 3.1. T = 1 is decoding, T > 1 a prefill.
 
     Args:
-        q: queries, rotated.
-        read: `read(start, size)` gives the keys and values of that many columns from `start` on.
-        query_positions: the queries' positions.
-        key_positions: the positions of all S columns of the cache; -1: dead or empty.
-        live: columns in use, from the first on.
-        size: columns of a block.
-        keys_last: as in `attend`.
+      q: queries, rotated.
+      read: `read(start, size)` gives the keys and values of that many columns from `start` on.
+      query_positions: the queries' positions.
+      key_positions: the positions of all S columns of the cache; -1: dead or empty.
+      live: columns in use, from the first on.
+      size: columns of a block.
+      keys_last: as in `attend`.
 
     Returns:
-        The values' weighted means, in the queries' dtype where there is more than one block.
+      The values' weighted means, in the queries' dtype where there is more than one block.
     """
     columns = key_positions.shape[1]
     if columns <= size:

@@ -97,8 +97,8 @@ def row_major(x: jax.Array, sharded: int | None = None) -> jax.Array:
     """The array, on a TPU laid out in memory in the order of its dimensions.
 
     Args:
-        x: the array.
-        sharded: the dimension that is sharded over `tensor`, if any.
+      x: the array.
+      sharded: the dimension that is sharded over `tensor`, if any.
     """
     return jax.lax.platform_dependent(x, tpu=lambda x: _row_major(x, sharded), default=lambda x: x)
 

@@ -58,10 +58,10 @@ def weight_einsum(
     """`jnp.einsum(letters, x, weight)` of activations and a weight in any of its forms.
 
     Args:
-        letters: einsum's subscripts.
-        x: activations.
-        weight: the weight; the letters are those of its untransposed form.
-        dtype: of the accumulation and the result; None: that of x.
+      letters: einsum's subscripts.
+      x: activations.
+      weight: the weight; the letters are those of its untransposed form.
+      dtype: of the accumulation and the result; None: that of x.
     """
     if isinstance(weight, TransposedWeight):
         return transposed_matmul(weight.values, x, dtype)

@@ -41,13 +41,13 @@ def serve_params(
     """Params in serving form.
 
     Args:
-        params: trained or loaded parameters.
-        config: their architecture, or that `with_copied_heads`.
-        scan_layers: whether the layers stay stacked; else one dict a layer, with transposed matrices (for CPUs).
-        dtype: of the result; None keeps that of `params`.
-        int8: whether matrices are quantized.
-        head: whether a tied embedding also gets a transposed copy as the head, which saves a CPU a little at one row
-            and takes twice the time at more.
+      params: trained or loaded parameters.
+      config: their architecture, or that `with_copied_heads`.
+      scan_layers: whether the layers stay stacked; else one dict a layer, with transposed matrices (for CPUs).
+      dtype: of the result; None keeps that of `params`.
+      int8: whether matrices are quantized.
+      head: whether a tied embedding also gets a transposed copy as the head, which saves a CPU a little at one row
+          and takes twice the time at more.
     """
     params = jax.tree.map(lambda x: x.astype(dtype or x.dtype), params)
     layers = _fuse(_copy_heads(params["layers"], config), config, mlp=not scan_layers)

@@ -137,10 +137,10 @@ def forward(
     """Logits of the next token after each token.
 
     Args:
-        params: parameters, in training or serving form.
-        config: their architecture.
-        tokens: ids.
-        positions: of the tokens, -1 for padding; None: 0..T-1 in each row.
+      params: parameters, in training or serving form.
+      config: their architecture.
+      tokens: ids.
+      positions: of the tokens, -1 for padding; None: 0..T-1 in each row.
     """
     hidden, _ = encode(params, config, tokens, default_positions(tokens.shape) if positions is None else positions)
     return unembed(params, config, hidden)
@@ -168,18 +168,18 @@ def encode(
     other.
 
     Args:
-        params: parameters, in training or serving form.
-        config: their architecture.
-        tokens: ids.
-        positions: of the tokens; -1: no token attends to this one (padding, dead columns).
-        cache: the cache to write to and to attend to.
-        key_positions: with a cache, the positions of all its columns, those that are written included.
-        cursor: with a cache, the first column to write.
-        segments: without a cache, which text of its packed row a token belongs to; texts attend only to themselves.
-        max_text_columns: without a cache, see `attend_text`.
-        query_block: without a cache, queries at a time in texts of more than twice as many columns.
-        remat: what of each layer the backward pass recomputes: none, dots (all but matmuls) or full.
-        constrain: a sharding constraint for the activations [B,T,D] between layers; None: the compiler chooses.
+      params: parameters, in training or serving form.
+      config: their architecture.
+      tokens: ids.
+      positions: of the tokens; -1: no token attends to this one (padding, dead columns).
+      cache: the cache to write to and to attend to.
+      key_positions: with a cache, the positions of all its columns, those that are written included.
+      cursor: with a cache, the first column to write.
+      segments: without a cache, which text of its packed row a token belongs to; texts attend only to themselves.
+      max_text_columns: without a cache, see `attend_text`.
+      query_block: without a cache, queries at a time in texts of more than twice as many columns.
+      remat: what of each layer the backward pass recomputes: none, dots (all but matmuls) or full.
+      constrain: a sharding constraint for the activations [B,T,D] between layers; None: the compiler chooses.
     """
     layers = params["layers"]
     x = lookup(params["embed"], jnp.maximum(tokens, 0)).astype(params["final_norm"].dtype)
@@ -253,10 +253,10 @@ def unembed(
     """Logits: one matmul of hidden states with the head, or with the tied embedding.
 
     Args:
-        params: parameters, in training or serving form; only the head or the embedding is read.
-        config: their architecture.
-        hidden: what `encode` gives.
-        vocab_size: V; None: all rows of the head. The padded rows of a larger head are dropped.
+      params: parameters, in training or serving form; only the head or the embedding is read.
+      config: their architecture.
+      hidden: what `encode` gives.
+      vocab_size: V; None: all rows of the head. The padded rows of a larger head are dropped.
     """
     if "head" in params:
         logits = weight_einsum("...d,dv->...v", hidden, params["head"], jnp.float32)

@@ -139,11 +139,11 @@ def measure_accuracy(model: Model, tokenizer: Any, count: int, seed: int, task: 
     """Greedy accuracy of a model on held-out problems.
 
     Args:
-        model: parameters and architecture.
-        tokenizer: of both tasks.
-        count: number of problems.
-        seed: of the problems.
-        task: a module of data/tasks/.
+      model: parameters and architecture.
+      tokenizer: of both tasks.
+      count: number of problems.
+      seed: of the problems.
+      task: a module of data/tasks/.
     """
     problems = task.problems(count, seed=seed, split="held_out")
     completions: list[tuple[str, int]] = []
@@ -188,13 +188,13 @@ def train(name: str, plan: Plan, tokenizer: Any, seed: int) -> Model:
     """Train one model to the end of its plan, with lines of progress.
 
     Args:
-        name: of the model, in the lines.
-        plan: what it trains on.
-        tokenizer: of both tasks.
-        seed: of the initial weights and of the problems.
+      name: of the model, in the lines.
+      plan: what it trains on.
+      tokenizer: of both tasks.
+      seed: of the initial weights and of the problems.
 
     Returns:
-        The trained model.
+      The trained model.
     """
     learner = Learner(plan.config, seed)
     print(f"{name}: {sum(w.size for w in jax.tree.leaves(learner.params)):,} parameters, seed {seed}", flush=True)
@@ -244,15 +244,15 @@ def build(name: str, folder: Path, seed: int) -> dict[str, Accuracy]:
     """Train a model of the pair, measure it and write it to `folder/name`.
 
     Args:
-        name: `teacher` or `student`.
-        folder: of the pair.
-        seed: of the initial weights and of the problems.
+      name: `teacher` or `student`.
+      folder: of the pair.
+      seed: of the initial weights and of the problems.
 
     Returns:
-        The accuracy on each of its tasks.
+      The accuracy on each of its tasks.
 
     Raises:
-        UserError: if the folder can't be written.
+      UserError: if the folder can't be written.
     """
     began = time.monotonic()
     tokenizer = make_tokenizer()

@@ -92,17 +92,17 @@ def decode_segment(
     """Decode up to C tokens in the active slots; stop early where none is active.
 
     Args:
-        model: the model that generates.
-        state: its cache and hidden states.
-        tape: the tape, with C free columns.
-        decode: which slots are active, and how far they are.
-        segment: where the tokens go.
-        inputs: what is known of the rows.
-        config: the numbers of the rollout.
-        record_scores: the model is the teacher; its states and scores of its own tokens are kept.
+      model: the model that generates.
+      state: its cache and hidden states.
+      tape: the tape, with C free columns.
+      decode: which slots are active, and how far they are.
+      segment: where the tokens go.
+      inputs: what is known of the rows.
+      config: the numbers of the rollout.
+      record_scores: the model is the teacher; its states and scores of its own tokens are kept.
 
     Returns:
-        The model's state, the tape, the decoding's state and the segment; other slots' columns are dead.
+      The model's state, the tape, the decoding's state and the segment; other slots' columns are dead.
     """
 
     def unfinished(carry):
@@ -174,7 +174,7 @@ def prefill_segment(
     """Run the C columns of the tape from `start` through a model in one pass.
 
     Returns:
-        The model's state, and its hidden states that predict each of the segment's tokens.
+      The model's state, and its hidden states that predict each of the segment's tokens.
     """
     positions = jax.lax.dynamic_slice_in_dim(tape.positions, start, segment.tokens.shape[1], axis=1)
     hidden, cache = encode(

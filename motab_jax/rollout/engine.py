@@ -48,15 +48,15 @@ def rollout(
     """Trajectories of N prompts. Pure and jit-able.
 
     Args:
-        student: the model that generates.
-        teacher: scores, intervenes and gives the targets; None: the student generates alone and nothing is scored.
-        prompts: left-padded.
-        key: a typed PRNG key, folded with each row's id.
-        config: the numbers. With score_after, and no monitor, the teacher isn't in the loop and scores the finished
-            rows; the step table then holds no values.
+      student: the model that generates.
+      teacher: scores, intervenes and gives the targets; None: the student generates alone and nothing is scored.
+      prompts: left-padded.
+      key: a typed PRNG key, folded with each row's id.
+      config: the numbers. With score_after, and no monitor, the teacher isn't in the loop and scores the finished
+          rows; the step table then holds no values.
 
     Returns:
-        One trajectory a row.
+      One trajectory a row.
     """
     judge = None if config.teacher_scores_after else teacher
     loop = _Loop(student, judge, prompts, jax.vmap(functools.partial(jax.random.fold_in, key))(prompts.row_ids), config)

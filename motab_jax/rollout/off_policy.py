@@ -34,14 +34,14 @@ def from_completions(
     """Trajectories that hold given completions.
 
     Args:
-        teacher: the teacher, if any.
-        prompts: left-padded.
-        completions: of the same rows.
-        config: the numbers.
-        score: the teacher scores the completions in one pass, for the targets that config names; else they are empty.
+      teacher: the teacher, if any.
+      prompts: left-padded.
+      completions: of the same rows.
+      config: the numbers.
+      score: the teacher scores the completions in one pass, for the targets that config names; else they are empty.
 
     Returns:
-        Trajectories of the same shapes as those of `rollout` with this teacher and config.
+      Trajectories of the same shapes as those of `rollout` with this teacher and config.
     """
     log = empty_log(teacher, prompts, config)
     tokens = jnp.pad(completions.tokens, ((0, 0), (0, log.tokens.shape[1] - completions.tokens.shape[1])))
@@ -63,14 +63,14 @@ def generate_with_teacher(
     """Trajectories that the teacher generates from the prompt to the end, sampled as config has the student sample.
 
     Args:
-        teacher: the teacher.
-        prompts: left-padded.
-        key: as for `rollout`.
-        config: the numbers; its monitor is not used.
-        score: as for `from_completions`: targets come from a pass of their own.
+      teacher: the teacher.
+      prompts: left-padded.
+      key: as for `rollout`.
+      config: the numbers; its monitor is not used.
+      score: as for `from_completions`: targets come from a pass of their own.
 
     Returns:
-        Trajectories of the same shapes as those of `rollout` with this teacher and config.
+      Trajectories of the same shapes as those of `rollout` with this teacher and config.
     """
     alone = config.replace(
         monitor=dataclasses.replace(config.monitor, enabled=False),

@@ -27,13 +27,13 @@ def run_per_group(
     """A function that runs a program in each group, on the group's own rows.
 
     Args:
-        program: (..., config) -> Trajectory, such as `rollout`.
-        mesh: the devices.
-        by_row: which of the program's other arguments are sharded over rows; weights and keys are the same in all.
+      program: (..., config) -> Trajectory, such as `rollout`.
+      mesh: the devices.
+      by_row: which of the program's other arguments are sharded over rows; weights and keys are the same in all.
 
     Returns:
-        A function with the program's arguments. slots, teacher_batch and teacher_rows of its config are those of all
-        groups together; so are its counters, except iterations and packings, which are the groups' mean.
+      A function with the program's arguments. slots, teacher_batch and teacher_rows of its config are those of all
+      groups together; so are its counters, except iterations and packings, which are the groups' mean.
     """
     if mesh.size == 1:
         return program

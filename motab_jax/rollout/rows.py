@@ -36,10 +36,10 @@ def scatter_windows(
     """The table with a block of C entries written to each slot's row.
 
     Args:
-        table: E entries of each row.
-        row: the slots' rows.
-        start: first entry of each slot's block; start + C must not exceed E.
-        block: the entries, cast to the table's dtype.
+      table: E entries of each row.
+      row: the slots' rows.
+      start: first entry of each slot's block; start + C must not exceed E.
+      block: the entries, cast to the table's dtype.
     """
     block = block.astype(table.dtype)
     if row is None:

@@ -33,14 +33,14 @@ def sample(
     The filters act in the order temperature, top-k, top-p, as in transformers; tokens tied at a threshold all stay.
 
     Args:
-        logits: masked beyond the tokenizer's vocabulary.
-        uniform: numbers in [0, 1).
-        temperature: 0 is greedy.
-        top_k: likeliest tokens that are kept; 0: all.
-        top_p: probability that the kept tokens have at least, together.
+      logits: masked beyond the tokenizer's vocabulary.
+      uniform: numbers in [0, 1).
+      temperature: 0 is greedy.
+      top_k: likeliest tokens that are kept; 0: all.
+      top_p: probability that the kept tokens have at least, together.
 
     Returns:
-        The token ids.
+      The token ids.
     """
     if temperature == 0.0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)

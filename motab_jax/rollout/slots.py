@@ -75,13 +75,13 @@ def refill(
     While the teacher generates, parked rows come first; otherwise fresh ones, for which a waiting row is even parked.
 
     Args:
-        rows: all rows.
-        slots: all slots.
-        teacher_called: whether the teacher generates now.
-        budget: steps of an intervention, for parked rows.
+      rows: all rows.
+      slots: all slots.
+      teacher_called: whether the teacher generates now.
+      budget: steps of an intervention, for parked rows.
 
     Returns:
-        The rows, the slots, and which slots hold another row than before.
+      The rows, the slots, and which slots hold another row than before.
     """
     count = rows.phase.shape[0]
     fresh = (rows.phase == Phase.STUDENT_GENERATES) & ~rows.assigned
@@ -117,15 +117,15 @@ def choose_iteration(
     slots' tokens enter as forced columns while the other slots decode. Student and teacher take turns.
 
     Args:
-        rows: all rows.
-        slots: all slots.
-        row: the slots' rows, see rows.py.
-        teacher_called: whether the teacher generates now.
-        previous: the Phase of the iteration before.
-        teacher_rows: slots that the teacher decodes at a time; 0: all.
+      rows: all rows.
+      slots: all slots.
+      row: the slots' rows, see rows.py.
+      teacher_called: whether the teacher generates now.
+      previous: the Phase of the iteration before.
+      teacher_rows: slots that the teacher decodes at a time; 0: all.
 
     Returns:
-        A Phase (PREFILL, STUDENT_GENERATES or TEACHER_GENERATES), and the active slots.
+      A Phase (PREFILL, STUDENT_GENERATES or TEACHER_GENERATES), and the active slots.
     """
     phase = phase_of_slots(rows, slots, row)
     students, taught = phase == Phase.STUDENT_GENERATES, (phase == Phase.TEACHER_GENERATES) & teacher_called

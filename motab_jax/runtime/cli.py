@@ -42,11 +42,11 @@ class Parser(argparse.ArgumentParser):
         """Declare the word `name=VALUE`.
 
         Args:
-            name: the word, and the attribute that `parse` gives its value.
-            value: what stands for the value in the help, such as FILE.
-            meaning: a line of help.
-            required: whether leaving it out is a mistake.
-            settings: those of `add_argument`: type, choices, default.
+          name: the word, and the attribute that `parse` gives its value.
+          value: what stands for the value in the help, such as FILE.
+          meaning: a line of help.
+          required: whether leaving it out is a mistake.
+          settings: those of `add_argument`: type, choices, default.
         """
         self.add_argument(f"--{name}", **settings)
         self._words[name] = f"{name}={value}  # {meaning}"
@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
         """The values of the words. Prints and raises SystemExit(0) for --help and --print-config.
 
         Raises:
-            UserError: for an unknown, missing or bad word, and for a bad configuration.
+          UserError: for an unknown, missing or bad word, and for a bad configuration.
         """
         args = self.parse_intermixed_args(
             [f"--{word}" if word.partition("=")[0] in self._words else word for word in words]

@@ -26,11 +26,11 @@ def find_folder(path_or_hub_id: str | Path, files: Sequence[str] = MODEL_FILES) 
     """The folder itself, or the hub's snapshot of the model, downloaded where the local cache lacks it.
 
     Args:
-        path_or_hub_id: a folder, or OWNER/NAME on the hub.
-        files: patterns of the file names to download.
+      path_or_hub_id: a folder, or OWNER/NAME on the hub.
+      files: patterns of the file names to download.
 
     Raises:
-        UserError: it is neither; or the hub cannot be reached, or refuses.
+      UserError: it is neither; or the hub cannot be reached, or refuses.
     """
     text = str(path_or_hub_id)
     folder = Path(text).expanduser()
@@ -83,7 +83,7 @@ def replaced(folder: str | Path) -> Iterator[Path]:
     An existing folder is replaced if it holds a model and nothing else.
 
     Raises:
-        UserError: the folder holds something else, or cannot be written.
+      UserError: the folder holds something else, or cannot be written.
     """
     target = Path(folder).expanduser().resolve()
     partial, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("partial", "old"))

@@ -32,10 +32,10 @@ def serving(
     """The student's relayout: a jitted function from params to a `Model` in serving form and layout.
 
     Args:
-        mesh: the devices.
-        config: the architecture of the params.
-        scan_layers: whether the layers stay stacked; None: everywhere but on CPUs.
-        dtype: of the weights in serving form; None keeps that of the params.
+      mesh: the devices.
+      config: the architecture of the params.
+      scan_layers: whether the layers stay stacked; None: everywhere but on CPUs.
+      dtype: of the weights in serving form; None keeps that of the params.
     """
     relayout, shardings = make_relayout(mesh, config, scan_layers=scan_layers, dtype=dtype)
     return jax.jit(relayout, out_shardings=shardings)
@@ -65,10 +65,10 @@ def teacher_serving(
     """The teacher's relayout, from params in the shardings of `load_shardings`.
 
     Args:
-        mesh: the devices.
-        config: the architecture of the params.
-        scan_layers: whether the layers stay stacked; None: everywhere but on CPUs.
-        int8: whether matrices are quantized to 8 bits.
+      mesh: the devices.
+      config: the architecture of the params.
+      scan_layers: whether the layers stay stacked; None: everywhere but on CPUs.
+      int8: whether matrices are quantized to 8 bits.
     """
     relayout, shardings = make_relayout(mesh, config, scan_layers=scan_layers, int8=int8)
     found, structure = jax.tree.flatten_with_path(shardings)

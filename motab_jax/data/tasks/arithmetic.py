@@ -87,14 +87,14 @@ def problems(
     """The first `count` distinct problems of a split; a larger count only appends to the list.
 
     Args:
-        count: number of problems.
-        seed: of the random order.
-        split: `train` or `held_out`; the two share no prompt, whatever their seeds.
-        min_terms: least count of numbers in a problem.
-        max_terms: greatest count of numbers in a problem.
+      count: number of problems.
+      seed: of the random order.
+      split: `train` or `held_out`; the two share no prompt, whatever their seeds.
+      min_terms: least count of numbers in a problem.
+      max_terms: greatest count of numbers in a problem.
 
     Raises:
-        UserError: for an unknown split, for bad lengths, and where there are too few problems of these lengths.
+      UserError: for an unknown split, for bad lengths, and where there are too few problems of these lengths.
     """
     if not 2 <= min_terms <= max_terms:
         raise UserError(f"arithmetic needs 2 <= min_terms <= max_terms, got {min_terms} and {max_terms}")
@@ -108,16 +108,16 @@ def distinct_problems(source: str, draw: Callable[[], Drawn], count: int, split:
     """Draw until there are `count` problems of a split with different prompts.
 
     Args:
-        source: the task's name, for errors.
-        draw: draws a problem.
-        count: number of problems.
-        split: `train` or `held_out`.
+      source: the task's name, for errors.
+      draw: draws a problem.
+      count: number of problems.
+      split: `train` or `held_out`.
 
     Returns:
-        The problems in the order they were drawn.
+      The problems in the order they were drawn.
 
     Raises:
-        UserError: for an unknown split, and where too few problems come up.
+      UserError: for an unknown split, and where too few problems come up.
     """
     if split not in SPLITS:
         raise UserError(f"data.split = '{split}': the {source} source has the splits {' and '.join(SPLITS)}")
@@ -161,13 +161,13 @@ def corrupt(problem: Problem, steps: int, rng: random.Random, *, lines: int | No
     true total there.
 
     Args:
-        problem: the problem.
-        steps: how many lines at the end are wrong.
-        rng: draws the totals.
-        lines: how many lines in all; None for a random number.
+      problem: the problem.
+      steps: how many lines at the end are wrong.
+      rng: draws the totals.
+      lines: how many lines in all; None for a random number.
 
     Raises:
-        ValueError: unless steps <= lines < operations, so that at least one operation is left.
+      ValueError: unless steps <= lines < operations, so that at least one operation is left.
     """
     lines = rng.randint(steps, len(problem.terms) - 1) if lines is None else lines
     if not 0 <= steps <= lines < len(problem.terms):

@@ -76,15 +76,15 @@ def problems(
     """The first `count` distinct problems of a split; a larger count only appends to the list.
 
     Args:
-        count: number of problems.
-        seed: of the random order.
-        split: `train` or `held_out`; the two share no prompt, whatever their seeds.
-        min_hops: least number of hops.
-        max_hops: greatest number of hops, at most 9 (one digit).
-        entries: arrows in a map.
+      count: number of problems.
+      seed: of the random order.
+      split: `train` or `held_out`; the two share no prompt, whatever their seeds.
+      min_hops: least number of hops.
+      max_hops: greatest number of hops, at most 9 (one digit).
+      entries: arrows in a map.
 
     Raises:
-        UserError: for an unknown split, and for hops or a map out of range.
+      UserError: for an unknown split, and for hops or a map out of range.
     """
     if not (1 <= min_hops <= max_hops <= 9 and max_hops <= entries < len(KEYS) // 2):
         raise UserError(
@@ -115,13 +115,13 @@ def corrupt(problem: Problem, steps: int, rng: random.Random, *, lines: int | No
     A wrong line has the correct count and a key that is neither on the path nor where the line before it leads.
 
     Args:
-        problem: the problem.
-        steps: how many lines at the end are wrong.
-        rng: draws the keys.
-        lines: how many lines in all; None for a random number.
+      problem: the problem.
+      steps: how many lines at the end are wrong.
+      rng: draws the keys.
+      lines: how many lines in all; None for a random number.
 
     Raises:
-        ValueError: unless steps <= lines < hops, so that at least one hop is left.
+      ValueError: unless steps <= lines < hops, so that at least one hop is left.
     """
     lines = rng.randint(steps, problem.hops - 1) if lines is None else lines
     if not 0 <= steps <= lines < problem.hops:
