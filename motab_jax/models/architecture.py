@@ -1,7 +1,7 @@
 """What a Hugging Face `config.json` means: one frozen description for Llama, Qwen2 and Qwen3 decoders.
 
 Anything that the forward pass does not implement is refused here by name, never approximated.
-Left out: weights and their names (families.py) and the mathematics (transformer.py).
+Left out: weights and their names (hf/weight_names.py) and the mathematics (transformer.py).
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder's shape. Hashable, so that jitted programs take it as a static argument."""
+    """A decoder's architecture. Hashable, so that jitted programs take it as a static argument."""
 
     model_type: str
     vocab_size: int

@@ -1,7 +1,7 @@
 """The serving form: the weights as they decode fastest, with fused projections, and layers stacked or one by one.
 
 `serve_params` is pure; jitted, it makes the student's serving weights once an update. The model computes the same in
-every form but for rounding. Left out: where the weights lie on devices (session/placement.py).
+every form but for rounding. Left out: the shardings of the weights (session/placement.py).
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """Models in and out of Hugging Face folders: safetensors and config.json, tensor by tensor.
 
 Host memory: a weight is stacked over its layers, so loading holds one stacked weight at a time on the host (its layers
-are copied into it one by one), or of a weight that is cut over devices one device's part; saving holds one layer of one
-weight. Device memory holds the model. Of several processes each reads the parts of its own devices and no more.
-Left out: pickled weights, quantized weights, and downloading anything but a hub id's snapshot (folder.py).
+are copied into it one by one), or one device's shard of a sharded weight; saving holds one layer of one weight. Device
+memory holds the model. Each process reads the shards of its own devices and no more.
+Left out: pickled weights, quantized weights, and finding or downloading the folder (runtime/hub.py).
 """
 
 import functools
@@ -42,10 +42,14 @@ def load_pretrained(
 ) -> tuple[Params, ModelConfig]:
     """(params, config) of a Hugging Face folder or hub id.
 
-    dtype: of all weights; None keeps the files' own (where they mix several, the narrowest that holds them all).
-    shardings(config): the shardings of the parameters, a tree like theirs; default: the first device.
-    Raises UserError for a folder or file that is missing, damaged or pickled, an architecture that is not implemented,
-    and tensors that are missing, unexpected or misshapen (listed by name).
+    Args:
+        path_or_hub_id: a folder, or OWNER/NAME on the hub.
+        dtype: of all weights; None keeps the files' own (where they mix several, the narrowest that holds them all).
+        shardings: from the config to the shardings of the parameters, a tree like theirs; None: the first device.
+
+    Raises:
+        UserError: a folder or file is missing, damaged or pickled, the architecture is not implemented, or tensors are
+            missing, unexpected or misshapen (they are listed by name).
     """
     folder = find_folder(path_or_hub_id)
     config = ModelConfig.from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
@@ -62,23 +66,23 @@ def load_pretrained(
         flat = {}
         for path, group in groups.items():
             read = functools.partial(_read, files, group, shapes[path], target)
-            place = None if layout is None else layout[path]
+            sharding = None if layout is None else layout[path]
             # Waiting frees the host's copy before the next weight is read.
-            flat[path] = jax.block_until_ready(_place(read, shapes[path], place))
+            flat[path] = jax.block_until_ready(_load_weight(read, shapes[path], sharding))
     return flax.traverse_util.unflatten_dict(flat), config
 
 
-def _place(read: Callable[[weight_names.Spans], np.ndarray], shape: tuple[int, ...], place: Any) -> jax.Array:
-    """A weight on its devices, read a device's part at a time."""
-    if place is None:
+def _load_weight(read: Callable[[weight_names.Spans], np.ndarray], shape: tuple[int, ...], sharding: Any) -> jax.Array:
+    """A weight on its devices, read one device's shard at a time."""
+    if sharding is None:
         return jax.device_put(read(tuple((0, size) for size in shape)))
 
-    read = functools.cache(read)  # several devices may hold the same part
+    read = functools.cache(read)  # several devices may hold the same shard
 
     def part(index: Any) -> np.ndarray:
         return read(tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True)))
 
-    return jax.make_array_from_callback(shape, place, part)
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def _read(
@@ -144,11 +148,21 @@ def save_pretrained(
 ) -> None:
     """Write a folder that transformers and vLLM load: weights, config.json, tokenizer, generation_config.json.
 
-    source: the model this one came from (folder or hub id); what its config.json says beyond the architecture, such as
-    token ids, is kept, and its generation_config.json too unless one is given. Token ids in the generation config
-    are repeated in config.json. The folder appears, or replaces an older model, when it is complete.
-    In a run of several processes all of them call this; the first writes.
-    Raises UserError if the folder cannot be written or holds something else than a model.
+    The folder appears, or replaces an older model, when it is complete. In a run of several processes all of them call
+    this; the first writes.
+
+    Args:
+        folder: where to write.
+        params: parameters in training form.
+        config: their architecture.
+        tokenizer: a transformers tokenizer to save with the model; None: none.
+        source: the folder or hub id that the model came from. What its config.json says beyond the architecture, such
+            as token ids, is kept, and its generation_config.json too unless `generation_config` is given.
+        generation_config: what generation_config.json says; its token ids are repeated in config.json.
+        max_shard_bytes: the most bytes of weights in one file.
+
+    Raises:
+        UserError: the folder cannot be written or holds something else than a model.
     """
     entries = _entries(params, config)
     raw, generation = _configs(params, config, source, generation_config)

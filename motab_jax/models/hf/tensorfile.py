@@ -2,7 +2,7 @@
 
 Reading goes through the safetensors library. Writing is done here, because the library wants all tensors of a file in
 memory at once; the format is an 8-byte length, a JSON header and the raw bytes (safetensors' published format).
-Left out: what the tensors mean (families.py).
+Left out: what the tensors mean (weight_names.py).
 """
 
 import contextlib

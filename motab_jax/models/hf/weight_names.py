@@ -25,8 +25,8 @@ Spans = tuple[tuple[int, int], ...]  # (first, one past the last) of every dimen
 class Layout(NamedTuple):
     """Pure functions: `to_hf` takes one layer's weight to the file's layout, `from_hf` (with our shape) takes it back.
 
-    `part` says which part of the stored tensor holds a part of ours, given its spans and our whole shape; `outer` is
-    the dimension of ours whose parts each lie in one piece in the file.
+    `part` says which part of the stored tensor holds a part of ours, given its spans and our full shape; `outer` is
+    the dimension of ours along which each part is contiguous in the file.
     """
 
     to_hf: Callable[[Any], Any]
@@ -40,10 +40,10 @@ def _untranspose(x: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _merged(spans: Spans, shape: tuple[int, ...]) -> tuple[int, int]:
-    """The span of dimensions laid one behind the other; all but the first must be whole."""
+    """The span of dimensions that the file merges into one; only the first may be split."""
     (first, last), *others = spans
     if any(span != (0, size) for span, size in zip(others, shape[1:], strict=True)):
-        raise ValueError(f"{spans} of {shape} do not lie together in the file: only the first dimension may be cut")
+        raise ValueError(f"{spans} of {shape} are not contiguous in the file: only the first dimension may be split")
     size = math.prod(shape[1:])
     return first * size, last * size
 
@@ -123,8 +123,8 @@ def tensors(config: ModelConfig) -> list[Tensor]:
 def load_shardings(mesh: Mesh, config: ModelConfig) -> Any:
     """Shardings of the parameters while they are read: no two devices have the same part, as far as sizes divide.
 
-    A part lies in one piece in the file where it can: a whole layer's tensor, or rows of it. Strided reads would touch
-    every page of the file on every host. What is cut over `tensor` stays with it in the other layouts.
+    A shard is contiguous in the file where it can be: a layer's full tensor, or rows of it. Strided reads would touch
+    every page of the file on every host. What is sharded over `tensor` stays so in the other layouts.
     """
 
     def sharding_of(path: Path, spec: WeightSpec) -> NamedSharding:
@@ -139,7 +139,7 @@ def load_shardings(mesh: Mesh, config: ModelConfig) -> Any:
                 if spec.shape[dimension] % ways == 0:
                     parts[dimension] = (*parts[dimension], axis)
                     free.remove(axis)
-        # Where another dimension is to have `tensor`, that axis cuts finest: so it leaves in one exchange.
+        # `tensor` is the innermost axis where it moves to another dimension later: that takes one all-to-all.
         for dimension, name in enumerate(spec.axes):
             if name == "embed":
                 parts[dimension] = tuple(sorted(parts[dimension], key=lambda axis: axis == "tensor"))
@@ -151,7 +151,7 @@ def load_shardings(mesh: Mesh, config: ModelConfig) -> Any:
 
 
 def to_hf(path: Path, weight: Any) -> Any:
-    """One layer of the weight at `path` (a whole unstacked weight) as the file stores it."""
+    """One layer of the weight at `path` (all of an unstacked weight) as the file stores it."""
     return TABLE[path][1].to_hf(weight)
 
 
@@ -163,6 +163,6 @@ def from_hf(path: Path, stored: Any, shape: tuple[int, ...]) -> Any:
 def part_of(path: Path, spans: Spans, shape: tuple[int, ...]) -> Spans:
     """The spans of the stored tensor that hold these spans of one layer of the weight at `path`, whose shape is given.
 
-    ValueError where they do not lie together: of several dimensions that the file merges, only the first may be cut.
+    ValueError where they are not contiguous: of several dimensions that the file merges, only the first may be split.
     """
     return TABLE[path][1].part(spans, shape)
