@@ -5,6 +5,7 @@ metrics.jsonl, trajectories.jsonl, checkpoints/, export/ and summary.json. The s
 (SIGTERM, SIGINT) saves and leaves with status 75.
 """
 
+from motab_jax.runtime.callable_module import make_callable
 from motab_jax.runtime.cli import Parser, run_verb
 from motab_jax.training.loop import train
 
@@ -17,6 +18,8 @@ def work(words: list[str]) -> int:
     args = WORDS.parse(words)
     return train(args.config, profile=args.profile)
 
+
+make_callable(__name__)  # motab_jax.train(config)
 
 if __name__ == "__main__":
     run_verb(work)

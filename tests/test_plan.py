@@ -152,7 +152,7 @@ def test_the_advice_is_for_the_fullest_program(name, advice):
     arithmetic = {"teacher": 2e9, "teacher's cache": 3e9}
     sizes = step_sizes(config(), {"data": 8, "fsdp": 1, "tensor": 1}, 0.3)
     said = Plan(config(), gpu(), sizes, [], arithmetic, CompiledRun(programs, 0)).verdict
-    assert f"'{name}' needs 89.0 GiB beside 1.0 GiB" in said and advice in said
+    assert f"'{name}' needs 89.0 GiB, other arrays 1.0 GiB" in said and advice in said
     assert ("teacher's cache" in said) == (name == "rollout")
 
 

@@ -11,9 +11,10 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeCallHintViolation
 
+_beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for pyright
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, str, bytes)
 
 
@@ -21,7 +22,7 @@ def check(function: Any) -> Any:
     """A function that checks the arguments and the result of `function`; the hook calls it beside `function`."""
     # beartype knows Self in classes that it decorates itself, and the hook gives it functions.
     function.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if hint is not Self}
-    checked = beartype(function)
+    checked = _beartype(function)
 
     @functools.wraps(function)
     def lenient(*values, **named):

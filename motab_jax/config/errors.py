@@ -1,13 +1,13 @@
-"""The exceptions that a user sees as a message."""
+"""Exceptions that a user sees as a message."""
 
 
 class UserError(Exception):
-    """A mistake of the user's; the message names the file, key or line and what to do. Verbs exit with `status`."""
+    """A user's mistake. The message names the file, key or line and what to do; verbs exit with `status`."""
 
     status = 2
 
 
 class PeerMissing(UserError):
-    """Another process of the run did not come: no mistake in the configuration, so that launchers start again."""
+    """A peer process did not join in time. Not a mistake in the configuration: exit status 1, so launchers retry."""
 
     status = 1

@@ -104,7 +104,7 @@ def _preset(tree: Tree, section: str) -> Any:
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML text; `load_config` reads it back to an equal tree."""
     plain = config.model_dump(mode="json")
-    if isinstance(config.eval.preset, tuple):  # a key written down would win over what each of them sets
+    if isinstance(config.eval.preset, tuple):  # a key in the file would win over the presets' own
         plain["eval"] = config.eval.model_dump(mode="json", exclude_unset=True)
     return write_yaml(plain)
 
@@ -129,7 +129,7 @@ def _first_line(error: Exception) -> str:
 
 
 def describe_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """A line for each key that takes a value: its name, its default (nothing: empty) and what there is to say of it."""
+    """A line of help for each key that takes a value: its name, its default and its description."""
     lines: list[str] = []
     for name, field in model.model_fields.items():
         kind = field.annotation
@@ -143,7 +143,7 @@ def describe_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str
 
 
 def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Every key of the tree, dotted: the vocabulary that unknown keys are compared with."""
+    """Every key of the tree, dotted; unknown keys are compared with them."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
         kind = field.annotation

@@ -1,17 +1,17 @@
 """The methods: what `method: NAME` sets, as a sparse tree under the user's own keys.
 
-A method is a table and nothing else: all share the rollout, the targets and the losses. Each function's docstring says
-what the method does and where it comes from.
+A method is a table of keys: all methods share the rollout, the targets and the losses. Each function's docstring says
+what the method does and cites its source.
 """
 
 from typing import Any
 
 Table = dict[str, dict[str, Any]]
-UNLIMITED = 1_000_000  # interventions; a text has no more of them than tokens
+UNLIMITED = 1_000_000  # interventions; a completion has no more of them than tokens
 
 
 def motab() -> Table:
-    """MOTAB, online: watch the student, go back to the last safe state, let the teacher write on (arXiv 2605.19433).
+    """MOTAB, online: monitor the student, rewind to the last safe state, let the teacher intervene (arXiv 2605.19433).
 
     Eq. 5-11. These are the defaults of the configuration itself.
     """
@@ -19,7 +19,7 @@ def motab() -> Table:
 
 
 def opd() -> Table:
-    """On-policy distillation: the student writes alone, the loss is KL(student || teacher) at each of its tokens.
+    """On-policy distillation: completions of the student alone, the loss is KL(student || teacher) at each token.
 
     The reverse KL is over the whole vocabulary, as in MiniLLM (arXiv 2306.08543, eq. 1) without its policy gradient.
     """
@@ -30,7 +30,7 @@ def opd() -> Table:
 
 
 def sft() -> Table:
-    """Supervised fine-tuning: cross-entropy on the data's completions. The teacher is not even loaded.
+    """Supervised fine-tuning: cross-entropy on the data's completions. No teacher is loaded.
 
     On the records that `synthesize` writes this is the second stage of offline MOTAB (arXiv 2605.19433, eq. 11).
     """
@@ -42,10 +42,10 @@ def sft() -> Table:
 
 
 def seqkd() -> Table:
-    """Sequence-level distillation: cross-entropy on what the teacher writes (arXiv 1606.07947, section 3.2).
+    """Sequence-level distillation: cross-entropy on the teacher's completions (arXiv 1606.07947, section 3.2).
 
-    There the teacher's likeliest text is sought by beam search; here it samples, afresh at every pass over the prompts,
-    with the rollout's temperature (0: greedy).
+    The paper takes the teacher's likeliest completion, by beam search; here the teacher samples, anew in every pass
+    over the prompts, with the rollout's temperature (0: greedy).
     """
     return {
         "rollout": {"on_policy": 0.0, "off_policy": "teacher", "targets": "sampled"},
@@ -55,10 +55,10 @@ def seqkd() -> Table:
 
 
 def gkd() -> Table:
-    """Generalised distillation: half of the steps on the student's text, half on the data's, one divergence for both.
+    """Generalised distillation: half of the updates on the student's completions, half on the data's.
 
-    The kind of step is drawn for the whole batch and the divergence is the generalised Jensen-Shannon one
-    (arXiv 2306.13649, algorithm 1).
+    The kind is drawn for the whole batch; both have the generalised Jensen-Shannon divergence (arXiv 2306.13649,
+    algorithm 1).
     """
     return {
         "rollout": {"on_policy": 0.5, "off_policy": "data"},
@@ -68,10 +68,10 @@ def gkd() -> Table:
 
 
 def skd() -> Table:
-    """Speculative distillation: a student's token outside the teacher's 25 likeliest is the teacher's to write.
+    """Speculative distillation: the teacher replaces each student's token outside its own 25 likeliest.
 
-    Each token is a step of its own, and there is no limit to the interventions (arXiv 2410.11325, algorithm 1). The
-    loss is the forward KL on every token, whoever wrote it.
+    Each token is a step, and interventions are not limited (arXiv 2410.11325, algorithm 1). The loss is the forward KL
+    on every token of both sources.
     """
     return {
         "monitor": {"signal": "top_k", "top_k": 25, "boundary": "fixed", "eps0": 1.0, "step_tokens": 1},
@@ -81,9 +81,9 @@ def skd() -> Table:
 
 
 def skd_step() -> Table:
-    """Speculative distillation by steps of reasoning: the teacher writes a step anew unless V_T > 0.9 V_S.
+    """Speculative distillation by reasoning steps: the teacher replaces a step unless V_T > 0.9 V_S.
 
-    V are the models' mean likelihoods per token of the step; otherwise as `skd` (after arXiv 2410.11325).
+    V_T and V_S are the two models' values of the step; otherwise as `skd` (after arXiv 2410.11325).
     """
     return {
         "monitor": {"signal": "likelihood_ratio", "boundary": "fixed", "eps0": 0.9},
@@ -93,10 +93,9 @@ def skd_step() -> Table:
 
 
 def adaswitch() -> Table:
-    """AdaSwitch: at the first token whose KL(student || teacher) is above 3 times its running mean, the teacher takes
-    over to the end (arXiv 2510.07842).
+    """AdaSwitch: from the first token whose KL(student || teacher) exceeds 3 running means, the teacher generates.
 
-    The mean is over all tokens before, not over a window of them.
+    It generates to the end (arXiv 2510.07842). Here the mean is over all tokens before, not over a window of them.
     """
     return {
         "monitor": {"signal": "reverse_kl", "boundary": "running_mean", "eps0": 3.0, "step_tokens": 1},
@@ -106,10 +105,10 @@ def adaswitch() -> Table:
 
 
 def kat() -> Table:
-    """On-policy distillation whose rollouts end in an agreement trap: 4 windows of 64 tokens in a row with a low
-    KL(student || teacher) (arXiv 2606.09471).
+    """On-policy distillation whose rollouts end at 4 windows of 64 tokens in a row with a low KL(student || teacher).
 
-    Low is below the lowest tenth of recent windows, which the boundary follows.
+    The paper calls this an agreement trap (arXiv 2606.09471). Low means in the lowest tenth of recent windows, which
+    the boundary tracks.
     """
     return {
         "monitor": {
@@ -122,10 +121,10 @@ def kat() -> Table:
 
 
 def opd_sampled() -> Table:
-    """On-policy distillation by the sampled tokens alone: a policy gradient with the advantage log p_T - log p_S.
+    """On-policy distillation from sampled tokens alone: a policy gradient with the advantage log p_T - log p_S.
 
-    As Thinking Machines' tinker has it; the objective is that of MiniLLM (arXiv 2306.08543, eq. 1) with one token's
-    reward for one token. The teacher's distributions are not kept, and it writes nothing.
+    As in Thinking Machines' tinker; the objective is MiniLLM's (arXiv 2306.08543, eq. 1), where a token's reward is its
+    own log-ratio. The teacher's distributions are not kept, and it generates nothing.
     """
     return {
         "rollout": {"targets": "sampled"},
@@ -135,10 +134,10 @@ def opd_sampled() -> Table:
 
 
 def minillm() -> Table:
-    """MiniLLM: the reverse KL of whole texts; exact for each token, a policy gradient for what comes after it.
+    """MiniLLM: the reverse KL of whole completions: exact for each token, a policy gradient for what follows it.
 
     With length-normalised rewards (arXiv 2306.08543, section 2.2); without its teacher-mixed sampling and importance
-    weights: the rollout is the student's own.
+    weights: the student generates alone.
     """
     return {
         "monitor": {"enabled": False},
@@ -147,7 +146,7 @@ def minillm() -> Table:
 
 
 def akl() -> Table:
-    """Adaptive KL on the data's text: forward and reverse KL, weighted by where the two distributions differ.
+    """Adaptive KL on the data's completions: forward and reverse KL, weighted by where the distributions differ.
 
     Source: arXiv 2404.02657.
     """
@@ -159,7 +158,7 @@ def akl() -> Table:
 
 
 def eopd() -> Table:
-    """Entropy-aware on-policy distillation: reverse KL, and forward KL as well where the teacher is uncertain.
+    """Entropy-aware on-policy distillation: reverse KL, plus forward KL where the teacher's entropy is high.
 
     arXiv 2603.07079; the gate is `objective.student_loss.gate`.
     """

@@ -1,7 +1,7 @@
 """The presets: what `data.preset: NAME` and `eval.preset: NAME` set, as a sparse section under the user's own keys.
 
-Each names a public data set by its hub id, the fields that matter in it and, for a benchmark, how it is usually
-sampled. Left out: anything about the model; limits on tokens stay the user's.
+Each names a public data set by its hub id, the fields that are read and, for a benchmark, how it is usually sampled.
+Left out: anything about the model; the user sets limits of tokens.
 """
 
 from typing import Any

@@ -15,20 +15,18 @@ def _preset_of(name: str, table: dict[str, Any]) -> str:
 
 
 class PromptsSection(Section):
-    """Where prompts come from and how a record is read; `data` and `eval` have these keys in common."""
+    """The keys that `data` and `eval` share: where prompts come from, how a record is read."""
 
     path: str | None = None
     fields: dict[str, str] = Field(default_factory=dict, description="prompt/answer/id/completion -> field name")
     answer_part: Literal["whole", "after_hashes", "boxed"] = Field(
-        default="whole", description="what of the answer's field is the answer: all, what follows ####, the last box"
+        default="whole", description="what part of its field the answer is: all, what follows ####, the last box"
     )
     wrong_answers: list[str] = Field(
-        default_factory=list, description="fields of a multiple choice's wrong answers; all are listed in the prompt"
+        default_factory=list, description="fields of a multiple choice's wrong answers, which the prompt lists"
     )
-    grader: Literal["math", "exact", "choice"] = Field(
-        default="math", description="of records that don't name their own"
-    )
-    instruction: str | None = Field(default=None, description="a line put at the end of every prompt")
+    grader: Literal["math", "exact", "choice"] = Field(default="math", description="of records that don't name one")
+    instruction: str | None = Field(default=None, description="a line at the end of every prompt")
 
 
 class DataSection(PromptsSection):
@@ -63,7 +61,7 @@ class EvalSection(PromptsSection):
     temperature: NonNegative = 0.0
     top_p: TopP = 1.0
     max_new_tokens: Positive | None = Field(default=None, description="empty: as rollout.max_new_tokens")
-    reverse_kl: bool = Field(default=False, description="also report KL(student||teacher) on the student's own text")
+    reverse_kl: bool = Field(default=False, description="also report KL(student||teacher) on the student's completions")
 
     @field_validator("preset")
     @classmethod

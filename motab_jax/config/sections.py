@@ -14,7 +14,7 @@ from motab_jax.config.prompts import DataSection, EvalSection
 
 
 class RunSection(Section):
-    """The run: where it lives, how long it goes on, what it keeps."""
+    """The run: its folder, its length, what it keeps."""
 
     name: str = "quickstart"
     dir: str = Field(default="runs", description="folder of runs; the run folder is dir/name")
@@ -27,11 +27,11 @@ class RunSection(Section):
     save_every: Positive = 50
     keep: Positive = Field(default=2, description="checkpoints kept")
     sample_every: Natural = Field(default=10, description="write sample trajectories every n steps (0: never)")
-    max_skipped: Positive = Field(default=5, description="stop after so many non-finite updates in a row")
+    max_skipped: Positive = Field(default=5, description="stop after so many skipped (non-finite) updates in a row")
 
 
 class StudentSection(Section):
-    """The student: a Hugging Face folder or hub id, or a cut of the teacher's own layers."""
+    """The student: a Hugging Face folder or hub id, or some of the teacher's layers."""
 
     path: str | None = None
     dtype: Dtype = "float32"
@@ -43,20 +43,20 @@ class TeacherSection(Section):
 
     path: str | None = None
     dtype: Dtype = "float32"
-    quantize: Literal["int8"] | None = Field(default=None, description="int8: weights only, a scale a channel")
+    quantize: Literal["int8"] | None = Field(default=None, description="int8: weights only, one scale per channel")
 
 
 class RolloutSection(Section):
     """Generation by both models."""
 
-    on_policy: Share = Field(default=1.0, description="share of the steps whose text the student writes")
+    on_policy: Share = Field(default=1.0, description="share of the updates on the student's own completions")
     off_policy: Literal["data", "teacher"] = Field(
-        default="data", description="whose text the other steps have: the data's completions, or the teacher's own"
+        default="data", description="what the other updates train on: the data's completions, or the teacher's"
     )
-    batch_size: Positive = Field(default=32, description="trajectories a step")
+    batch_size: Positive = Field(default=32, description="trajectories per update")
     samples_per_prompt: Positive = 1
     max_new_tokens: Positive = 128
-    segment_tokens: Positive = Field(default=16, description="columns a segment; changes speed, never the result")
+    segment_tokens: Positive = Field(default=16, description="tokens per segment; changes speed, never the result")
     slots: Natural = Field(default=0, description="trajectories decoded at a time; 0: the whole batch")
     serve_dtype: Dtype | None = Field(default=None, description="the student's weights and cache in rollouts")
     scan_layers: bool | None = Field(default=None, description="empty: unrolled on CPUs, scanned elsewhere")
@@ -71,58 +71,60 @@ class RolloutSection(Section):
 
 
 class MonitorSection(Section):
-    """The safety boundary: eps_k = eps0 * exp(-theta * H_k) (paper, eq. 5-7)."""
+    """The safety boundary: eps_k = eps0 * exp(-theta * H_k) (arXiv 2605.19433, eq. 5-7)."""
 
     enabled: bool = True
     signal: Literal[
         "likelihood", "likelihood_ratio", "top_k", "reverse_kl", "forward_kl", "teacher_entropy", "student_entropy"
     ] = Field(default="likelihood", description="what is averaged over a step's tokens")
     alarm: Literal["low", "high"] | None = Field(
-        default=None, description="side of the boundary that strays; empty: high for divergences and entropies"
+        default=None,
+        description="the side on which a step strays; empty: high for divergences and entropies",
     )
     boundary: Literal["entropy_adaptive", "fixed", "running_mean", "quantile"] = Field(
-        default="entropy_adaptive", description="running_mean: eps0 times the mean of the text's earlier steps"
+        default="entropy_adaptive", description="running_mean: eps0 times the mean of the completion's earlier steps"
     )
     eps0: NonNegative = 0.2
     theta: NonNegative = 1.0
-    rate: Share = Field(default=0.1, description="boundary=quantile: share of the judged steps that are to stray")
+    rate: Share = Field(default=0.1, description="boundary=quantile: share of the steps that are to stray")
     pace: Share = Field(default=0.2, description="boundary=quantile: weight of the newest batch")
-    patience: Positive = Field(default=1, description="stray steps in a row that make a breach")
+    patience: Positive = Field(default=1, description="strays in a row that make a breach")
     top_k: Positive = Field(default=25, description="signal=top_k: the teacher's likeliest tokens")
     entropy_top_k: Natural = Field(default=0, description="0: entropy of the full vocabulary; 20: as released")
     first_token_certain: bool = Field(
-        default=False, description="as released: a step's first token counts as if it had probability 1"
+        default=False, description="as released: a step's first token counts as probability 1"
     )
     step_delimiter: Annotated[str, Field(min_length=1)] = ".\n\n"
-    step_tokens: Natural = Field(default=0, description="every step has so many tokens; 0: steps end at the delimiter")
+    step_tokens: Natural = Field(default=0, description="tokens of every step; 0: steps end at the delimiter")
 
 
 class BacktrackSection(Section):
-    """Where a stray trajectory goes back to and how long the teacher writes (paper, eq. 8-10)."""
+    """Where a trajectory rewinds to and how long the teacher generates (arXiv 2605.19433, eq. 8-10)."""
 
     target: Literal["root", "breach"] = "root"
     intervention: Literal["suffix", "steps", "stop"] = Field(
-        default="suffix", description="the teacher writes to the end, or some steps, or the text ends at the breach"
+        default="suffix",
+        description="suffix: the teacher generates to the end; stop: the completion ends",
     )
-    steps: Positive = Field(default=1, description="teacher's steps before it hands back (intervention=steps)")
+    steps: Positive = Field(default=1, description="the teacher's steps before the hand-back (intervention=steps)")
     max_interventions: Natural = 1
     max_discarded_tokens: Natural | None = Field(
-        default=None, description="a text loses no more to rewinds; empty: four times rollout.max_new_tokens"
+        default=None, description="limit of discarded tokens per completion; empty: four times rollout.max_new_tokens"
     )
-    teacher_batch: Natural = Field(default=0, description="waiting rows that call the teacher; 0: as many as slots")
+    teacher_batch: Natural = Field(default=0, description="waiting rows that start the teacher; 0: as many as slots")
     teacher_rows: Natural | None = Field(
-        default=None, description="slots the teacher writes in at a time; 0: all; empty: a quarter of them on CPUs"
+        default=None, description="slots that the teacher decodes at a time; 0: all; empty: a quarter of them on CPUs"
     )
 
     @model_validator(mode="after")
     def _suffix_happens_once(self):
         if self.intervention == "suffix" and self.max_interventions > 1:
-            raise ValueError("with intervention=suffix the teacher writes to the end, so max_interventions is 0 or 1")
+            raise ValueError("intervention=suffix generates to the end, so max_interventions is 0 or 1")
         return self
 
 
 class LossSection(Section):
-    """One token source's loss. A bare name in YAML means weight 1; `masked` means weight 0."""
+    """The loss of one kind of token. A bare name in YAML means weight 1; `masked` means weight 0."""
 
     name: Literal[
         "cross_entropy", "forward_kl", "reverse_kl", "jsd", "adaptive_kl", "entropy_gated_kl", "policy_gradient",
@@ -143,7 +145,7 @@ Loss = Annotated[LossSection, BeforeValidator(_loss)]
 
 
 class ObjectiveSection(Section):
-    """What is trained on (eq. 11), and by which loss for each source of tokens."""
+    """The training target (arXiv 2605.19433, eq. 11) and the loss of each kind of token."""
 
     target: Literal["stitched", "spliced"] = "stitched"
     student_loss: Loss = LossSection()
@@ -171,7 +173,7 @@ class ObjectiveSection(Section):
 
 
 class OptimizerSection(Section):
-    """AdamW with warm-up; `schedule` names what follows the warm-up."""
+    """AdamW with a linear warm-up; `schedule` is what follows it."""
 
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-5
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -62,44 +62,44 @@ class HloProgram:
     @classmethod
     def parse(cls, text: str) -> Self:
         """The instructions of an HLO text."""
-        found, computation = [], ""
+        instructions, computation = [], ""
         for line in text.splitlines():
-            instruction = _INSTRUCTION.match(line)
-            if instruction is not None:
-                types, opcode, rest = instruction.groups()
+            match = _INSTRUCTION.match(line)
+            if match is not None:
+                types, opcode, rest = match.groups()
                 called = [name.strip(" %") for names in _CALLED.findall(rest) for name in names.strip("{}").split(",")]
-                found.append(Instruction(opcode, _arrays(types), computation, tuple(called)))
+                instructions.append(Instruction(opcode, _arrays(types), computation, tuple(called)))
             elif (header := _COMPUTATION.match(line)) is not None:
                 computation = header[1]
-        return cls(tuple(found))
+        return cls(tuple(instructions))
 
     @functools.cached_property
     def loop_computations(self) -> frozenset[str]:
         """The computations that a while loop runs, called directly or by others that it runs."""
         calls: dict[str, set[str]] = {}
-        for each in self.instructions:
-            calls.setdefault(each.computation, set()).update(each.called)
-        found: set[str] = set()
-        waiting = [name for each in self.instructions if each.opcode == "while" for name in each.called]
+        for op in self.instructions:
+            calls.setdefault(op.computation, set()).update(op.called)
+        inside: set[str] = set()
+        waiting = [name for op in self.instructions if op.opcode == "while" for name in op.called]
         while waiting:
             name = waiting.pop()
-            if name not in found:
-                found.add(name)
+            if name not in inside:
+                inside.add(name)
                 waiting += calls.get(name, ())
-        return frozenset(found)
+        return frozenset(inside)
 
     @property
     def loops(self) -> Self:
         """The instructions that run inside while loops alone."""
-        return type(self)(tuple(each for each in self.instructions if each.computation in self.loop_computations))
+        return type(self)(tuple(op for op in self.instructions if op.computation in self.loop_computations))
 
     def count(self, opcode: str) -> int:
         """How many instructions have this opcode; an asynchronous `-start` counts, its `-done` does not."""
-        return sum(each.opcode.removesuffix("-start") == opcode for each in self.instructions)
+        return sum(op.opcode.removesuffix("-start") == opcode for op in self.instructions)
 
     def arrays(self, opcode: str | None = None) -> list[HloArray]:
         """The arrays that the instructions (those of this opcode) give, in the order of the text."""
-        return [array for each in self.instructions if opcode in (None, each.opcode) for array in each.arrays]
+        return [array for op in self.instructions if opcode in (None, op.opcode) for array in op.arrays]
 
     def has_array(self, dtype: str, dims: Dims) -> bool:
         """Whether some instruction gives an array of this type and these dimensions, in this order."""
@@ -108,7 +108,7 @@ class HloProgram:
     def counts_of(self, shapes: Iterable[Dims]) -> Counter[str]:
         """How often each opcode gives a single array of one of these dimensions, in whatever order, ones left out."""
         wanted = {_unordered(shape) for shape in shapes}
-        return Counter(each.opcode for each in self.instructions if _single(each) in wanted)
+        return Counter(op.opcode for op in self.instructions if _single(op) in wanted)
 
     def collective_counts(self) -> dict[str, int]:
         """How often each kind of collective occurs."""
@@ -117,10 +117,10 @@ class HloProgram:
 
     def collective_bytes(self) -> dict[str, int]:
         """Bytes that each kind of collective gives on a device; one in a loop is counted once."""
-        found: Counter[str] = Counter()
+        by_kind: Counter[str] = Counter()
         for kind, count in self._collectives():
-            found[kind] += count
-        return dict(found)
+            by_kind[kind] += count
+        return dict(by_kind)
 
     def largest_collective(self, kind: str) -> int:
         """The most bytes that one collective of this kind gives; 0 where there is none."""
@@ -128,14 +128,14 @@ class HloProgram:
 
     def _collectives(self) -> list[tuple[str, int]]:
         """(kind, bytes) of each collective. A start gives its operands too, which are left out."""
-        found = []
-        for each in self.instructions:
-            kind = each.opcode.removesuffix("-start")
+        collectives = []
+        for op in self.instructions:
+            kind = op.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
-                sizes = [array.nbytes for array in each.arrays]
-                repeats = kind != each.opcode and len(sizes) > 1 and kind != "all-reduce"
-                found.append((kind, sum(sizes[len(sizes) // 2 :] if repeats else sizes)))
-        return found
+                sizes = [array.nbytes for array in op.arrays]
+                repeats = kind != op.opcode and len(sizes) > 1 and kind != "all-reduce"
+                collectives.append((kind, sum(sizes[len(sizes) // 2 :] if repeats else sizes)))
+        return collectives
 
 
 def _arrays(types: str) -> tuple[HloArray, ...]:
@@ -202,12 +202,12 @@ def program_facts(compiled: Any, caches: Collection[Dims] = ()) -> ProgramFacts:
 
 def out_of_memory(error: Exception) -> tuple[float, bool] | None:
     """Bytes that a device needs, where that is what a compiler's error says; and whether of temporaries alone."""
-    found = _OUT_OF_MEMORY.search(str(error))
-    if found is None:
+    match = _OUT_OF_MEMORY.search(str(error))
+    if match is None:
         return None
-    number, unit = filter(None, found.groups())
+    number, unit = filter(None, match.groups())
     scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    return float(number) * scale[unit], found[1] is None
+    return float(number) * scale[unit], match[1] is None
 
 
 def tree_bytes(tree: Any) -> int:

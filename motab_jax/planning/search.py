@@ -40,9 +40,14 @@ class Target:
 
     @classmethod
     def of(cls, topology: str, teacher_share: float) -> Self:
-        """The devices of a topology such as v5p:4x4x4 or gpu:h100x8.
+        """The devices of a topology.
 
-        Raises UserError for other names, and for a TPU without libtpu.
+        Args:
+          topology: such as v5p:4x4x4 or gpu:h100x8.
+          teacher_share: share of the tokens, from 0 to 1, that the teacher is taken to generate.
+
+        Raises:
+          UserError: another name, or a TPU without libtpu.
         """
         gpu = re.fullmatch(r"gpu:(h100|h200)x(\d+)", topology)
         if gpu is not None and int(gpu[2]):
@@ -121,7 +126,7 @@ class Plan:
             fullest = max(self.programs, key=lambda program: program.needed_bytes)
             other = fullest.other_live_bytes
             own = fullest.needed_bytes - other
-            where = f"the program '{fullest.name}' needs {own / 2**30:.1f} GiB beside {other / 2**30:.1f} GiB"
+            where = f"the program '{fullest.name}' needs {own / 2**30:.1f} GiB, other arrays {other / 2**30:.1f} GiB"
             if fullest.name != "rollout":
                 return f"{where}: try {ADVICE[fullest.name]}, more chips, or mesh=find"
             where += "; most"
@@ -194,7 +199,8 @@ def find_mesh(config: Config, target: Target, say: Say) -> Plan:
       target: the devices.
       say: called with a line for each mesh that was tried.
 
-    Raises UserError where no mesh divides both models' heads and the batch.
+    Raises:
+      UserError: no mesh divides both models' heads and the batch.
     """
     plan = None
     for mesh in candidate_meshes(config, target)[:TRIES]:

@@ -4,6 +4,7 @@ from motab_jax.models.transformer import Model
 from motab_jax.rollout.config import BacktrackSpec, MonitorSpec, Prompts, RolloutConfig, SamplingSpec, TargetSpec
 from motab_jax.rollout.engine import rollout
 from motab_jax.rollout.trajectory import StepTable, Trajectory
+from motab_jax.runtime.callable_module import make_callable
 
 __all__ = [
     "BacktrackSpec",
@@ -17,3 +18,5 @@ __all__ = [
     "Trajectory",
     "rollout",
 ]
+
+make_callable(__name__)  # motab_jax.rollout(student, teacher, ...)

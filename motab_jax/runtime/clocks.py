@@ -68,7 +68,7 @@ class StepClock:
 
         Args:
           name: of the task.
-          arrays: a tree of its results; the task ends when they are ready. They must not be donated to a later program.
+          arrays: a tree of its results, not to be donated later; the task ends when they are ready.
           dispatched: the reading of `now` at which the task was dispatched; None: just now.
         """
         before, self._compile_seconds = self._compile_seconds, self._compile_clock.read().seconds

@@ -41,11 +41,10 @@ def _private_folder() -> Path | None:
     folder = base / "xla"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for part in (base, folder):
-            found = part.lstat()
-            if part.is_symlink() or found.st_uid != os.getuid():
+        for path in (base, folder):
+            if path.is_symlink() or path.lstat().st_uid != os.getuid():
                 return None
-            part.chmod(0o700)
+            path.chmod(0o700)
     except OSError:  # a read-only home: nothing is kept
         return None
     return folder

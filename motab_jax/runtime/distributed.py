@@ -1,8 +1,8 @@
-"""The start and the end of a run on several hosts: one process a host, the same command on each.
+"""Start and end of a run of several processes: one for each host, the same command on each.
 
-On TPU pods, under Slurm and under Open MPI the processes find each other; elsewhere three variables say it. On one
-host nothing is started. A process that is gone takes the others with it: they see it within HEARTBEAT seconds, or at
-once where they wait for its numbers. Left out: launching the processes, which is the platform's (see `launch/`).
+On TPU pods, under Slurm and under Open MPI the processes find each other; elsewhere three environment variables are
+needed. With one process nothing is started. When a process dies, the others exit too: within HEARTBEAT seconds, or at
+once where they wait for data from it. Left out: launching the processes, which is the platform's (see `launch/`).
 """
 
 import importlib.util
@@ -19,11 +19,11 @@ import jax
 from motab_jax.config import PeerMissing, UserError
 
 _COORDINATOR, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-HEARTBEAT = 40  # seconds of silence after which a process counts as gone
+HEARTBEAT = 40  # seconds without a sign of life after which a process counts as dead
 INIT_MARGIN_SECONDS = 60  # added to jax's own time limit, so that this module's comes first
-PATIENCE = 300  # seconds that processes wait for each other to begin, and where each has work of its own to finish
-_numbers = itertools.count()  # a barrier's name serves once
-# How jax and its transports say that somebody else is gone.
+PATIENCE = 300  # seconds that processes wait for each other at the start and at barriers
+_numbers = itertools.count()  # make each barrier's name unique
+# Words of jax and its transports in errors that mean that another process died.
 _LOST = ("gloo", "connection closed", "connection reset", "socket closed", "heartbeat", "unavailable:", "task died")
 
 
@@ -34,11 +34,20 @@ def initialize(
     *,
     patience: int = PATIENCE,
 ) -> None:
-    """Join the other processes, if there are any. Call it before anything touches a device; again is harmless.
+    """Join the other processes, if there are any. Call it before any device is used; a second call does nothing.
 
-    Arguments come first, then the variables JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID, then what the cluster says. Raises UserError if only some of the three are given or one is wrong,
-    and PeerMissing if after `patience` seconds some processes have not come: it names them.
+    Arguments take precedence over the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and
+    these over what jax detects of the cluster.
+
+    Args:
+      coordinator: host:port of process 0.
+      num_processes: how many processes the run has.
+      process_id: the number of this one, from 0.
+      patience: seconds to wait for the others.
+
+    Raises:
+      UserError: only some of the three are given, or one is invalid.
+      PeerMissing: some processes did not join in time.
     """
     if jax.distributed.is_initialized():
         return
@@ -74,18 +83,18 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
 
 
 def _give_up(coordinator: str | None, num_processes: int | None, process_id: int | None, seconds: int) -> None:
-    """Leave, and say who is not there, as far as one can know before they have met."""
+    """Exit, naming the processes that did not join, as far as that is known before they have met."""
     who = "some of the processes" if num_processes is None else f"some of the {num_processes} processes"
     if coordinator is not None and process_id != 0 and not _answers(coordinator):
         who = f"process 0, which should answer at {coordinator},"
     elif num_processes == 2 and process_id is not None:
         who = f"process {1 - process_id}"
-    print(f"error: {who} did not come to the start within {seconds} s; see what it printed last", file=sys.stderr)
+    print(f"error: {who} did not join within {seconds} s; see what it printed last", file=sys.stderr)
     leave(PeerMissing.status, at_once=True)
 
 
 def _answers(address: str) -> bool:
-    """Whether somebody listens at host:port."""
+    """Whether a server listens at host:port."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
@@ -95,15 +104,20 @@ def _answers(address: str) -> bool:
 
 
 def _fall(*error: Any) -> None:
-    """Leave at once on an error that nobody caught: at its orderly end a process waits for the others."""
+    """Exit at once on an uncaught error: an orderly exit would wait for the other processes."""
     sys.__excepthook__(*error)
     leave(1)
 
 
 def barrier(name: str, seconds: int = PATIENCE) -> None:
-    """Wait until every process is at the barrier `name`. PeerMissing, after so many seconds, names those that are not.
+    """Wait until every process has reached this barrier. All processes must call the same barriers in the same order.
 
-    All processes must come to the same barriers in the same order.
+    Args:
+      name: what the processes wait for, as the error says it.
+      seconds: how long to wait.
+
+    Raises:
+      PeerMissing: some processes did not reach it in time; the message has their numbers.
     """
     if jax.process_count() == 1:
         return
@@ -115,29 +129,33 @@ def barrier(name: str, seconds: int = PATIENCE) -> None:
         raise PeerMissing(missing(f"'{name}'", seconds, error)) from None
 
 
-def missing(place: str, seconds: int, error: Exception) -> str:
-    """In a sentence, who did not come to a place in time, as far as jax's error tells."""
+def missing(barrier_name: str, seconds: int, error: Exception) -> str:
+    """A sentence that names the processes that did not reach a barrier, as far as jax's error tells."""
     late = sorted({int(number) for number in re.findall(r"task:(\d+)", str(error).partition("timed out task")[2])})
     who = f"process {', '.join(map(str, late))}" if late else "at least one process"
-    return f"{who} did not come to {place} within {seconds} s; see what it printed last, then start all of them again"
+    return (
+        f"{who} did not reach {barrier_name} within {seconds} s; see what it printed last, then start all of them again"
+    )
 
 
 def explain(error: Exception) -> str:
-    """What to say where a jax error means that another process is gone; raises it where it means something else."""
+    """The message for a jax error that means that another process died; raises the error if it means anything else."""
     text = str(error)
     if not jax.distributed.is_initialized() or not any(word in text.lower() for word in _LOST):
         raise error
     first = text.strip().splitlines()[0][:200]
     return (
-        f"another process of this run is gone ({first}); see what it printed last, then start all of them again: "
+        f"another process of this run died ({first}); see what it printed last, then start all of them again: "
         "a run goes on from its last checkpoint"
     )
 
 
 def leave(status: int, *, at_once: bool = False) -> None:
-    """Exit. Where others would wait for this process, because it fails and they do not, it does not wait for them.
+    """Exit with a status. A process that fails does not wait for the others, which may not have failed.
 
-    at_once: from a thread other than the first, too, which then ends without another word.
+    Args:
+      status: the exit status.
+      at_once: exit without any clean-up; also from a thread other than the main one.
     """
     if at_once or (jax.distributed.is_initialized() and status not in (0, 75)):
         sys.stdout.flush()
@@ -147,12 +165,12 @@ def leave(status: int, *, at_once: bool = False) -> None:
 
 
 def is_main() -> bool:
-    """Whether this process writes logs and exports: one of them does. Touches the devices."""
+    """Whether this is the process that writes logs and exports. Initialises the devices."""
     return jax.process_index() == 0
 
 
 def in_cluster() -> bool:
-    """Whether the surroundings tell of several processes, in a way that jax reads by itself."""
+    """Whether the environment describes several processes in a way that jax detects by itself."""
     env = os.environ
     slurm = "SLURM_STEP_NODELIST" in env and "SLURM_PROCID" in env and env.get("SLURM_NTASKS", "1") != "1"
     open_mpi = "OMPI_MCA_orte_hnp_uri" in env and env.get("OMPI_COMM_WORLD_SIZE", "1") != "1"
@@ -160,7 +178,7 @@ def in_cluster() -> bool:
 
 
 def _on_tpu_pod() -> bool:
-    """Whether this is a TPU host. It may be one of a pod; jax asks the platform's metadata how many there are."""
+    """Whether this is a TPU host; whether it is one of a pod, jax finds in the platform's metadata."""
     env = os.environ
     if "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env:
         return True

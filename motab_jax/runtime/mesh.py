@@ -47,12 +47,12 @@ def make_mesh(data: int, fsdp: int, tensor: int, *, dcn_data: int = 1, devices: 
       fsdp: likewise.
       tensor: likewise.
       dcn_data: the number of slices of TPUs, or elsewhere of processes, that have links of their own; only the axis
-        data spans several of them.
+          data spans several of them.
       devices: the devices of the mesh; None: all.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices (it lists the sizes that do), or dcn_data is not the
-        number of slices or does not divide data.
+      UserError: the sizes do not multiply to the number of devices (it lists those that do), or dcn_data is not the
+          number of slices or does not divide data.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh_sizes({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
@@ -115,8 +115,8 @@ def layout_shardings(mesh: Mesh, axes_tree: Any, layout: str, shapes: Any = None
       mesh: the devices.
       axes_tree: a tree whose leaves are tuples of logical names, one a dimension.
       layout: `update` or `serve`.
-      shapes: the same tree of arrays, ShapeDtypeStructs or shape tuples; a dimension that its mesh axis does not divide
-        is then replicated. None: all of them divide.
+      shapes: the same tree of arrays, ShapeDtypeStructs or shape tuples; a dimension that its mesh axis does not
+          divide is then replicated. None: all of them divide.
 
     Returns:
       The same tree of NamedShardings.

@@ -70,10 +70,10 @@ class MetricsLog:
         lines = self.path.read_bytes().splitlines()
         kept = []
         for number, line in enumerate(lines, start=1):
-            found = _step_of(line)
-            if found is None and number < len(lines):
+            line_step = _step_of(line)
+            if line_step is None and number < len(lines):
                 raise UserError(f"{self.path}, line {number}: not a JSON object with a step; mend or delete the line")
-            if found is not None and found <= step:
+            if line_step is not None and line_step <= step:
                 kept.append(line + b"\n")
         self._file.close()
         partial = self.path.with_name(self.path.name + ".partial")
@@ -160,8 +160,8 @@ def open_trackers(
     """
     if not is_main():
         return ()
-    asked = ((tensorboard, _tensorboard), (wandb, _wandb), (trackio, _trackio))
-    return tuple(make(Path(folder), name, step) for wanted, make in asked if wanted)
+    switches = ((tensorboard, _tensorboard), (wandb, _wandb), (trackio, _trackio))
+    return tuple(make(Path(folder), name, step) for on, make in switches if on)
 
 
 def _tensorboard(folder: Path, name: str, step: int) -> Tracker:

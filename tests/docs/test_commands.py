@@ -11,7 +11,7 @@ the copy small and fast, and differs from a user's machine:
 - there is no hub.
 
 A comment on the line in front of a block says more: `<!-- not run: REASON -->`, it can't run here; `<!-- long: REASON
--->`, it runs with `-m long`; `<!-- file: NAME -->`, the user writes it to that file.
+-->`, it runs alone, with `-m long`; `<!-- file: NAME -->`, the user writes it to that file.
 """
 
 import json
@@ -80,12 +80,14 @@ class Copy:
         }
 
     def run(self, block: Block) -> subprocess.CompletedProcess:
-        """Run a block, after those before it that have not run yet and aren't long."""
-        for earlier in BLOCKS[: BLOCKS.index(block) + 1]:
+        """Run a block, after those before it that have not run yet; a long one runs alone."""
+        for earlier in BLOCKS[: BLOCKS.index(block)]:
             if (name := earlier.noted("file")) is not None:
                 (self.folder / name).write_text(earlier.text)
-            elif earlier.name not in self.done and (earlier == block or (earlier in COMMANDS and not earlier.note)):
+            elif earlier in COMMANDS and not earlier.note and not block.note and earlier.name not in self.done:
                 self.done[earlier.name] = self._execute(earlier)
+        if block.name not in self.done:
+            self.done[block.name] = self._execute(block)
         return self.done[block.name]
 
     def _execute(self, block: Block) -> subprocess.CompletedProcess:

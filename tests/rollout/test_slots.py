@@ -1,4 +1,4 @@
-"""More rows than slots: whatever waits, is parked or comes back, every row is written as if it were alone."""
+"""More rows than slots: whichever rows wait or are parked, each is generated as if it were alone."""
 
 import functools
 
@@ -88,13 +88,13 @@ def test_counters_add_up():
     result = outcome(slots=3, segment_tokens=4, **SETTINGS["root-suffix"])
     counts = result.counters
     emitted = float(result.length.sum())
-    # What was written behind a breach in the same segment is scored and never accepted.
+    # What was generated after a breach in the same segment is scored and never accepted.
     assert emitted <= counts.teacher_scored <= emitted + 4 * result.num_rewinds.sum()
     assert counts.teacher_reread > 0
     assert counts.busy_columns <= counts.student_columns + counts.teacher_columns
     assert counts.live_columns <= counts.tape_columns
     alone = outcome(**SETTINGS["root-suffix"])
-    assert alone.counters.teacher_reread == alone.num_rewinds.sum(), "in its slot a row reads one token again"
+    assert alone.counters.teacher_reread == alone.num_rewinds.sum(), "in its slot a row prefills one token again"
 
 
 def test_waiting_for_more_rows_saves_columns_of_the_teacher():

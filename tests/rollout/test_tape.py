@@ -1,4 +1,4 @@
-"""The tape: after any appends, rewinds and packings both caches are as if the alive text had been read afresh."""
+"""The tape: after any appends, rewinds and packings both caches are as if the live tokens had just been prefilled."""
 
 import functools
 
@@ -19,7 +19,7 @@ ROWS, PROMPT, COLUMNS, SEGMENT = 4, 5, 32, 3
 
 @functools.partial(jax.jit, static_argnames="prefill")
 def write(model, cache, tape, tokens, positions, prefill=False):
-    """Append a segment and read it; logits [B,C,V] after each token."""
+    """Append a segment and prefill it; logits [B,C,V] after each token."""
     at, tape = (0, tape) if prefill else (tape.cursor, append(tape, positions))
     hidden, cache = encode(
         model.params, model.config, tokens, positions, cache=cache, key_positions=tape.positions, cursor=at
@@ -34,7 +34,7 @@ def fresh(model, tokens, positions):
 
 
 class Mirror:
-    """The texts kept in plain lists, and the tape with both caches next to them."""
+    """The rows' tokens in plain lists, and the tape with both caches next to them."""
 
     def __init__(self, seed: int):
         self.rng = np.random.default_rng(seed)
@@ -51,7 +51,7 @@ class Mirror:
         self.packings = 0
 
     def read(self, tokens, positions, prefill: bool = False) -> list:
-        """Let both models read a segment; their logits."""
+        """Prefill a segment with both models; their logits."""
         results = [
             write(m, c, self.tape, tokens, positions, prefill=prefill)
             for m, c in zip(self.models, self.caches, strict=True)
@@ -61,7 +61,7 @@ class Mirror:
         return [np.asarray(logits) for logits, _, _ in results]
 
     def append(self) -> None:
-        """Each row writes 0 to SEGMENT tokens; check the logits after each against a fresh forward pass."""
+        """Append 0 to SEGMENT tokens to each row; check the logits after each against a fresh forward pass."""
         if int(self.tape.cursor) + SEGMENT > COLUMNS:
             self.pack()
         tokens = self.rng.integers(2, VOCAB, (ROWS, SEGMENT)).astype(np.int32)
@@ -78,20 +78,20 @@ class Mirror:
                 np.testing.assert_allclose(mine[row, :count], expected, atol=1e-4)
 
     def afresh(self, model) -> np.ndarray:
-        """Logits [B,COLUMNS,V] of the alive texts, read from the beginning without a cache."""
+        """Logits [B,COLUMNS,V] of the live tokens, in a forward pass without a cache."""
         tokens, positions = np.zeros((ROWS, COLUMNS), np.int32), np.full((ROWS, COLUMNS), DEAD, np.int32)
         for row, text in enumerate(self.texts):
             tokens[row, : len(text)], positions[row, : len(text)] = text, np.arange(len(text))
         return np.asarray(fresh(model, jnp.asarray(tokens), jnp.asarray(positions)))
 
     def rewind(self) -> None:
-        """Rows forget some of their text; some rows forget nothing."""
+        """Rewind the rows to random lengths; some rows keep all."""
         keep = [self.rng.integers(self.prompts[row], len(text) + 1) for row, text in enumerate(self.texts)]
         self.tape = rewind(self.tape, jnp.asarray(keep, jnp.int32))
         self.texts = [text[:n] for text, n in zip(self.texts, keep, strict=True)]
 
     def pack(self) -> None:
-        """Move the alive columns to the left."""
+        """Pack the live columns to the left."""
         if max(len(text) for text in self.texts) + SEGMENT > COLUMNS:
             self.rewind_to_prompt()
         self.tape, source = pack(self.tape)

@@ -115,7 +115,7 @@ def test_peers_that_do_not_come_are_named(number, count, missing):
     env |= dict(zip(NAMES, (free_address(), count, number), strict=True))
     alone = subprocess.run([sys.executable, "-c", ALONE], env=env, capture_output=True, text=True, timeout=90)
     assert alone.returncode == PeerMissing.status not in (0, UserError.status, STOPPED)
-    assert alone.stderr.startswith(f"error: {missing}") and "did not come to the start within 1 s" in alone.stderr
+    assert alone.stderr.startswith(f"error: {missing}") and "did not join within 1 s" in alone.stderr
     assert len(alone.stderr.splitlines()) == 1, alone.stderr
 
 

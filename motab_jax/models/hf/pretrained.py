@@ -43,13 +43,13 @@ def load_pretrained(
     """(params, config) of a Hugging Face folder or hub id.
 
     Args:
-        path_or_hub_id: a folder, or OWNER/NAME on the hub.
-        dtype: of all weights; None keeps the files' own (where they mix several, the narrowest that holds them all).
-        shardings: from the config to the shardings of the parameters, a tree like theirs; None: the first device.
+      path_or_hub_id: a folder, or OWNER/NAME on the hub.
+      dtype: of all weights; None keeps the files' own (where they mix several, the narrowest that holds them all).
+      shardings: from the config to the shardings of the parameters, a tree like theirs; None: the first device.
 
     Raises:
-        UserError: a folder or file is missing, damaged or pickled, the architecture is not implemented, or tensors are
-            missing, unexpected or misshapen (they are listed by name).
+      UserError: a folder or file is missing, damaged or pickled, the architecture is not implemented, or tensors are
+          missing, unexpected or misshapen (they are listed by name).
     """
     folder = find_folder(path_or_hub_id)
     config = ModelConfig.from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
@@ -152,17 +152,17 @@ def save_pretrained(
     this; the first writes.
 
     Args:
-        folder: where to write.
-        params: parameters in training form.
-        config: their architecture.
-        tokenizer: a transformers tokenizer to save with the model; None: none.
-        source: the folder or hub id that the model came from. What its config.json says beyond the architecture, such
-            as token ids, is kept, and its generation_config.json too unless `generation_config` is given.
-        generation_config: what generation_config.json says; its token ids are repeated in config.json.
-        max_shard_bytes: the most bytes of weights in one file.
+      folder: where to write.
+      params: parameters in training form.
+      config: their architecture.
+      tokenizer: a transformers tokenizer to save with the model; None: none.
+      source: the folder or hub id that the model came from. What its config.json says beyond the architecture, such
+          as token ids, is kept, and its generation_config.json too unless `generation_config` is given.
+      generation_config: what generation_config.json says; its token ids are repeated in config.json.
+      max_shard_bytes: the most bytes of weights in one file.
 
     Raises:
-        UserError: the folder cannot be written or holds something else than a model.
+      UserError: the folder cannot be written or holds something else than a model.
     """
     entries = _entries(params, config)
     raw, generation = _configs(params, config, source, generation_config)

@@ -1,4 +1,4 @@
-"""Text that the student did not write becomes a trajectory like those of a rollout, down to the shapes."""
+"""Completions that the student did not generate become trajectories like those of a rollout, down to the shapes."""
 
 import functools
 
@@ -18,30 +18,30 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # as tests/rollout/pair.py
 
 @functools.cache
 def scored_and_given():
-    """What the student wrote and the teacher read; and the same text once more, as if it had been given."""
-    wrote = outcome(**SCORED)
-    text = Completions(jnp.asarray(wrote.tokens[:, :MAX_NEW]), jnp.asarray(wrote.length))
+    """What the student generated and the teacher scored; and the same completions once more, as given ones."""
+    generated = outcome(**SCORED)
+    text = Completions(jnp.asarray(generated.tokens[:, :MAX_NEW]), jnp.asarray(generated.length))
     program = jax.jit(functools.partial(from_completions, score=True), compiler_options=QUICKLY)
-    return wrote, jax.device_get(program(teacher(), random_prompts(), text, settings(**SCORED)))
+    return generated, jax.device_get(program(teacher(), random_prompts(), text, settings(**SCORED)))
 
 
-def test_the_text_is_entered_as_the_teachers():
-    wrote, found = scored_and_given()
+def test_given_completions_count_as_the_teachers():
+    generated, found = scored_and_given()
     for row, length in enumerate(found.length):
-        np.testing.assert_array_equal(found.tokens[row, :length], wrote.tokens[row, :length])
+        np.testing.assert_array_equal(found.tokens[row, :length], generated.tokens[row, :length])
         assert (found.sources[row, :length] == Source.TEACHER).all()
     for name in ("length", "finish", "kept", "prompt_tokens", "prompt_positions"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(wrote, name))
+        np.testing.assert_array_equal(getattr(found, name), getattr(generated, name))
     assert len(set(found.finish)) == 2, "some end at a stop token and some at the limit"
     assert found.steps.count.sum() == found.num_rewinds.sum() == 0
     assert found.counters.teacher_scored == found.length.sum()
 
 
-def test_the_teachers_states_are_those_of_the_same_text_after_a_rollout():
-    wrote, found = scored_and_given()
-    used = wrote.used
+def test_hidden_states_equal_those_after_a_rollout_of_the_same_completions():
+    generated, found = scored_and_given()
+    used = generated.used
     assert np.abs(found.teacher_hidden[used]).max() > 0.1
-    np.testing.assert_allclose(found.teacher_hidden[used], wrote.teacher_hidden[used], atol=1e-5)
+    np.testing.assert_allclose(found.teacher_hidden[used], generated.teacher_hidden[used], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_shapes_are_those_of_a_rollout(changes, judge):
         assert str(jax.tree.leaves(other)) == str(jax.tree.leaves(kinds[0]))
 
 
-def test_the_teacher_writes_as_it_would_in_the_students_place():
+def test_the_teacher_generates_as_it_would_as_the_student():
     numbers, key = settings(targets="sampled"), jax.random.key(0)
     program = jax.jit(functools.partial(generate_with_teacher, score=False), compiler_options=QUICKLY)
     found = jax.device_get(program(teacher(), random_prompts(), key, numbers))
