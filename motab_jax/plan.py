@@ -35,7 +35,7 @@ def _share(text: str) -> float:
 WORDS = Parser(__doc__)
 WORDS.word("topology", "v5p:4x4x4", "v4, v5e, v5p, v6e, tpu7x with a shape; gpu:h100x8, gpu:h200x8", required=True)
 WORDS.word("mesh", "find", "try meshes; a mesh of your own is mesh.data=, mesh.fsdp=, mesh.tensor=", choices=["find"])
-WORDS.word("strayed", "0.3", "share of tokens that the teacher writes, assumed", type=_share, default=TEACHER_SHARE)
+WORDS.word("strayed", "0.3", "share of tokens that the teacher generates, assumed", type=_share, default=TEACHER_SHARE)
 WORDS.word("largest", "false", "skip the search for the largest batch and length", type=truth, default=True)
 WORDS.option("json", "FILE", "also write the figures to a file")
 

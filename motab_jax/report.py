@@ -1,6 +1,7 @@
 """`python -m motab_jax.report RUN [svg=FILE] [count=3]`: the figures of a run, and trajectories in colour.
 
-Green is what the student wrote and kept, red struck through is what was discarded, blue is what the teacher wrote.
+Green is what the student generated and kept, red struck through is what was discarded, blue is what the teacher
+generated.
 """
 
 import json

@@ -199,12 +199,12 @@ class MeshSection(Section):
     fsdp: int = 1
     tensor: int = 1
     dcn_data: Positive = Field(
-        default=1, description="slices (without TPUs: processes) that only `data` reaches across; part of mesh.data"
+        default=1, description="slices (without TPUs: processes); only the axis data spans several; divides mesh.data"
     )
 
 
 class LogSection(Section):
-    """Where curves go besides metrics.jsonl."""
+    """The trackers that get the metrics besides metrics.jsonl."""
 
     tensorboard: bool = False
     wandb: bool = False
@@ -256,6 +256,6 @@ class Config(Section):
         if rollout.on_policy == 0 and rollout.off_policy == "data" and rollout.samples_per_prompt > 1:
             raise ValueError(
                 f"rollout.samples_per_prompt={rollout.samples_per_prompt} with rollout.on_policy=0 and "
-                "rollout.off_policy=data trains as often on the same text in one step; set it to 1"
+                "rollout.off_policy=data trains as often on the same completion in one step; set it to 1"
             )
         return self

@@ -28,7 +28,7 @@ def encode_completions(prompts: list[Prompt], tokenizer: Any, *, stop: int, path
             where = f"{path}: prompt '{prompt.id}'" if path else f"prompt '{prompt.id}'"
             raise UserError(
                 f"{where} has no completion, which steps with rollout.off_policy=data train on; data.fields.completion "
-                "says which field holds it. Drop the prompt, or let the teacher write: rollout.off_policy=teacher"
+                "says which field holds it. Drop the prompt, or let the teacher generate: rollout.off_policy=teacher"
             )
         encoded.append([*map(int, tokenizer.encode(prompt.completion, add_special_tokens=False)), stop])
     return encoded

@@ -74,7 +74,7 @@ def make_programs(session: Session) -> Programs:
     """Make the programs; nothing is compiled yet, and the models' weights may be ShapeDtypeStructs.
 
     Raises:
-      UserError: the losses need what rollout.targets does not keep, or the tokenizer can't write the transition text.
+      UserError: the losses need what rollout.targets does not keep, or the tokenizer can't encode the transition text.
     """
     section = session.config.optimizer
     schedule = make_schedule(
@@ -148,7 +148,7 @@ def _boundary(session: Session) -> Callable | None:
 def _rollout_programs(session: Session, *, score: bool) -> tuple[Callable | None, Callable | None]:
     """The programs of on-policy and off-policy steps; None where there is no such step.
 
-    score: the loss compares with the teacher's distributions, so the teacher scores completions that it didn't write.
+    score: whether the teacher scores off-policy completions, because the loss compares with its distributions.
     """
     shardings = _trajectory_shardings(session)
     on_policy = run_per_group(rollout, session.mesh, (False, False, True, False))
