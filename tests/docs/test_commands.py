@@ -29,7 +29,7 @@ from tests.docs.pages import PAGES, ROOT, Block, blocks
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = [block for block in BLOCKS if block.language in ("", "bash", "sh", "console", "python")]
-LIMIT = 240  # seconds for a block
+LIMIT = 500  # seconds for a block
 SHORT = "run.steps=2 run.sample_every=1 rollout.max_new_tokens=24 eval.prompts=8"
 INTERPRETER = f"""#!/usr/bin/env bash
 case "$1 $2" in
