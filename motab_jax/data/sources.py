@@ -15,5 +15,5 @@ class Source(enum.IntEnum):
 
     @property
     def word(self) -> str:
-        """The word that a record has for it."""
+        """Its name in records."""
         return self.name.lower()

@@ -86,7 +86,7 @@ def _static(default=dataclasses.MISSING):
 
 
 class RolloutConfig(flax.struct.PyTreeNode):
-    """The numbers of a rollout. Array leaves may change from call to call; all other fields are compiled in."""
+    """How a rollout samples, judges and backtracks. Arrays may change from call to call; other fields are static."""
 
     automaton: StepAutomaton  # of the step delimiter
     stop_ids: Int32[Array, "X"]
@@ -122,11 +122,12 @@ class RolloutConfig(flax.struct.PyTreeNode):
     @property
     def max_discarded(self) -> int:
         """Tokens that the rewinds of one trajectory can discard at most; a step that would exceed it stays."""
-        each = self.max_new_tokens
+        per_rewind = self.max_new_tokens
         if self.monitor.window and self.backtrack.target == "breach":
-            each = min(each, self.monitor.window)
-        given = self.backtrack.max_discarded
-        return min(each * self.max_rewinds, FULL_REWINDS * self.max_new_tokens if given is None else given)
+            per_rewind = min(per_rewind, self.monitor.window)
+        configured = self.backtrack.max_discarded
+        total = FULL_REWINDS * self.max_new_tokens if configured is None else configured
+        return min(per_rewind * self.max_rewinds, total)
 
     @property
     def hands_back(self) -> bool:

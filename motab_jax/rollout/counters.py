@@ -6,11 +6,11 @@ from jaxtyping import Array, Bool, Float32, Num
 
 
 class Counters(flax.struct.PyTreeNode):
-    """A column is one slot's part of a decoding step: B slots decode B columns at a time."""
+    """What a rollout did. A column is one slot's token of a decode step: B slots decode B columns at a time."""
 
     student_iterations: Float32[Array, ""]  # segments that the student generated
     teacher_iterations: Float32[Array, ""]  # segments that the teacher generated
-    prefill_iterations: Float32[Array, ""]  # segments of known tokens, read in one pass
+    prefill_iterations: Float32[Array, ""]  # segments of known tokens, prefilled in one pass
     packings: Float32[Array, ""]  # times the tape was packed
     student_columns: Float32[Array, ""]  # columns decoded by the student, idle slots included
     teacher_columns: Float32[Array, ""]  # columns decoded by the teacher, idle slots included
@@ -22,10 +22,12 @@ class Counters(flax.struct.PyTreeNode):
 
 
 def zero_counts() -> Counters:
-    """Nothing has happened yet."""
+    """All counters at zero."""
     return Counters(*[jnp.float32(0.0)] * len(Counters.__dataclass_fields__))
 
 
-def count(counters: Counters, **more: Num[Array, ""] | Bool[Array, ""] | int | bool) -> Counters:
-    """The counters with these numbers added."""
-    return counters.replace(**{name: getattr(counters, name) + jnp.float32(value) for name, value in more.items()})
+def count(counters: Counters, **increments: Num[Array, ""] | Bool[Array, ""] | int | bool) -> Counters:
+    """The counters with the increments added, by the counter's name."""
+    return counters.replace(
+        **{name: getattr(counters, name) + jnp.float32(value) for name, value in increments.items()}
+    )

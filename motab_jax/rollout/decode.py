@@ -2,7 +2,8 @@
 
 `decode_segment` decodes up to C columns one by one, `prefill_segment` runs C columns through a model in one pass. Both
 keep the invariant that a model's cache holds every column of the tape and `hidden` predicts each slot's next token.
-Known tokens (a prompt, or a row that gets its slot back) enter as forced columns: passed through, not sampled.
+Known tokens (a prompt, or a parked row's tokens once it has a slot again) enter as forced columns: they are decoded,
+not sampled.
 """
 
 import flax.struct
@@ -42,7 +43,7 @@ class SegmentInputs(flax.struct.PyTreeNode):
     tokens: Int32[Array, "B C"]  # the row's tokens from its position on, as far as they are known
     num_tokens: Int32[Array, "B"]  # tokens of the row that are known
     limit: Int32[Array, "B"]  # tokens it may have, the prompt included
-    uniforms: Float32[Array, "B C"]  # what each column samples with
+    uniforms: Float32[Array, "B C"]  # the uniform number in [0, 1) that each column is sampled with
 
 
 class Segment(flax.struct.PyTreeNode):
@@ -95,11 +96,11 @@ def decode_segment(
       model: the model that generates.
       state: its cache and hidden states.
       tape: the tape, with C free columns.
-      decode: which slots are active, and how far they are.
-      segment: where the tokens go.
+      decode: which slots are active, and the state of each slot.
+      segment: gets the tokens, from column 0 on.
       inputs: what is known of the rows.
-      config: the numbers of the rollout.
-      record_scores: the model is the teacher; its states and scores of its own tokens are kept.
+      config: the rollout's configuration.
+      record_scores: the model is the teacher: keep its hidden states, and its scores of its own tokens.
 
     Returns:
       The model's state, the tape, the decoding's state and the segment; other slots' columns are dead.

@@ -42,21 +42,22 @@ def decode_subset(
 ) -> tuple[ModelState, Tape, DecodeState, Segment]:
     """`decode_segment` by the teacher, for at most `rows` active slots.
 
-    All C columns from the cursor on are overwritten: the tape needs space for them.
+    All C columns from the cursor on are overwritten: the tape needs C free columns. Arguments and results are those of
+    `decode_segment`.
     """
     start, size = tape.cursor, config.segment_tokens
     index = jnp.argsort(~decode.active, stable=True)[:rows]
-    here = index[None] == jnp.arange(decode.active.shape[0])[:, None]
-    chosen, source = jnp.any(here, axis=1), jnp.argmax(here, axis=1)
+    is_chosen = index[None] == jnp.arange(decode.active.shape[0])[:, None]
+    chosen, source = jnp.any(is_chosen, axis=1), jnp.argmax(is_chosen, axis=1)
 
     def take(tree: Any) -> Any:
         return jax.tree.map(lambda x: jnp.take(x, index, axis=0), tree)
 
     def put(tree: Any, subset: Any) -> Any:
-        def one(x, y):
+        def put_leaf(x, y):
             return jnp.where(chosen.reshape(-1, *(1,) * (x.ndim - 1)), jnp.take(y, source, axis=0), x)
 
-        return jax.tree.map(one, tree, subset)
+        return jax.tree.map(put_leaf, tree, subset)
 
     sub_model, sub_tape, sub_decode, sub_segment = decode_segment(
         model, ModelState(state.cache.take_rows(index), take(state.hidden)), Tape(take(tape.positions), start),

@@ -2,7 +2,7 @@
 
 Source: MOTAB (arXiv 2605.19433), eq. 5-11. Segments, slots and parking change the speed and never the result: a token
 depends on its row's own tokens, its row id, the number of rewinds and its position. An iteration puts up to C columns
-on the tape: a model decodes them, or they are known; then the models that haven't seen them prefill them.
+on the tape: one model decodes them, or their tokens are known. Then each model whose cache lacks them prefills them.
 """
 
 import functools
@@ -52,26 +52,28 @@ def rollout(
       teacher: scores, intervenes and gives the targets; None: the student generates alone and nothing is scored.
       prompts: left-padded.
       key: a typed PRNG key, folded with each row's id.
-      config: the numbers. With score_after, and no monitor, the teacher isn't in the loop and scores the finished
-          rows; the step table then holds no values.
+      config: how to sample, judge and backtrack. With score_after, and no monitor, the teacher isn't in the loop and
+          scores the finished rows; the step table then holds no values.
 
     Returns:
       One trajectory a row.
     """
-    judge = None if config.teacher_scores_after else teacher
-    loop = _Loop(student, judge, prompts, jax.vmap(functools.partial(jax.random.fold_in, key))(prompts.row_ids), config)
+    teacher_in_loop = None if config.teacher_scores_after else teacher
+    loop = _Loop(
+        student, teacher_in_loop, prompts, jax.vmap(functools.partial(jax.random.fold_in, key))(prompts.row_ids), config
+    )
     log = jax.lax.while_loop(
         loop.unfinished,
         loop.iterate,
-        initial_state(student, judge, empty_log(teacher, prompts, config), prompts, config, loop.slots),
+        initial_state(student, teacher_in_loop, empty_log(teacher, prompts, config), prompts, config, loop.slots),
     ).log
     if teacher is None or not config.teacher_scores_after:
         return log
-    return run_if(loop.teacher_scores, lambda finished: score_trajectories(teacher, finished, config), log)
+    return run_if(loop.is_scoring, lambda finished: score_trajectories(teacher, finished, config), log)
 
 
 class Iteration(NamedTuple):
-    """What an iteration does and has done."""
+    """What an iteration does, in which slots and columns."""
 
     kind: Int[Array, ""]  # a Phase: PREFILL, STUDENT_GENERATES or TEACHER_GENERATES
     active: Bool[Array, "B"]  # the slots that take part
@@ -102,14 +104,15 @@ class _Loop:
         self.student, self.teacher, self.config = student, teacher, config
         self.prompts, self.row_keys = prompts, row_keys
         self.slots = min(config.slots or len(prompts.lengths), len(prompts.lengths))
-        self.subset = config.backtrack.teacher_rows if config.backtrack.teacher_rows < self.slots else 0
-        self.queued = self.slots < len(prompts.lengths)
-        self.teacher_scores = jnp.array(True) if config.skip_teacher is None else ~config.skip_teacher
+        # Slots that the teacher decodes at a time; 0: all.
+        self.teacher_rows = config.backtrack.teacher_rows if config.backtrack.teacher_rows < self.slots else 0
+        self.has_queue = self.slots < len(prompts.lengths)
+        self.is_scoring = jnp.array(True) if config.skip_teacher is None else ~config.skip_teacher
         self.intervener = teacher if config.max_rewinds > 0 else None
 
     def row(self, state: RolloutState) -> Int[Array, "B"] | None:
         """The slots' rows, for rollout/rows.py."""
-        return state.slots.row if self.queued else None
+        return state.slots.row if self.has_queue else None
 
     def phase(self, state: RolloutState) -> Int[Array, "B"]:
         """The phase of each slot's row."""
@@ -123,32 +126,34 @@ class _Loop:
         """One iteration: put a segment on the tape, known tokens or generated ones, then score and judge it."""
         state = self.pack_if_full(self.assign_slots(state))
         kind, active = choose_iteration(
-            state.rows, state.slots, self.row(state), state.teacher_called, state.previous, self.subset
+            state.rows, state.slots, self.row(state), state.teacher_called, state.previous, self.teacher_rows
         )
-        this = Iteration(kind, active, state.tape.cursor)
+        iteration = Iteration(kind, active, state.tape.cursor)
         inputs, slots = self.segment_inputs(state), state.slots
         segment = empty_segment(self.student, self.teacher, self.config, self.slots)
-        budget = jnp.where(this.by_teacher, slots.budget, UNLIMITED)
+        budget = jnp.where(iteration.by_teacher, slots.budget, UNLIMITED)
         decode = DecodeState(active & (kind == Phase.PREFILL), slots.position, slots.automaton, budget)
         tape, decode, segment = append_known(state.tape, decode, inputs, segment)
         student, tape, decode, segment = decode_segment(
-            self.student, state.student, tape, decode.replace(active=active & this.by_student), segment, inputs,
+            self.student, state.student, tape, decode.replace(active=active & iteration.by_student), segment, inputs,
             self.config, record_scores=False,
         )  # fmt: skip
         state = state.replace(student=student)
         if self.intervener is not None and state.teacher is not None:
-            carry = state.teacher, tape, decode.replace(active=active & this.by_teacher), segment
-            teacher, tape, decode, segment = self.decode_with_teacher(self.intervener, carry, inputs, this.by_teacher)
+            carry = state.teacher, tape, decode.replace(active=active & iteration.by_teacher), segment
+            teacher, tape, decode, segment = self.decode_with_teacher(
+                self.intervener, carry, inputs, iteration.by_teacher
+            )
             state = state.replace(teacher=teacher)
-        state, segment = self.prefill_and_score(state.replace(tape=tape, previous=kind), segment, this)
-        return self.judge(self.count(state, segment, this), segment, decode, this)
+        state, segment = self.prefill_and_score(state.replace(tape=tape, previous=kind), segment, iteration)
+        return self.judge(self.count(state, segment, iteration), segment, decode, iteration)
 
     def assign_slots(self, state: RolloutState) -> RolloutState:
         """Give free slots to waiting rows, and call the teacher if enough rows wait for it."""
         if self.intervener is not None:
             threshold = self.config.backtrack.teacher_batch or self.slots
             state = state.replace(teacher_called=call_teacher(state.rows, state.teacher_called, threshold))
-        if not self.queued:
+        if not self.has_queue:
             return state
 
         def assign(carry):
@@ -180,7 +185,7 @@ class _Loop:
         )
 
     def segment_inputs(self, state: RolloutState) -> SegmentInputs:
-        """The next C known tokens of the slots' rows, and what the columns sample with."""
+        """The next C known tokens of the slots' rows, and the uniform numbers that the columns are sampled with."""
         row = self.row(state)
         rows = gather_rows(state.rows, row)
         index = state.slots.position[:, None] + jnp.arange(self.config.segment_tokens, dtype=jnp.int32)[None]
@@ -199,32 +204,34 @@ class _Loop:
     def decode_with_teacher(
         self, teacher: Model, carry: Decoding, inputs: SegmentInputs, by_teacher: Bool[Array, ""]
     ) -> Decoding:
-        """The decoding after a segment of the teacher, if it generates now."""
-        if not self.subset:
+        """Decode a segment with the teacher, if it generates in this iteration."""
+        if not self.teacher_rows:
             return decode_segment(teacher, *carry, inputs, self.config, record_scores=True)
 
         def decode(carry: Decoding) -> Decoding:
-            return decode_subset(teacher, *carry, inputs, self.config, rows=self.subset)
+            return decode_subset(teacher, *carry, inputs, self.config, rows=self.teacher_rows)
 
         return run_if(by_teacher, decode, carry)
 
-    def prefill_and_score(self, state: RolloutState, segment: Segment, this: Iteration) -> tuple[RolloutState, Segment]:
+    def prefill_and_score(
+        self, state: RolloutState, segment: Segment, iteration: Iteration
+    ) -> tuple[RolloutState, Segment]:
         """Prefill the segment into the caches of the models that didn't decode it; score it if the student did."""
         config, teacher = self.config, self.teacher
         student_goes_on = jnp.any(self.phase(state) == Phase.STUDENT_GENERATES) | config.hands_back
-        for_student = (this.kind == Phase.PREFILL) & student_goes_on
+        for_student = (iteration.kind == Phase.PREFILL) & student_goes_on
         if config.hands_back:
-            for_student |= this.by_teacher
+            for_student |= iteration.by_teacher
 
         def prefill_student(model_state: ModelState) -> ModelState:
-            return prefill_segment(self.student, model_state, state.tape, segment, this.start)[0]
+            return prefill_segment(self.student, model_state, state.tape, segment, iteration.start)[0]
 
         state = state.replace(student=run_if(for_student, prefill_student, state.student))
         if teacher is None:
             return state, segment
 
         def prefill_teacher(carry):
-            return prefill_segment(teacher, carry[0], state.tape, segment, this.start)
+            return prefill_segment(teacher, carry[0], state.tape, segment, iteration.start)
 
         def score(_):
             compares = segment.student_hidden.shape[-1] > 0
@@ -235,23 +242,23 @@ class _Loop:
             )  # fmt: skip
 
         teacher_state, hidden = run_if(
-            self.teacher_scores & ~this.by_teacher, prefill_teacher, (state.teacher, segment.hidden)
+            self.is_scoring & ~iteration.by_teacher, prefill_teacher, (state.teacher, segment.hidden)
         )
-        scores = run_if(self.teacher_scores & this.by_student, score, segment.scores)
+        scores = run_if(self.is_scoring & iteration.by_student, score, segment.scores)
         return state.replace(teacher=teacher_state), segment.replace(hidden=hidden, scores=scores)
 
-    def count(self, state: RolloutState, segment: Segment, this: Iteration) -> RolloutState:
+    def count(self, state: RolloutState, segment: Segment, iteration: Iteration) -> RolloutState:
         """Count what the iteration did."""
-        decoded = state.tape.cursor - this.start
-        prefilled = this.kind == Phase.PREFILL
+        decoded = state.tape.cursor - iteration.start
+        prefilled = iteration.kind == Phase.PREFILL
         reread = segment.forced & (self.phase(state) == Phase.TEACHER_GENERATES)[:, None]
         counters = count(
             state.log.counters,
-            student_iterations=this.by_student,
-            teacher_iterations=this.by_teacher,
+            student_iterations=iteration.by_student,
+            teacher_iterations=iteration.by_teacher,
             prefill_iterations=prefilled,
-            student_columns=decoded * self.slots * this.by_student,
-            teacher_columns=decoded * (self.subset or self.slots) * this.by_teacher,
+            student_columns=decoded * self.slots * iteration.by_student,
+            teacher_columns=decoded * (self.teacher_rows or self.slots) * iteration.by_teacher,
             busy_columns=jnp.sum(segment.alive) * ~prefilled,
             tape_columns=state.tape.cursor * self.slots,
             live_columns=jnp.sum(state.tape.positions >= 0),
@@ -260,11 +267,11 @@ class _Loop:
         )
         return state.replace(log=state.log.replace(counters=counters))
 
-    def judge(self, state: RolloutState, segment: Segment, decode: DecodeState, this: Iteration) -> RolloutState:
-        """Log what was generated, judge the student's steps, and say who goes on in each row."""
+    def judge(self, state: RolloutState, segment: Segment, decode: DecodeState, iteration: Iteration) -> RolloutState:
+        """Log what was generated, judge the student's steps, and set the next phase of each row."""
         config, row = self.config, self.row(state)
-        judged = config.monitor.enabled & this.by_student
-        source = jnp.where(this.by_teacher, Source.TEACHER, Source.STUDENT)
+        judged = config.monitor.enabled & iteration.by_student
+        source = jnp.where(iteration.by_teacher, Source.TEACHER, Source.STUDENT)
         columns = monitor.Columns(
             segment.scores.signal, segment.scores.entropy, segment.generated, segment.stop, segment.closes
         )
@@ -283,7 +290,7 @@ class _Loop:
         num_tokens = gather_rows(state.rows.num_tokens, row)
         tokens = scatter_windows(state.rows.tokens, row, num_tokens, compact_left(accepted, segment.tokens))
         num_tokens = num_tokens + jnp.sum(accepted, axis=1, dtype=jnp.int32)
-        budget = jnp.where(this.by_teacher, decode.budget, state.slots.budget)
+        budget = jnp.where(iteration.by_teacher, decode.budget, state.slots.budget)
         state = state.replace(
             log=log,
             rows=state.rows.replace(tokens=tokens, num_tokens=scatter_rows(state.rows.num_tokens, row, num_tokens)),
@@ -295,12 +302,12 @@ class _Loop:
         if self.intervener is None:
             return state
         state = run_if(jnp.any(breach), lambda s: self.backtrack(s, breach), state)
-        return self.hand_back(state, this.active & this.by_teacher) if config.hands_back else state
+        return self.hand_back(state, iteration.active & iteration.by_teacher) if config.hands_back else state
 
     def finish(
         self, state: RolloutState, segment: Segment, accepted: Bool[Array, "B C"], breach: Bool[Array, "B"]
     ) -> RolloutState:
-        """Rows are done that reached a stop token or the length limit, or whose breach ends them."""
+        """End the rows that reached a stop token or the length limit, or that a breach ends."""
         row = self.row(state)
         stopped = jnp.any(accepted & segment.stop, axis=1)
         full = gather_rows(state.rows.num_tokens, row) >= gather_rows(state.rows.limit, row)
@@ -339,10 +346,10 @@ class _Loop:
         )
 
     def hand_back(self, state: RolloutState, decoded: Bool[Array, "B"]) -> RolloutState:
-        """Where the teacher's steps are used up, the student goes on."""
+        """Return rows in which the teacher has generated all its steps to the student."""
         row, slots = self.row(state), state.slots
-        taught = gather_rows(state.rows.phase, row) == Phase.TEACHER_GENERATES
-        back = decoded & taught & (slots.budget <= 0)
+        in_intervention = gather_rows(state.rows.phase, row) == Phase.TEACHER_GENERATES
+        back = decoded & in_intervention & (slots.budget <= 0)
         first = jnp.where(back, gather_rows(state.log.steps.count, row), slots.open_step.first)
         return state.replace(
             rows=update_rows(state.rows, row, back, phase=Phase.STUDENT_GENERATES),

@@ -2,7 +2,7 @@
 
 `observe` goes through a segment's tokens with the teacher's scores of them and judges each step that ends there.
 `find_root` finds the root step of a breach. Both are written for one row; `observe` is `jax.vmap` over slots.
-`MonitorSpec` holds the settings of other methods, which use the same walk. Logarithms are natural (nats), at
+`MonitorSpec` holds the settings, those of other methods too. Logarithms are natural (nats), at
 temperature 1. Left out: the signal (step_signals.py), the rewind (trajectory.py, engine.py).
 """
 
@@ -195,7 +195,7 @@ def _observe_row(
 ) -> tuple[OpenStep, ClosedSteps, Bool[Array, "C"], Bool[Array, ""]]:
     """`observe` for one row; its closed steps [C] are not in the table yet."""
 
-    def read_token(carry, column: Columns):
+    def observe_token(carry, column: Columns):
         open_, history, index, breach = carry
         alive = column.alive & ~breach
         counts = alive & ~column.stop
@@ -220,12 +220,12 @@ def _observe_row(
         return (open_, history, index + accepted, breach), (accepted, closed)
 
     start = (open_, _read_history(steps, open_.first, spec), log_length, jnp.zeros_like(may_stray))
-    (open_, _, _, breach), (accepted, closed) = jax.lax.scan(read_token, start, columns)
+    (open_, _, _, breach), (accepted, closed) = jax.lax.scan(observe_token, start, columns)
     return open_, closed, accepted, breach
 
 
 class StepHistory(flax.struct.PyTreeNode):
-    """What a judgement needs of a row's earlier steps."""
+    """What judging a step needs of the row's earlier steps."""
 
     total: Float32[Array, ""]  # sum of the student's step values
     count: Int32[Array, ""]  # the number of these steps
@@ -246,7 +246,7 @@ class StepHistory(flax.struct.PyTreeNode):
 
 
 def _read_history(steps: StepTable, first: Int[Array, ""], spec: MonitorSpec) -> StepHistory:
-    """The history in one row's step table; what the spec don't need is left at zero."""
+    """The history in one row's step table; what the spec doesn't need is left at zero."""
     zero = jnp.zeros_like(steps.count)
     history = StepHistory(zero.astype(jnp.float32), zero, zero)
     index = jnp.arange(steps.value.shape[0])

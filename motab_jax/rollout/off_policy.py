@@ -31,13 +31,13 @@ class Completions(flax.struct.PyTreeNode):
 def from_completions(
     teacher: Model | None, prompts: Prompts, completions: Completions, config: RolloutConfig, *, score: bool
 ) -> Trajectory:
-    """Trajectories that hold given completions.
+    """Trajectories that hold completions which no model generated here, such as the data's.
 
     Args:
       teacher: the teacher, if any.
       prompts: left-padded.
       completions: of the same rows.
-      config: the numbers.
+      config: the rollout's configuration.
       score: the teacher scores the completions in one pass, for the targets that config names; else they are empty.
 
     Returns:
@@ -66,7 +66,7 @@ def generate_with_teacher(
       teacher: the teacher.
       prompts: left-padded.
       key: as for `rollout`.
-      config: the numbers; its monitor is not used.
+      config: the rollout's configuration; its monitor is not used.
       score: as for `from_completions`: targets come from a pass of their own.
 
     Returns:
@@ -84,7 +84,7 @@ def generate_with_teacher(
 
 
 def _as_teachers(counters: Counters) -> Counters:
-    """The counts of a rollout in which the teacher was the student."""
+    """The counts of a rollout that the teacher ran as the student, counted as the teacher's."""
     none = jnp.zeros_like(counters.student_iterations)
     return counters.replace(
         teacher_iterations=counters.student_iterations,

@@ -21,7 +21,7 @@ Decode = Callable[[list[int]], str]
 
 
 class Row:
-    """One row of a trajectory on the host, cut to the entries in use."""
+    """One row of a trajectory on the host, truncated to the entries in use."""
 
     def __init__(self, trajectory: Trajectory, row: int):
         size, count = int(trajectory.length[row]), int(trajectory.steps.count[row])

@@ -46,7 +46,7 @@ def run_per_group(
         return dataclasses.replace(result, counters=_reduce(result.counters))
 
     return jax.shard_map(
-        local, mesh=mesh, in_specs=tuple(rows if each else same for each in (*by_row, False)),
+        local, mesh=mesh, in_specs=tuple(rows if sharded else same for sharded in (*by_row, False)),
         out_specs=Trajectory(**fields), axis_names=set(BATCH_AXES), check_vma=False,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from motab_jax.rollout.rows import gather_rows, scatter_rows
 
 
 class Phase(enum.IntEnum):
-    """Who generates next in a row, and what an iteration does."""
+    """Which model generates next in a row, and what an iteration does."""
 
     STUDENT_GENERATES = 0
     TEACHER_GENERATES = 1
@@ -63,8 +63,8 @@ def phase_of_slots(rows: Rows, slots: Slots, row: Int[Array, "B"] | None) -> Int
 def call_teacher(rows: Rows, called: Bool[Array, ""], threshold: int) -> Bool[Array, ""]:
     """Whether the teacher generates: from when `threshold` rows wait, or no other row can go on, until none waits."""
     waiting = jnp.sum(rows.phase == Phase.TEACHER_GENERATES)
-    alone = ~jnp.any(rows.phase == Phase.STUDENT_GENERATES)
-    return (waiting > 0) & (called | alone | (waiting >= threshold))
+    no_other = ~jnp.any(rows.phase == Phase.STUDENT_GENERATES)
+    return (waiting > 0) & (called | no_other | (waiting >= threshold))
 
 
 def refill(
@@ -86,8 +86,8 @@ def refill(
     count = rows.phase.shape[0]
     fresh = (rows.phase == Phase.STUDENT_GENERATES) & ~rows.assigned
     parked = (rows.phase == Phase.TEACHER_GENERATES) & ~rows.assigned
-    later = jnp.where(teacher_called, fresh, parked)
-    queue = jnp.argsort(jnp.where(fresh | parked, later.astype(jnp.int32), 2), stable=True).astype(jnp.int32)
+    second = jnp.where(teacher_called, fresh, parked)
+    queue = jnp.argsort(jnp.where(fresh | parked, second.astype(jnp.int32), 2), stable=True).astype(jnp.int32)
     queued = jnp.sum(fresh | parked)
     phase = phase_of_slots(rows, slots, slots.row)
     empty, waits = phase == Phase.DONE, (phase == Phase.TEACHER_GENERATES) & ~teacher_called
@@ -98,8 +98,8 @@ def refill(
     rows = rows.replace(assigned=assigned.at[jnp.where(change, candidate, count)].set(True, mode="drop"))
     row = jnp.where(change, candidate, slots.row)
     zero = jnp.zeros_like(slots.position)
-    taught = gather_rows(rows.phase, row) == Phase.TEACHER_GENERATES
-    new = Slots(row, zero, zero, jnp.where(taught, budget, UNLIMITED), open_step(zero.shape[0]))
+    in_intervention = gather_rows(rows.phase, row) == Phase.TEACHER_GENERATES
+    new = Slots(row, zero, zero, jnp.where(in_intervention, budget, UNLIMITED), open_step(zero.shape[0]))
     return rows, jax.tree.map(lambda x, old: jnp.where(change, x, old), new, slots), change
 
 
@@ -114,7 +114,7 @@ def choose_iteration(
     """What the next iteration does, and in which slots.
 
     Known tokens are prefilled in one pass where at least half of the working slots have some; otherwise those few
-    slots' tokens enter as forced columns while the other slots decode. Student and teacher take turns.
+    slots' tokens enter as forced columns while the other slots decode. Student and teacher alternate.
 
     Args:
       rows: all rows.
@@ -128,15 +128,15 @@ def choose_iteration(
       A Phase (PREFILL, STUDENT_GENERATES or TEACHER_GENERATES), and the active slots.
     """
     phase = phase_of_slots(rows, slots, row)
-    students, taught = phase == Phase.STUDENT_GENERATES, (phase == Phase.TEACHER_GENERATES) & teacher_called
-    working = students | taught
+    by_student, by_teacher = phase == Phase.STUDENT_GENERATES, (phase == Phase.TEACHER_GENERATES) & teacher_called
+    working = by_student | by_teacher
     behind = working & (gather_rows(rows.num_tokens, row) - slots.position > 1)
     prefill = jnp.any(behind) & (2 * jnp.sum(behind) >= jnp.sum(working))
-    student = jnp.any(students) & (~jnp.any(taught) | (previous != Phase.STUDENT_GENERATES))
-    left = gather_rows(rows.limit - rows.num_tokens, row)
-    writer = jnp.where(student, Phase.STUDENT_GENERATES, Phase.TEACHER_GENERATES)
-    active = jnp.where(student, students, longest_remaining(taught, left, teacher_rows))
-    return jnp.where(prefill, Phase.PREFILL, writer), jnp.where(prefill, working, active)
+    student = jnp.any(by_student) & (~jnp.any(by_teacher) | (previous != Phase.STUDENT_GENERATES))
+    remaining = gather_rows(rows.limit - rows.num_tokens, row)
+    generating = jnp.where(student, Phase.STUDENT_GENERATES, Phase.TEACHER_GENERATES)
+    active = jnp.where(student, by_student, longest_remaining(by_teacher, remaining, teacher_rows))
+    return jnp.where(prefill, Phase.PREFILL, generating), jnp.where(prefill, working, active)
 
 
 def update_rows(

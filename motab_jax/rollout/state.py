@@ -81,8 +81,8 @@ def _initial_rows(prompts: Prompts, config: RolloutConfig, slots: int) -> Rows:
     rows, width = prompts.tokens.shape
     index = jnp.arange(width, dtype=jnp.int32)[None] + (width - prompts.lengths[:, None])
     tokens = jnp.take_along_axis(prompts.tokens, jnp.minimum(index, width - 1), axis=1)
-    most = jnp.full_like(prompts.lengths, config.max_new_tokens)
-    limits = most if prompts.limits is None else jnp.minimum(prompts.limits, most)
+    limits = jnp.full_like(prompts.lengths, config.max_new_tokens)
+    limits = limits if prompts.limits is None else jnp.minimum(prompts.limits, limits)
     return Rows(
         tokens=jnp.pad(tokens, ((0, 0), (0, config.max_new_tokens + config.segment_tokens))),
         num_tokens=prompts.lengths,
@@ -96,14 +96,14 @@ def _initial_rows(prompts: Prompts, config: RolloutConfig, slots: int) -> Rows:
 def empty_segment(student: Model, teacher: Model | None, config: RolloutConfig, slots: int) -> Segment:
     """A segment without tokens."""
     shape = (slots, config.segment_tokens)
-    no, width = jnp.zeros(shape, bool), 0 if teacher is None else teacher.config.width
+    empty, width = jnp.zeros(shape, bool), 0 if teacher is None else teacher.config.width
     compares = teacher is not None and config.monitor.enabled and config.monitor.needs_student
     return Segment(
         tokens=jnp.zeros(shape, jnp.int32),
-        alive=no,
-        forced=no,
-        stop=no,
-        closes=no,
+        alive=empty,
+        forced=empty,
+        stop=empty,
+        closes=empty,
         hidden=jnp.zeros((*shape, width), jnp.float32 if teacher is None else teacher.dtype),
         student_hidden=jnp.zeros((*shape, student.config.width if compares else 0), student.dtype),
         scores=empty_scores(shape, 0 if teacher is None else config.targets_k),

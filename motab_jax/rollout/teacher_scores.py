@@ -75,7 +75,7 @@ def score_tokens(
     Returns:
       The scores of each token.
     """
-    # A token that the teacher's tokenizer lacks cannot occur: both models sample below the tokenizer's vocabulary.
+    # Every token is below V: both models sample from the tokenizer's vocabulary alone.
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     topk = top_k_of(logits, targets_k) if targets_k else None
     logprob, entropy = chosen - jax.nn.logsumexp(logits, axis=-1), entropy_of(logits, spec.entropy_top_k)

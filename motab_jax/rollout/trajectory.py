@@ -35,7 +35,7 @@ class FinishReason(enum.IntEnum):
 
     @property
     def word(self) -> str:
-        """The word that a record has for it."""
+        """Its name in records."""
         return self.name.lower()
 
 
@@ -221,10 +221,10 @@ def discard(
     entries, table = jnp.arange(discarded_by.shape[1])[None], jnp.arange(steps.start.shape[1])[None]
     drop = breach[:, None] & (entries >= first[:, None]) & (entries < length[:, None])
     steps_drop = breach[:, None] & (table >= root[:, None]) & (table < steps.count[:, None])
-    here = breach[:, None] & (jnp.arange(log.rewind_at.shape[1])[None] == number)
+    entry = breach[:, None] & (jnp.arange(log.rewind_at.shape[1])[None] == number)
 
     def record(table, value):
-        return scatter_rows(table, row, jnp.where(here, value[:, None], gather_rows(table, row)))
+        return scatter_rows(table, row, jnp.where(entry, value[:, None], gather_rows(table, row)))
 
     return log.replace(
         discarded_by=scatter_rows(log.discarded_by, row, jnp.where(drop, number, discarded_by)),

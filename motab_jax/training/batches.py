@@ -1,4 +1,4 @@
-"""What a step trains on: its prompts, and where their completions come from.
+"""The batch that a step trains on: its prompts, and the completions where the data gives them.
 
 In on-policy steps the student generates them. The others take the data's completions, or the teacher generates them.
 """

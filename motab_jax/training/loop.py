@@ -1,6 +1,6 @@
-"""The training run, in the order in which it happens: open, begin, roll out, update, log, evaluate, save, export.
+"""The training run, in order: open, begin, roll out, update, log, evaluate, save, export.
 
-Left out: what the parts are made of (run.py, batches.py, programs.py), what is logged (step_log.py).
+Left out: opening a run (run.py), its batches (batches.py) and programs (programs.py), and its log (step_log.py).
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def train(config: Config, *, profile: bool = False) -> int:
     initialize()
     enable_compilation_cache()
     with CompileClock() as compile_clock:
-        # Open everything that the run works with. What is wrong with the input is said here, before any work.
+        # Open everything that the run works with. What is wrong with the input raises a UserError here.
         run = open_run(config, compile_clock)
         session, programs, config = run.session, run.programs, run.session.config
         with contextlib.ExitStack() as opened:
@@ -82,8 +82,8 @@ def train(config: Config, *, profile: bool = False) -> int:
                         run.console.out(f"profiling step {step}: the trace goes to {trace}")
                         profiling.enter_context(jax.profiler.trace(trace))
 
-                    # Roll out: the student generates, the teacher monitors; in off-policy steps the text is given, or
-                    # the teacher generates it. Nothing here waits for the device.
+                    # Roll out: the student generates, the teacher monitors; in off-policy steps the data gives the
+                    # completions, or the teacher generates them. Nothing here waits for the device.
                     rollout_config, dispatched = session.rollout_config, now()
                     if progress.eps0 is not None:
                         rollout_config = rollout_config.replace(eps0=jnp.float32(progress.eps0))
@@ -107,23 +107,29 @@ def train(config: Config, *, profile: bool = False) -> int:
                     # Update: targets, loss, gradient, optimizer, in one program.
                     if jax.default_backend() == "cpu" and compile_clock.compilations(programs.update) == 0:
                         jax.block_until_ready(trajectory.length)  # the compiler and the rollout would share the cores
-                    described = programs.describe(trajectory.slim())
-                    state, figures = programs.update(state, programs.teacher_head, trajectory)
-                    clock.record("update", figures)
+                    rollout_summary = programs.rollout_summary(trajectory.slim())
+                    state, update_metrics = programs.update(state, programs.teacher_head, trajectory)
+                    clock.record("update", update_metrics)
                     if programs.boundary is not None and batch.on_policy:
-                        figures["eps0"] = programs.boundary(rollout_config.eps0, trajectory.steps)
+                        update_metrics["eps0"] = programs.boundary(rollout_config.eps0, trajectory.steps)
                     dispatched_step = PendingStep(
-                        step, batch, described, trajectory.counters, figures, trajectory.target_bytes, caches
+                        step,
+                        batch,
+                        rollout_summary,
+                        trajectory.counters,
+                        update_metrics,
+                        trajectory.target_bytes,
+                        caches,
                     )
-                    del trajectory  # its targets are freed once the update has read them
+                    del trajectory  # its targets are freed as soon as the update has used them
 
                     # While the device computes: log the step before, draw the next batch.
                     if pending is not None:
                         log_step(run, logs, progress, bar, costs, pending)
                     pending, batch = dispatched_step, run.batches.draw(step + 1)
-                    jax.block_until_ready(figures)
-                    if "eps0" in figures:
-                        progress.eps0 = float(figures["eps0"])
+                    jax.block_until_ready(update_metrics)
+                    if "eps0" in update_metrics:
+                        progress.eps0 = float(update_metrics["eps0"])
 
                 # Evaluate.
                 if config.run.eval_every and step % config.run.eval_every == 0:

@@ -1,9 +1,9 @@
 """Where a rollout's seconds go: an estimate by phase, from a few short rollouts that are timed before the first step.
 
 The rollout is one program, so its phases can't be timed from outside while it runs. The same compiled program is timed
-without the teacher, with the teacher scoring, and with a boundary that every step fails. That gives what an iteration
-of each kind costs; a step's seconds are split in proportion to its iterations times these costs. Left out: iterations
-cost more as rows grow, for all kinds alike.
+without the teacher, with the teacher scoring, and with a boundary that makes every step stray. The differences are the
+seconds of an iteration of each kind; a step's seconds are split in proportion to its iterations times these costs.
+Left out: iterations cost more as rows grow, for all kinds alike.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class PhaseCosts:
 
 
 def split_off_policy(seconds: float, counters: Counters) -> dict[str, float]:
-    """The same for an off-policy step: all seconds are the teacher's, generating or else scoring."""
+    """`PhaseCosts.split` of an off-policy step: all seconds are the teacher's, of generating or else of scoring."""
     generated, scored = float(counters.teacher_iterations) > 0, float(counters.teacher_scored) > 0
     return {
         "student_decode": 0.0,
@@ -62,28 +62,31 @@ def measure_phase_costs(
       teacher: in the serving layout, or None.
       prompts: a batch; its limits are set, so that shorter ones need no other program.
       config: the engine's; `skip_teacher` is set, for the same reason.
+
+    Returns:
+      The seconds of each phase.
     """
     size = min(config.segment_tokens, config.max_new_tokens // 2)
 
-    def timed(segments: int, *, skip_teacher: bool, strict: bool = False) -> float:
-        eps0 = NO_BOUNDARY if config.monitor.alarm_is_high != strict else -NO_BOUNDARY
+    def timed(segments: int, *, skip_teacher: bool, all_stray: bool = False) -> float:
+        eps0 = NO_BOUNDARY if config.monitor.alarm_is_high != all_stray else -NO_BOUNDARY
         short_config = dataclasses.replace(
             config, skip_teacher=jnp.array(skip_teacher), eps0=jnp.float32(eps0), theta=jnp.float32(0.0)
         )
         short = prompts.replace(limits=jnp.full_like(prompts.lengths, segments * size))
         return min(_seconds(program, student, teacher, short, short_config) for _ in range(3))
 
-    one, two = timed(1, skip_teacher=True), timed(2, skip_teacher=True)
-    iteration = max(two - one, 0.0)
+    alone = timed(1, skip_teacher=True)
+    iteration = max(timed(2, skip_teacher=True) - alone, 0.0)
     scored = timed(1, skip_teacher=False)
-    more = max(timed(2, skip_teacher=False) - scored - iteration, 0.0) if config.monitor.enabled else 0.0
-    strict = timed(1, skip_teacher=False, strict=True) if config.max_rewinds else scored
+    scoring = max(timed(2, skip_teacher=False) - scored - iteration, 0.0) if config.monitor.enabled else 0.0
+    with_intervention = timed(1, skip_teacher=False, all_stray=True) if config.max_rewinds else scored
     return PhaseCosts(
-        student_begin=max(one - iteration, 0.0),
+        student_begin=max(alone - iteration, 0.0),
         student_iteration=iteration,
-        scoring_begin=max(scored - one - more, 0.0),
-        scoring_iteration=more,
-        teacher_iteration=max(strict - scored, 0.0),
+        scoring_begin=max(scored - alone - scoring, 0.0),
+        scoring_iteration=scoring,
+        teacher_iteration=max(with_intervention - scored, 0.0),
     )
 
 

@@ -39,15 +39,15 @@ SAMPLES = 3  # rows of a step that can be logged as sample trajectories
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """A run's jitted programs, each compiled once, and what they are called with."""
+    """A run's jitted programs, each compiled once, and the arguments that all steps share."""
 
     on_policy: Any  # (student, teacher, prompts, key, config) -> trajectories; None: no step is on-policy
     off_policy: Any  # (teacher, prompts, completions, key, config) -> trajectories; None: every step is
     boundary: Callable | None  # (eps0, step table) -> the next eps0; None: eps0 stays
     init: Callable  # the student's parameters, donated -> the training state of a fresh run
     state: TrainState  # shapes, dtypes and shardings of the training state (the layout `update`)
-    update: Callable  # (state, donated; teacher head; trajectories) -> (state, figures)
-    describe: Callable  # slim trajectories -> (statistics, indices of some rows, those rows), replicated
+    update: Callable  # (state, donated; teacher head; trajectories) -> (state, metrics)
+    rollout_summary: Callable  # slim trajectories -> (statistics, indices of some rows, those rows), replicated
     schedule: Callable  # step, from 0 -> learning rate
     teacher_head: Any  # what the loss needs of the teacher's weights; None: nothing
 
@@ -102,14 +102,14 @@ def make_programs(session: Session) -> Programs:
         init=jax.jit(begin, donate_argnums=0, out_shardings=shardings),
         state=state,
         update=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
-        describe=jax.jit(_describe, out_shardings=replicated(session.mesh)),
+        rollout_summary=jax.jit(_rollout_summary, out_shardings=replicated(session.mesh)),
         schedule=schedule,
         teacher_head=head,
     )
 
 
 def _train_step(session: Session, optimizer, objective: Objective) -> Callable:
-    """The update: (state, teacher head, trajectories) -> (state, figures)."""
+    """The update: (state, teacher head, trajectories) -> (state, metrics)."""
     config, section = session.config, session.config.optimizer
     transition = jnp.asarray(transition_ids(session), jnp.int32)
     # On a CPU storing activations costs more time than computing them again.
@@ -132,12 +132,12 @@ def _train_step(session: Session, optimizer, objective: Objective) -> Callable:
     return train_step
 
 
-def _describe(trajectory: Trajectory):
+def _rollout_summary(trajectory: Trajectory) -> tuple[dict[str, jax.Array], jax.Array, Trajectory]:
     return statistics(trajectory), *samples(trajectory, SAMPLES)
 
 
 def _boundary(session: Session) -> Callable | None:
-    """The program that moves eps0 towards a quantile of the step values; None unless monitor.boundary is `quantile`."""
+    """The program that gives the next step's eps0; None unless monitor.boundary is `quantile`."""
     section = session.config.monitor
     if not section.enabled or section.boundary != "quantile":
         return None

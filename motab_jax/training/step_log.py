@@ -31,9 +31,9 @@ class PendingStep:
 
     step: int
     batch: Batch
-    described: Any  # on the device: what `Programs.describe` gave of the trajectories
+    rollout_summary: Any  # on the device: what `Programs.rollout_summary` gave of the trajectories
     counters: Counters  # on the device
-    figures: dict[str, jax.Array]  # on the device: what the update gave
+    update_metrics: dict[str, jax.Array]  # on the device: what the update gave
     target_bytes: int  # of the teacher's targets, for each token
     cache_bytes: int  # of both models' caches, on all devices together
     evaluation: dict[str, Any] | None = None
@@ -44,29 +44,29 @@ class PendingStep:
 def log_step(
     run: Run, logs: Logs, progress: RunProgress, bar: Progress, costs: PhaseCosts | None, pending: PendingStep
 ) -> None:
-    """Append a step's metrics and sample trajectories to the logs. One fetch from the device.
+    """Append a step's metrics and sample trajectories to the logs, with one fetch from the device.
 
     Args:
       run: the run.
       logs: its files.
-      progress: its totals, which grow by the step.
+      progress: its totals; the step's tokens and seconds are added.
       bar: the progress bar.
-      costs: what the phases of a rollout cost; None only where no step is on-policy.
+      costs: seconds of a rollout's phases; None only where no step is on-policy.
       pending: the step.
 
     Raises:
       UserError: `run.max_skipped` updates in a row were not finite.
     """
     config, began, step = run.session.config.run, now(), pending.step
-    on_device = pending.described, pending.counters, pending.figures
-    (statistics, rows, trajectory), counters, figures = fetch(on_device, run.session.mesh)
+    on_device = pending.rollout_summary, pending.counters, pending.update_metrics
+    (statistics, rows, trajectory), counters, update_metrics = fetch(on_device, run.session.mesh)
     statistics, seconds = {name: value.item() for name, value in statistics.items()}, pending.seconds
     generated = statistics["tokens_student"] + statistics["tokens_teacher"]
     split = costs.split if costs is not None and pending.batch.on_policy else split_off_policy
     if config.sample_every and (step % config.sample_every == 0 or step == 1):
         _log_samples(run, logs.trajectories, pending, rows, trajectory)
     metrics = {
-        **{name: value.item() for name, value in figures.items()},
+        **{name: value.item() for name, value in update_metrics.items()},
         **statistics,
         "on_policy": pending.batch.on_policy,
         "learning_rate": float(run.learning_rates[step - 1]),
@@ -86,7 +86,7 @@ def log_step(
 
 
 def _check_finite(config: Config, metrics: dict[str, Any], step: int) -> None:
-    """UserError once run.max_skipped updates in a row were not finite. By then the device is one step ahead."""
+    """UserError once run.max_skipped updates in a row were not finite; the device may have begun the next step."""
     if metrics["skipped_in_a_row"] >= config.run.max_skipped:
         raise UserError(
             f"{metrics['skipped_in_a_row']} updates in a row up to step {step} had a loss or gradient that isn't "
