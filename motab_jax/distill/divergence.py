@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
-SMALLEST_TAIL = 1e-6
-HEAD_MASS = 0.5
+SMALLEST_TAIL = 1e-6  # probability; a tail below it is rounding (see `with_tail`)
+HEAD_MASS = 0.5  # the AKL paper's mu
 
 
 def cross_entropy(student_logits: Float[Array, "*N V"], labels: Int[Array, "*N"]) -> Float32[Array, "*N"]:
@@ -22,7 +22,7 @@ def cross_entropy(student_logits: Float[Array, "*N V"], labels: Int[Array, "*N"]
 
 
 def forward_kl(student_logits: Float[Array, "*N V"], teacher_logits: Float[Array, "*N V"]) -> Float32[Array, "*N"]:
-    """KL(teacher || student) in nats; it makes the student cover everything that the teacher does.
+    """KL(teacher || student) in nats; large where tokens that are likely for the teacher are unlikely for the student.
 
     >>> student, teacher = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
     >>> print(f"{forward_kl(student, teacher):.4f}")  # 0.9 log(0.9 / 0.5) + 0.1 log(0.1 / 0.5)
@@ -32,7 +32,7 @@ def forward_kl(student_logits: Float[Array, "*N V"], teacher_logits: Float[Array
 
 
 def reverse_kl(student_logits: Float[Array, "*N V"], teacher_logits: Float[Array, "*N V"]) -> Float32[Array, "*N"]:
-    """KL(student || teacher) in nats; it makes the student avoid what the teacher does not do.
+    """KL(student || teacher) in nats; large where tokens that are likely for the student are unlikely for the teacher.
 
     >>> student, teacher = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
     >>> print(f"{reverse_kl(student, teacher):.4f}")  # 0.5 log(0.5 / 0.9) + 0.5 log(0.5 / 0.1)
@@ -71,13 +71,13 @@ def adaptive_kl(
 ) -> Float32[Array, "*N"]:
     """AKL (arXiv 2404.02657) in nats: w KL(p_T || p_S) + (1 - w) KL(p_S || p_T), with a weight w for each token.
 
-    w is the head's share of sum_v |p_T(v) - p_S(v)|; it has no gradient. The head are the teacher's likeliest tokens.
+    w is the head's share of sum_v |p_T(v) - p_S(v)|, without gradient; the head is the teacher's likeliest tokens.
 
     Args:
       student_logits: the student's logits.
       teacher_logits: the teacher's logits.
-      head_mass: the largest probability of the head's tokens together (the paper's mu). The likeliest token is in the
-          head always; tokens of equal probability are in it together or not at all.
+      head_mass: the largest probability of the head's tokens together (the paper's mu). The likeliest token is
+          always in the head; tokens of equal probability are all in it, or none is.
 
     Returns:
       The divergence of each token.
@@ -86,7 +86,7 @@ def adaptive_kl(
     p, q = (jax.nn.softmax(jax.lax.stop_gradient(x), axis=-1) for x in (teacher, student))
     difference = jnp.abs(p - q)
     in_head = jnp.sum(jnp.where(p >= _head_threshold(p, head_mass), difference, 0.0), axis=-1)
-    # Equal distributions have no difference: neither direction counts then, and both are 0.
+    # Between equal distributions the difference is 0, and so are both divergences: the weight doesn't matter then.
     weight = in_head / jnp.maximum(jnp.sum(difference, axis=-1), jnp.finfo(jnp.float32).tiny)
     return weight * forward_kl(student, teacher) + (1.0 - weight) * reverse_kl(student, teacher)
 
@@ -116,10 +116,10 @@ def entropy_gated_kl(
 
 
 def with_tail(logprobs: Float[Array, "*N K"]) -> Float32[Array, "*N K+1"]:
-    """Append the log-probability of all other tokens together to that of K tokens.
+    """Append, to the log-probabilities of K tokens, that of all other tokens together.
 
-    A divergence of two results is that of the coarser distributions: never more than that of the full ones, and equal
-    at K = V. The tail's mass is at least SMALLEST_TAIL: below, it is the rounding of the sum, without gradient.
+    A divergence of two results is that of the coarser distributions: at most that of the full ones, and equal to it at
+    K = V. The tail's mass is at least SMALLEST_TAIL: below, it is the rounding of the sum, without gradient.
 
     >>> jnp.exp(with_tail(jnp.log(jnp.array([0.5, 0.25])))).round(4).tolist()
     [0.5, 0.25, 0.25]
@@ -202,7 +202,7 @@ def _jsd_terms(student: Float32[Array, "*N V"], teacher: Float32[Array, "*N V"],
     """KL(p_T || m), KL(p_S || m), then p and log(p / m) of the teacher and of the student."""
     log_p, log_q = jax.nn.log_softmax(teacher, axis=-1), jax.nn.log_softmax(student, axis=-1)
     p, q = jnp.exp(log_p), jnp.exp(log_q)
-    # Where both underflow the bound keeps the logarithm finite; nothing comes of it.
+    # Where both probabilities underflow, the bound keeps the logarithm finite; the term is 0.
     log_m = jnp.log(jnp.maximum(weight * p + (1.0 - weight) * q, jnp.finfo(jnp.float32).tiny))
     teacher_ratio, student_ratio = _log_ratio(p, log_p, log_m), _log_ratio(q, log_q, log_m)
     teacher_kl, student_kl = jnp.sum(p * teacher_ratio, axis=-1), jnp.sum(q * student_ratio, axis=-1)

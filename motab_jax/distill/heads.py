@@ -51,7 +51,7 @@ def chunked_loss_sums(
 ) -> LossSums:
     """Sum of weight * loss over all tokens, and its gradient. A token is predicted by the hidden state before it.
 
-    The G groups never mix, so that each can stay on a device of its own.
+    No chunk mixes tokens of two groups, so that each group can stay on a device of its own.
 
     Args:
       head: the student's head, from `head_params`.
@@ -83,8 +83,8 @@ def chunked_loss_sums(
         loss = total.loss + jnp.sum(losses * weights, axis=1)
         return total.replace(loss=loss, per_kind=total.per_kind + _sum_by_kind(losses, targets.kinds), **gradients)
 
-    in_order = None if d_head is None else jnp.zeros((*order.shape, hidden.shape[-1]), hidden.dtype)
-    total = LossSums(jnp.zeros((groups,)), jnp.zeros((groups, len(TokenKind))), in_order, d_head)
+    d_hidden_in_order = None if d_head is None else jnp.zeros((*order.shape, hidden.shape[-1]), hidden.dtype)
+    total = LossSums(jnp.zeros((groups,)), jnp.zeros((groups, len(TokenKind))), d_hidden_in_order, d_head)
     total = jax.lax.fori_loop(0, -(-jnp.max(count) // chunk_tokens), add_chunk, total)
     if d_head is None:
         return total

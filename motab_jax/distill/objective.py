@@ -1,8 +1,8 @@
-"""The loss of a batch: each kind of token has its own, and no more than a chunk of logits exists at a time.
+"""The loss of a batch: a loss for each kind of token, computed for a chunk of logits at a time.
 
 The teacher's distributions come from what the rollout kept in the trajectory (hidden states, or the K likeliest
 tokens), so the update makes no forward pass of the teacher. Both heads are applied to a chunk of tokens at a time
-(heads.py). Left out: the sums' way into parameters (update.py).
+(heads.py). Left out: the gradient in the parameters (update.py).
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from motab_jax.models.transformer import Model, Params, encode, unembed
 # gradient goes to memory and back for each chunk; 4 times as much keeps temporaries under a tenth of those of all
 # logits of 8192 tokens.
 CHUNK_ELEMENTS, CHUNK_TOKENS = 1 << 23, 256
-ACCELERATED = 4
+ACCELERATOR_FACTOR = 4
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "adaptive_kl", "entropy_gated_kl", "minillm")
 SAMPLED_LOSSES = ("policy_gradient", "minillm")
 
@@ -66,7 +66,7 @@ class TokenLoss:
 
     @property
     def divergence(self) -> Callable[[Array, Array], Array]:
-        """The divergence in it: a function of student's and teacher's logits."""
+        """Its divergence: a function of the student's and the teacher's logits."""
         return {
             "forward_kl": forward_kl,
             "reverse_kl": reverse_kl,
@@ -104,7 +104,7 @@ class Objective:
 
     @property
     def rewarded_kinds(self) -> tuple[TokenKind, ...]:
-        """The kinds whose loss rewards a token by the later ones."""
+        """The kinds whose loss uses the rewards of later tokens."""
         return tuple(kind for kind, loss in self.losses().items() if loss.name == "minillm")
 
 
@@ -138,8 +138,8 @@ def token_losses(
 
     Args:
       student_logits: the student's logits.
-      teacher: the teacher's logits, or its likeliest tokens, with all others as one more. None where no loss needs
-          them.
+      teacher: the teacher's logits, or its likeliest tokens; all other tokens then count as one. None where no loss
+          needs them.
       labels: the tokens.
       kinds: their `TokenKind`s.
       objective: the losses.
@@ -152,8 +152,8 @@ def token_losses(
     temperature = objective.temperature
     computed, total = {}, jnp.zeros(labels.shape, jnp.float32)
     for kind, loss in objective.losses().items():
-        recipe = (loss.name, loss.reverse_weight, loss.gate)
-        if recipe not in computed:
+        loss_key = (loss.name, loss.reverse_weight, loss.gate)
+        if loss_key not in computed:
             if loss.name == "cross_entropy":
                 losses = cross_entropy(student_logits, labels)
             elif loss.name == "policy_gradient":
@@ -166,8 +166,8 @@ def token_losses(
             if loss.name == "minillm":
                 assert reward_to_go is not None
                 losses = losses + reinforce(student_logits / temperature, labels, reward_to_go)
-            computed[recipe] = losses
-        total = total + jnp.where(kinds == kind, computed[recipe], 0.0)
+            computed[loss_key] = losses
+        total = total + jnp.where(kinds == kind, computed[loss_key], 0.0)
     return total
 
 
@@ -224,7 +224,7 @@ def batch_loss(
       batch: the targets.
       weight: from `token_weights` of the whole batch, so that micro-batches add up.
       objective: the losses.
-      groups: the rows are split into so many groups whose tokens stay apart, one for each device.
+      groups: the number of groups that the rows are split into, one for each device; no chunk mixes their tokens.
       chunk_tokens: tokens of each group whose logits exist at a time. None: `tokens_per_chunk` of this platform.
 
     Returns:
@@ -303,13 +303,13 @@ def objective_loss_sums(
 
 
 def tokens_per_chunk(vocab_size: int, platform: str) -> int:
-    """Tokens of a chunk by the vocabulary's size on each device; whole tiles of 128 where so many fit.
+    """Tokens of a chunk by the vocabulary's size on each device; a multiple of 128 where at least 128 fit.
 
     >>> tokens_per_chunk(151_936, "cpu"), tokens_per_chunk(151_936, "tpu")
     (55, 128)
     """
-    times = 1 if platform == "cpu" else ACCELERATED
-    size = max(1, min(times * CHUNK_TOKENS, times * CHUNK_ELEMENTS // vocab_size))
+    factor = 1 if platform == "cpu" else ACCELERATOR_FACTOR
+    size = max(1, min(factor * CHUNK_TOKENS, factor * CHUNK_ELEMENTS // vocab_size))
     return size if size < 128 else size - size % 128
 
 
@@ -329,7 +329,7 @@ def _differentiable_loss(
 
 
 def _loss_and_gradients(config, objective, chunk_tokens, head, hidden, teacher, batch, weight):
-    """The forward pass: the loss, and its gradients in head and hidden states for the backward pass to scale."""
+    """The forward pass: the loss, and its gradients in head and hidden states, which the backward pass scales."""
     [(name, head_weight)] = head.items()
     zeros = jnp.zeros((hidden.shape[0], *head_weight.shape), jnp.float32)
     sums = objective_loss_sums(config, objective, chunk_tokens, head, hidden, teacher, batch, weight, zeros)

@@ -22,24 +22,24 @@ def make_schedule(kind: str, *, peak: float, floor: float, steps: int, warmup_ra
       kind: `cosine` or `linear` decay, or `constant` at the peak.
       peak: the learning rate after the warm-up.
       floor: the learning rate of the last update.
-      steps: all updates.
-      warmup_ratio: the share of them that is warm-up.
+      steps: the number of updates.
+      warmup_ratio: the share of the updates that are warm-up.
 
     Returns:
       The schedule.
     """
-    warmup = round(warmup_ratio * steps)
-    rest = max(steps - warmup, 1)
-    after = {
-        "cosine": optax.cosine_decay_schedule(peak, rest, alpha=floor / peak),
-        "linear": optax.linear_schedule(peak, floor, rest),
+    warmup_steps = round(warmup_ratio * steps)
+    decay_steps = max(steps - warmup_steps, 1)
+    decay = {
+        "cosine": optax.cosine_decay_schedule(peak, decay_steps, alpha=floor / peak),
+        "linear": optax.linear_schedule(peak, floor, decay_steps),
         "constant": optax.constant_schedule(peak),
     }[kind]
-    if warmup == 0:
-        return after
-    # The first update already moves: step 0 trains at peak / warmup.
-    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
-    return optax.join_schedules([rise, after], [warmup])
+    if warmup_steps == 0:
+        return decay
+    # The first update has the learning rate peak / warmup_steps, not 0.
+    warmup = optax.linear_schedule(peak / warmup_steps, peak, max(warmup_steps - 1, 1))
+    return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
 def make_optimizer(

@@ -78,12 +78,12 @@ def first_fit_decreasing(lengths: Int[Array, "N"], width: int) -> tuple[Int[Arra
       Each sequence's first column (bin * width + column), and the number of bins in use.
     """
 
-    def place(free, length):
+    def put_sequence(free, length):
         number = jnp.argmax(free >= length)
         return free.at[number].add(-length), number * width + width - free[number]
 
     order = jnp.argsort(-lengths)
-    free, start = jax.lax.scan(place, jnp.full(lengths.shape, width, lengths.dtype), lengths[order])
+    free, start = jax.lax.scan(put_sequence, jnp.full(lengths.shape, width, lengths.dtype), lengths[order])
     return jnp.zeros_like(start).at[order].set(start), jnp.sum(free < width)
 
 

@@ -1,8 +1,8 @@
-"""Losses that learn from the tokens the student sampled: policy gradients of the reverse KL.
+"""Losses of the tokens that the student sampled: policy gradients of the reverse KL.
 
 Their value is an estimate of a reverse KL in nats, their gradient that of -advantage * log p_S(token), in which the
-advantage is a number. Both are right on average for tokens drawn from p_S itself: top-k, top-p and a sampling
-temperature other than the loss's bias them.
+advantage is a constant. Both are unbiased for tokens drawn from p_S itself; top-k, top-p and a sampling temperature
+other than the loss's bias them.
 Left out: importance weights, since a trajectory is used once, by the weights that generated it; teacher-mixed sampling;
 clipping; discounts.
 """
@@ -20,8 +20,8 @@ def policy_gradient(
 ) -> Float32[Array, "*N"]:
     """log p_S(label) - log p_T(label) in nats, with the gradient of a policy gradient.
 
-    The advantage is the negative of it, as in Thinking Machines' "On-Policy Distillation" (2025): a token is its own
-    reward, and none of the later ones counts.
+    The advantage is the negative of it, as in Thinking Machines' "On-Policy Distillation" (2025): a token's
+    reward is its own log-ratio, and no later token's counts.
 
     Args:
       student_logits: the student's logits, divided by the loss's temperature.

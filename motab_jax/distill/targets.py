@@ -32,7 +32,7 @@ class TokenKind(enum.IntEnum):
 
     @property
     def word(self) -> str:
-        """The word that metrics and the fields of an `Objective` have for it."""
+        """Its name in metrics, and its field of an `Objective`."""
         return self.name.lower()
 
 
@@ -63,16 +63,17 @@ def build_targets(
 ) -> TargetBatch:
     """The training batch of a `Trajectory`.
 
-    A teacher's token keeps the distribution of the teacher's own context: the teacher never saw the flawed steps.
+    A teacher's token keeps the distribution of the teacher's own context, which the flawed steps are not in.
 
     Args:
-      trajectory: a `Trajectory` of N rows, P prompt columns and E log entries.
+      trajectory: a `rollout.Trajectory` (this room does not import that one) of N rows, P prompt columns and E log
+          entries.
       target: `stitched` or `spliced`.
       transition: the tokens of the transition text.
       max_tokens: columns after the prompt; longer targets are truncated. None: as many as a target can need. A
           spliced target never needs more than the rollout's max_new_tokens.
-      logprobs: keep the teacher's log-probabilities of the tokens, for losses that need them where no hidden states
-          are there to compute them from.
+      logprobs: keep the teacher's log-probabilities of the tokens, for losses that need them and can't compute them
+          from hidden states.
 
     Returns:
       Rows of P + max_tokens columns.
@@ -100,7 +101,7 @@ def build_targets(
         row = jnp.arange(rows)[:, None]
         tokens = tokens.at[row, columns].set(jnp.tile(transition, (rows, rewinds)), mode="drop")
         kinds = kinds.at[row, columns].set(TokenKind.TRANSITION, mode="drop")
-    topk = getattr(trajectory, "teacher_topk", None)
+    topk = trajectory.teacher_topk
     hidden = None if topk is not None or trajectory.teacher_hidden.shape[-1] == 0 else trajectory.teacher_hidden
     teacher = hidden, topk, trajectory.teacher_logprob if logprobs else None
     return _with_prompt(trajectory, tokens, kinds, jax.tree.map(lambda x: _take_entries(x, entry), teacher))

@@ -1,6 +1,6 @@
 """The update: one jitted, donated, sharded function from a batch of targets to the next training state.
 
-Left out: the targets themselves (targets.py), which the run's program builds in front of it.
+Left out: the targets (targets.py), which the run's program builds first.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,9 @@ from motab_jax.runtime.mesh import batch_sharding, layout_shardings, platform_of
 # Columns of a micro-batch on each device: enough of them to use it well, few enough to leave few bins empty.
 MICRO_TOKENS = {"cpu": 640}
 MICRO_TOKENS_ELSEWHERE = 8192
-TWO_ROWS_BELOW = 512  # columns; bins of two rows' width leave less empty, and short rows attend to few columns too many
+# Columns of a row, up to which a bin is two rows wide: fewer columns stay empty, and the attention to masked columns
+# is cheap in short rows.
+TWO_ROWS_BELOW = 512
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -86,7 +88,7 @@ def make_update(
       config: the student's architecture.
       optimizer: from `make_optimizer`, or any other.
       objective: the losses.
-      accumulate: see `make_gradient`, as for all that follow.
+      accumulate: this and all that follow are arguments of `make_gradient`.
       remat: what the backward pass recomputes.
       dtype: of weights and activations in both passes.
       groups: shards of the batch's rows.
@@ -127,8 +129,8 @@ def make_gradient(
 ) -> Gradient:
     """The pure function gradient(params, teacher_head, batch) -> (Totals, share of padding in the bins).
 
-    The N rows are packed into bins, and the bins in use are computed a micro-batch at a time, whose gradients add up
-    to the whole batch's.
+    The N rows are packed into bins, and the bins in use are computed a micro-batch at a time; the micro-batches'
+    gradients are summed.
 
     Args:
       config: the student's architecture.
@@ -206,9 +208,9 @@ def micro_batch_shape(rows: int, row_width: int, micro_tokens: int) -> tuple[int
     ((2, 2), (2, 1))
 
     Args:
-      rows: the most rows that the micro-batch may be as large as.
+      rows: the most rows whose columns a micro-batch may have.
       row_width: columns of a row.
-      micro_tokens: the most columns of a micro-batch, if it has more than one bin.
+      micro_tokens: the most columns of a micro-batch of more than one bin.
     """
     rows_per_bin = 2 if row_width <= TWO_ROWS_BELOW and rows >= 2 else 1
     return max(1, min(micro_tokens // (rows_per_bin * row_width), rows // rows_per_bin)), rows_per_bin
@@ -217,8 +219,7 @@ def micro_batch_shape(rows: int, row_width: int, micro_tokens: int) -> tuple[int
 def _replicate_teacher_hidden(batch: TargetBatch, mesh: Mesh | None) -> TargetBatch:
     """A micro-batch with the teacher's states replicated over `tensor`.
 
-    In the batch they may be sharded over it, and the compiler would then bring the head's weights to them, not them to
-    the weights.
+    In the batch they may be sharded over it; the compiler would then gather the head's weights instead of the states.
     """
     if mesh is None or batch.teacher_hidden is None:
         return batch
