@@ -156,7 +156,7 @@ def make_gradient(
         params = jax.tree.map(lambda x: x.astype(dtype or x.dtype), params)
         rows, row_width = batch.tokens.shape
         bins, rows_per_bin = micro_batch_shape(rows // groups // accumulate, row_width, micro_tokens)
-        max_text_columns = row_width if platform == "cpu" else None  # measured on CPUs only
+        max_sequence_columns = row_width if platform == "cpu" else None  # measured on CPUs only
         weight = token_weights(batch.kinds, objective)
         trained = jnp.any(weight > 0, axis=1)
         positions, trained = (x.reshape(groups, -1, *x.shape[1:]) for x in (batch.positions, trained))
@@ -172,7 +172,7 @@ def make_gradient(
 
             def body(params: Params) -> Array:
                 hidden, _ = encode(
-                    params, config, tokens, positions, segments=segments, max_text_columns=max_text_columns,
+                    params, config, tokens, positions, segments=segments, max_sequence_columns=max_sequence_columns,
                     remat=remat, constrain=_column_constraint(width, mesh),
                 )  # fmt: skip
                 return hidden if mesh is None else jax.lax.with_sharding_constraint(hidden, batch_sharding(mesh))

@@ -21,14 +21,14 @@ YARN_OPTIONAL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary embedding: `kind` is default, linear, llama3 or yarn; `fields` are that kind's own numbers, sorted."""
+    """Rotary embedding: `kind` is default, linear, llama3 or yarn; `fields` has that kind's settings, sorted."""
 
     theta: float = 10000.0
     kind: str = "default"
     fields: tuple[tuple[str, Any], ...] = ()
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The number called `name`, or `default` where the config leaves it out."""
+        """The field `name`, or `default` where the config leaves it out."""
         return dict(self.fields).get(name, default)
 
 

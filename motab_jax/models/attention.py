@@ -1,4 +1,4 @@
-"""Attention: over a text, over the live part of a cache, and over blocks of queries where a text is long.
+"""Attention: over a sequence, over the live part of a cache, and by blocks of queries where a sequence is long.
 
 The mask comes from positions alone: a query at position p attends to the columns whose position is in 0..p, so causal
 masking, left padding and columns that a rewind discarded are one rule. Grouped queries: G queries share one kv head.
@@ -18,8 +18,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 MASKED = -1e30  # the score of a column that a query does not attend to
 BLOCK = 512  # columns of a cache that are attended to at a time
 SMALL_BLOCK = 256  # where layers are unrolled: a CPU copies each block, which must stay in its own caches
-QUERY_BLOCK = 512  # queries at a time in a long text without a cache
-BLOCKS_PER_TEXT = 4  # of queries, where each row holds texts in order
+QUERY_BLOCK = 512  # queries at a time in a long sequence without a cache
+BLOCKS_PER_SEQUENCE = 4  # of queries, where each row holds sequences in order
 
 Index = Int[Array, ""] | int
 Keys = Float[Array, "B K S H"] | Float[Array, "B K H S"]
@@ -38,13 +38,13 @@ def causal_mask(
 
 
 class MaskSpec(flax.struct.PyTreeNode):
-    """What the mask of some columns is made from: their positions and, in packed rows, which text each belongs to."""
+    """What the mask of some columns is made from: their positions and, in packed rows, each column's sequence."""
 
     positions: Int[Array | np.ndarray, "*N T"]  # -1: padding, which no query attends to
-    segments: Int[Array | np.ndarray, "*N T"] | None = None  # None: one text a row
+    segments: Int[Array | np.ndarray, "*N T"] | None = None  # None: one sequence a row
 
     def mask(self, keys: "MaskSpec") -> Bool[Array | np.ndarray, "B T S"]:
-        """Whether these columns, as queries, attend to those of `keys`; texts of one row never attend to each other."""
+        """Whether these columns, as queries, attend to those of `keys`: never to those of another sequence."""
         mask = causal_mask(self.positions, keys.positions)
         if self.segments is None or keys.segments is None:
             return mask
@@ -75,40 +75,46 @@ def attend(
     return _unflatten_queries(_weighted_sum(weights, v), q.shape)
 
 
-def text_mask(spec: MaskSpec, query_block: int = QUERY_BLOCK) -> Bool[Array | np.ndarray, "B T T"] | None:
-    """The mask of a text's columns among themselves; None for a text so long that masks are made block by block."""
+def sequence_mask(spec: MaskSpec, query_block: int = QUERY_BLOCK) -> Bool[Array | np.ndarray, "B T T"] | None:
+    """The mask between a sequence's columns; None for a sequence so long that each block of queries makes its own."""
     return None if spec.positions.shape[1] > 2 * query_block else spec.mask(spec)
 
 
-def attend_text(
+def attend_sequence(
     q: Float[Array, "B T K G H"],
     k: Float[Array, "B K T H"],
     v: Float[Array, "B K T H"],
     spec: MaskSpec,
     mask: Bool[Array | np.ndarray, "B T T"] | None,
     *,
-    max_text_columns: int | None = None,
+    max_sequence_columns: int | None = None,
     query_block: int = QUERY_BLOCK,
 ) -> Float[Array, "B T K G H"]:
-    """`attend` of a text's columns to themselves, without a cache.
+    """`attend` of a sequence's columns to themselves, without a cache.
 
     Args:
       q: queries, rotated.
       k: keys, rotated.
       v: values.
       spec: what the mask is made from.
-      mask: what `text_mask` gives, made once for all layers.
-      max_text_columns: set where the columns of each text are in order and no text has more: a query then attends no
-          farther back, and blocks of queries leave out most of the columns that are masked for them. None: unknown.
+      mask: what `sequence_mask` gives, made once for all layers.
+      max_sequence_columns: set where the columns of each sequence are in order and no sequence has more: a query then
+          attends no farther back, and blocks of queries leave out most of the columns that are masked for them. None:
+          unknown.
       query_block: queries at a time where `mask` is None.
+
+    Returns:
+      As `attend`.
     """
     if mask is None:
         return _attend_in_query_blocks(q, k, v, spec, query_block)
-    return attend(q, k, v, mask) if max_text_columns is None else _attend_nearby(q, k, v, mask, max_text_columns)
+    return (
+        attend(q, k, v, mask) if max_sequence_columns is None else _attend_nearby(q, k, v, mask, max_sequence_columns)
+    )
 
 
 def _attend_in_query_blocks(q, k, v, spec: MaskSpec, size: int) -> Float[Array, "B T K G H"]:
-    """`attend` by blocks of queries, recomputed in the backward pass: neither mask nor scores exist as a whole."""
+    """`attend` by blocks of queries, recomputed in the backward pass: the full mask and scores never exist at once."""
     batch, time = q.shape[:2]
 
     def split(x: jax.Array) -> jax.Array:
@@ -120,14 +126,14 @@ def _attend_in_query_blocks(q, k, v, spec: MaskSpec, size: int) -> Float[Array, 
     return out.reshape(batch, -1, *q.shape[2:])[:, :time]
 
 
-def _attend_nearby(q, k, v, mask, max_text_columns: int) -> Float[Array, "B T K G H"]:
-    """`attend` where a query attends to at most `max_text_columns` columns, its own the last of them."""
+def _attend_nearby(q, k, v, mask, max_sequence_columns: int) -> Float[Array, "B T K G H"]:
+    """`attend` where a query attends to at most `max_sequence_columns` columns, its own the last of them."""
 
     def block(start: int, end: int) -> jax.Array:
-        first = max(0, start - max_text_columns + 1)
+        first = max(0, start - max_sequence_columns + 1)
         return attend(q[:, start:end], k[:, :, first:end], v[:, :, first:end], mask[:, start:end, first:end])
 
-    size, time = -(-max_text_columns // BLOCKS_PER_TEXT), q.shape[1]
+    size, time = -(-max_sequence_columns // BLOCKS_PER_SEQUENCE), q.shape[1]
     return jnp.concatenate([block(start, min(start + size, time)) for start in range(0, time, size)], axis=1)
 
 
@@ -163,7 +169,7 @@ def attend_cache(
     queries = _flatten_queries(q)
 
     def block(number, carry):
-        top, total, mixed = carry
+        top, total, weighted = carry
         # The last block begins early enough to be a full one; the columns that it repeats are masked.
         start = jnp.minimum(number * size, columns - size)
         k, v = read(start, size)
@@ -173,12 +179,12 @@ def attend_cache(
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
         weights, shrink = jnp.exp(scores - new_top[..., None]), jnp.exp(top - new_top)
         new = _weighted_sum(weights.astype(v.dtype), v)
-        return new_top, total * shrink + jnp.sum(weights, axis=-1), mixed * shrink[..., None] + new
+        return new_top, total * shrink + jnp.sum(weights, axis=-1), weighted * shrink[..., None] + new
 
     shape = queries.shape[:3]
     zero = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros(queries.shape))
-    _, total, mixed = jax.lax.fori_loop(0, (live + size - 1) // size, block, zero)
-    return _unflatten_queries(mixed / total[..., None], q.shape).astype(q.dtype)
+    _, total, weighted = jax.lax.fori_loop(0, (live + size - 1) // size, block, zero)
+    return _unflatten_queries(weighted / total[..., None], q.shape).astype(q.dtype)
 
 
 def _flatten_queries(q: Float[Array, "B T K G H"]) -> Float[Array, "B K T*G H"]:
@@ -187,10 +193,10 @@ def _flatten_queries(q: Float[Array, "B T K G H"]) -> Float[Array, "B K T*G H"]:
     return jnp.moveaxis(q, 2, 1).reshape(batch, heads, time * group, size)
 
 
-def _unflatten_queries(mixed: Float[Array, "B K _ H"], shape: tuple[int, ...]) -> Float[Array, "B T K G H"]:
+def _unflatten_queries(attended: Float[Array, "B K _ H"], shape: tuple[int, ...]) -> Float[Array, "B T K G H"]:
     """The inverse of `_flatten_queries`; `shape` is that of the queries."""
     batch, time, heads, group, size = shape
-    return jnp.moveaxis(mixed.reshape(batch, heads, time, group, size), 1, 2)
+    return jnp.moveaxis(attended.reshape(batch, heads, time, group, size), 1, 2)
 
 
 def _scores(queries, k, mask, keys_last: bool) -> Float32[Array, "B K _ S"]:

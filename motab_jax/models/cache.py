@@ -1,4 +1,4 @@
-"""The key-value cache: a plain pytree whose columns are the tape's columns.
+"""The key-value cache: a pytree whose columns are the tape's columns.
 
 A prefill writes the keys and values of T known tokens, a decode step those of one. All rows write the same columns, so
 a write is one dynamic_update_slice and a rewind moves nothing: the tape's positions alone say which columns are live
@@ -75,12 +75,12 @@ class KVCache(flax.struct.PyTreeNode):
         """The cache with columns start..start+size-1 of another; row b takes them from the other's row `row[b]`."""
 
         def put(axis: int):
-            def one(store: jax.Array, given: jax.Array) -> jax.Array:
-                columns = jax.lax.dynamic_slice_in_dim(given, start, size, axis=axis)
-                spread = jnp.take(columns, row, axis=1 if self.stacked else 0)
-                return jax.lax.dynamic_update_slice_in_dim(store, spread, start, axis=axis)
+            def put_leaf(store: jax.Array, other_store: jax.Array) -> jax.Array:
+                columns = jax.lax.dynamic_slice_in_dim(other_store, start, size, axis=axis)
+                columns = jnp.take(columns, row, axis=1 if self.stacked else 0)
+                return jax.lax.dynamic_update_slice_in_dim(store, columns, start, axis=axis)
 
-            return one
+            return put_leaf
 
         keys, values = (3, 3) if self.stacked else (3, 2)
         return KVCache(
@@ -142,8 +142,8 @@ def gather_columns(cache: KVCache, source: Int[Array | np.ndarray, "B S"]) -> KV
         return jax.vmap(lambda row, columns: jnp.take(row, columns, axis=axis))(x, source)
 
     def layer(index, store):
-        one = row_major(move(jax.lax.dynamic_index_in_dim(store, index, keepdims=False), 1))
-        return row_major(jax.lax.dynamic_update_index_in_dim(store, one, index, 0))
+        moved = row_major(move(jax.lax.dynamic_index_in_dim(store, index, keepdims=False), 1))
+        return row_major(jax.lax.dynamic_update_index_in_dim(store, moved, index, 0))
 
     if isinstance(cache.k, tuple) or isinstance(cache.v, tuple):
         return KVCache(

@@ -2,7 +2,7 @@
 
 Frequencies are computed once in float64 NumPy (they are constants of a model) and applied in float32.
 Sources: RoFormer (arXiv 2104.09864); YaRN (arXiv 2309.00071, section 3); Llama 3.1's published frequency rule.
-Left out: partial and two-dimensional rotations, and scalings that depend on the text's length.
+Left out: partial and two-dimensional rotations, and scalings that depend on the sequence's length.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The decoder, for student and teacher alike: every weight's shape in one table, and one pure forward pass.
 
 `forward` gives logits. `encode` gives hidden states and is what the engine calls: with a cache it is a prefill (T known
-tokens) or a decode step (T = 1), without one it computes whole texts for scoring and training. `unembed` is the head.
+tokens) or a decode step (T = 1), without one it computes full sequences, to score or train. `unembed` is the head.
 
 Llama, Qwen2 and Qwen3 differ only in biases, qk-norm and rope, which `ModelConfig` names. Attention is masked by
 positions (attention.py). Layers are scanned with the cache in the scan's carry, or unrolled, as the params come:
@@ -25,7 +25,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
 
 from motab_jax.models.architecture import ModelConfig
-from motab_jax.models.attention import BLOCK, QUERY_BLOCK, SMALL_BLOCK, MaskSpec, attend_cache, attend_text, text_mask
+from motab_jax.models.attention import (
+    BLOCK,
+    QUERY_BLOCK,
+    SMALL_BLOCK,
+    MaskSpec,
+    attend_cache,
+    attend_sequence,
+    sequence_mask,
+)
 from motab_jax.models.cache import Index, KVCache, init_cache, row_major
 from motab_jax.models.quantize import lookup, transposed_matmul, weight_einsum
 from motab_jax.models.rope import apply_rope, rope_cos_sin
@@ -120,7 +128,7 @@ def init(config: ModelConfig, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32,
 
 
 def default_positions(shape: tuple[int, ...]) -> Int[Array, "B T"]:
-    """Positions 0..T-1 in each row of a batch of this shape: unpadded text.
+    """Positions 0..T-1 in each row of a batch of this shape: no padding.
 
     >>> default_positions((2, 3)).tolist()
     [[0, 1, 2], [0, 1, 2]]
@@ -141,6 +149,9 @@ def forward(
       config: their architecture.
       tokens: ids.
       positions: of the tokens, -1 for padding; None: 0..T-1 in each row.
+
+    Returns:
+      The logits, in float32.
     """
     hidden, _ = encode(params, config, tokens, default_positions(tokens.shape) if positions is None else positions)
     return unembed(params, config, hidden)
@@ -156,7 +167,7 @@ def encode(
     key_positions: Int[Array | np.ndarray, "B S"] | None = None,
     cursor: Index = 0,
     segments: Int[Array | np.ndarray, "B T"] | None = None,
-    max_text_columns: int | None = None,
+    max_sequence_columns: int | None = None,
     query_block: int = QUERY_BLOCK,
     remat: str = "none",
     constrain: Callable[[jax.Array], jax.Array] | None = None,
@@ -175,18 +186,21 @@ def encode(
       cache: the cache to write to and to attend to.
       key_positions: with a cache, the positions of all its columns, those that are written included.
       cursor: with a cache, the first column to write.
-      segments: without a cache, which text of its packed row a token belongs to; texts attend only to themselves.
-      max_text_columns: without a cache, see `attend_text`.
-      query_block: without a cache, queries at a time in texts of more than twice as many columns.
+      segments: without a cache, the sequence of its packed row that a token belongs to; none attends to another.
+      max_sequence_columns: without a cache, see `attend_sequence`.
+      query_block: without a cache, queries at a time in sequences of more than twice as many columns.
       remat: what of each layer the backward pass recomputes: none, dots (all but matmuls) or full.
       constrain: a sharding constraint for the activations [B,T,D] between layers; None: the compiler chooses.
+
+    Returns:
+      The hidden states, and the cache with the new columns (None without a cache).
     """
     layers = params["layers"]
     x = lookup(params["embed"], jnp.maximum(tokens, 0)).astype(params["final_norm"].dtype)
     cos_sin = _rope_once(config, positions)
     if cache is None:
         spec = MaskSpec(positions, segments)
-        context = PassContext(cos_sin, spec, text_mask(spec, query_block), max_text_columns, query_block)
+        context = PassContext(cos_sin, spec, sequence_mask(spec, query_block), max_sequence_columns, query_block)
     else:
         context = PassContext(cos_sin, MaskSpec(positions), key_positions=key_positions, cursor=cursor)
 
@@ -220,8 +234,8 @@ class PassContext:
 
     cos_sin: CosSin
     spec: MaskSpec  # of the T columns of this pass
-    mask: Bool[Array | np.ndarray, "B T T"] | None = None  # without a cache, for texts that are not long
-    max_text_columns: int | None = None  # without a cache
+    mask: Bool[Array | np.ndarray, "B T T"] | None = None  # without a cache, for sequences that are not long
+    max_sequence_columns: int | None = None  # without a cache
     query_block: int = QUERY_BLOCK  # without a cache
     key_positions: Int[Array | np.ndarray, "B S"] | None = None  # with a cache
     cursor: Index = 0  # with a cache
@@ -296,16 +310,16 @@ def _project(
         fused = row_major(weight_einsum("btd,dx->btx", x, layer["qkv"]), 2)
         fused = fused.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
         queries = fused[..., :-2, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
-        found = {"q": queries, "k": fused[..., -2, :], "v": fused[..., -1, :]}
+        projected = {"q": queries, "k": fused[..., -2, :], "v": fused[..., -1, :]}
     else:
-        found = {name: weight_einsum("btd,dnh->btnh", x, layer[name]) for name in "qkv"}
-    for name, y in found.items():
+        projected = {name: weight_einsum("btd,dnh->btnh", x, layer[name]) for name in "qkv"}
+    for name, y in projected.items():
         if config.qkv_bias:
             y = y + jnp.broadcast_to(layer[f"{name}_bias"], y.shape)
         if config.qk_norm and name != "v":
             y = rms_norm(y, layer[f"{name}_norm"], config.rms_eps)
-        found[name] = y
-    return found["q"], found["k"], found["v"]
+        projected[name] = y
+    return projected["q"], projected["k"], projected["v"]
 
 
 def _attention(
@@ -323,14 +337,14 @@ def _attention(
     grouped = q.reshape(batch, time, config.num_kv_heads, -1, config.head_dim)
     if cache is None:
         k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-        mixed = attend_text(
+        attended_values = attend_sequence(
             grouped, k, v, context.spec, context.mask,
-            max_text_columns=context.max_text_columns, query_block=context.query_block,
+            max_sequence_columns=context.max_sequence_columns, query_block=context.query_block,
         )  # fmt: skip
     else:
         assert context.key_positions is not None
         cache = cache.write(k, v, index, context.cursor)
-        mixed = attend_cache(
+        attended_values = attend_cache(
             grouped,
             functools.partial(cache.read, index),
             context.spec.positions,
@@ -339,9 +353,9 @@ def _attention(
             size=BLOCK if cache.stacked else SMALL_BLOCK,
             keys_last=not cache.stacked,
         )
-    mixed = mixed.astype(x.dtype)
+    attended_values = attended_values.astype(x.dtype)
     if "qkv" in layer:
-        out = weight_einsum("btx,xd->btd", mixed.reshape(batch, time, -1), layer["o"])
+        out = weight_einsum("btx,xd->btd", attended_values.reshape(batch, time, -1), layer["o"])
     else:
-        out = weight_einsum("btnh,nhd->btd", mixed.reshape(q.shape), layer["o"])
+        out = weight_einsum("btnh,nhd->btd", attended_values.reshape(q.shape), layer["o"])
     return (out + jnp.broadcast_to(layer["o_bias"], out.shape) if config.o_bias else out), cache

@@ -68,7 +68,9 @@ def _encode_in_groups(teacher: Model, tokens: Int[Array, "N T"], positions: Int[
         return jnp.swapaxes(x.reshape(size, rows // size, width), 0, 1)
 
     def encode_group(group) -> Float[Array, "n T D"]:
-        return encode(teacher.params, teacher.config, *group, max_text_columns=width if teacher.unrolled else None)[0]
+        return encode(teacher.params, teacher.config, *group, max_sequence_columns=width if teacher.unrolled else None)[
+            0
+        ]
 
     if size == rows:
         return encode_group((tokens, positions))

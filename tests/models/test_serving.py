@@ -135,14 +135,14 @@ def test_long_texts_attend_in_blocks_of_queries():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, other)
 
 
-@pytest.mark.parametrize("max_text_columns", [None, 20, 23])
-def test_packed_texts_see_only_themselves(max_text_columns):
+@pytest.mark.parametrize("max_sequence_columns", [None, 20, 23])
+def test_packed_sequences_attend_only_to_themselves(max_sequence_columns):
     model, tokens = trained(SHAPES["qwen3-tied"]), texts(20)
     positions = default_positions(tokens.shape)
     packed = tokens.reshape(1, 60)
     hidden, _ = encode(
         model.params, model.config, packed, positions.reshape(1, 60),
-        segments=jnp.repeat(jnp.arange(3, dtype=jnp.int32), 20)[None], max_text_columns=max_text_columns,
+        segments=jnp.repeat(jnp.arange(3, dtype=jnp.int32), 20)[None], max_sequence_columns=max_sequence_columns,
     )  # fmt: skip
     alone, _ = encode(model.params, model.config, tokens, positions)
     np.testing.assert_allclose(hidden.reshape(alone.shape), alone, atol=1e-5)
@@ -152,8 +152,8 @@ def test_a_known_reach_changes_no_gradient():
     model, tokens = trained(SHAPES["llama-bias"]), texts(50)
     positions = default_positions(tokens.shape).at[0].add(-3)  # the first text has three columns of padding
 
-    def loss(params, max_text_columns):
-        hidden, _ = encode(params, model.config, tokens, positions, max_text_columns=max_text_columns)
+    def loss(params, max_sequence_columns):
+        hidden, _ = encode(params, model.config, tokens, positions, max_sequence_columns=max_sequence_columns)
         return jnp.mean(jnp.sin(hidden) * (positions >= 0)[:, :, None])
 
     plain, gradient = jax.value_and_grad(loss)(model.params, None)
