@@ -28,7 +28,8 @@ def check(function: Any) -> Any:
     def lenient(*values, **named):
         if function.__name__ == "__init__":
             leaves = jax.tree.leaves((values[1:], named))  # none at all where JAX puts None in place of each array
-            if not leaves or not all(isinstance(leaf, _ARRAYS) for leaf in leaves):
+            names = all(isinstance(leaf, str) for leaf in leaves)  # as orbax makes them; also true of no leaves
+            if names or not all(isinstance(leaf, _ARRAYS) for leaf in leaves):
                 return None
         try:
             return checked(*values, **named)
