@@ -39,9 +39,15 @@ def load_tokenizer(path_or_hub_id: str | Path) -> Any:
 def encode_prompt(tokenizer: Any, prompt: str | list[dict], *, chat_template: bool, thinking: bool | None) -> list[int]:
     """Token ids of one prompt, special tokens included, ready for the completion to follow.
 
-    With `chat_template` a string becomes one user message and the assistant's turn is opened; `thinking` is handed to
-    templates that know `enable_thinking`. Raises UserError for a missing template, a template without the switch, a
-    template that refuses the messages, messages without a template, and a prompt that encodes to nothing.
+    Args:
+      tokenizer: of transformers.
+      prompt: a text, or chat messages.
+      chat_template: a text becomes one user message, followed by the header of the assistant's message.
+      thinking: the template's `enable_thinking`; None for its default.
+
+    Raises:
+      UserError: the template is missing, lacks `enable_thinking` or refuses the messages; messages without a
+          template; a prompt without a token.
     """
     if chat_template:
         ids = _apply_template(tokenizer, prompt, thinking)
@@ -55,7 +61,7 @@ def encode_prompt(tokenizer: Any, prompt: str | list[dict], *, chat_template: bo
 
 
 def decode(tokenizer: Any, tokens: Sequence[int], *, special: bool = False) -> str:
-    """Text of token ids, as it was written; special tokens are left out unless `special`."""
+    """The text of token ids, without cleaning up spaces; special tokens are left out unless `special`."""
     return tokenizer.decode(list(tokens), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
 
 
@@ -145,7 +151,7 @@ def _apply_template(tokenizer: Any, prompt: str | list[dict], thinking: bool | N
 
 
 def _flatten(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The decoder's parts in order; a sequence is opened up. Raises UserError for a part that isn't known."""
+    """The decoder's parts in order; those of a sequence one by one. Raises UserError for a part that isn't known."""
     if decoder is None:
         return []
     if decoder["type"] == "Sequence":

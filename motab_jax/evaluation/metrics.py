@@ -17,7 +17,7 @@ class Graded:
     task: str  # the reasoning-gym task; "" elsewhere
     score: float  # from 0 to 1, by the grader; only 1 is correct
     tokens: int  # the completion's length
-    truncated: bool  # cut at the length limit
+    truncated: bool  # ended at the length limit
 
     @property
     def correct(self) -> bool:
@@ -31,7 +31,7 @@ def summarise(graded: Sequence[Graded]) -> dict[str, Any]:
     Returns:
       `accuracy`: avg@k, the mean over problems of the share of correct completions; `stderr` its standard error.
       `pass_at_k`: pass@k over all k; `pass_at`: its unbiased estimates for 1, 2, 4, ... up to k.
-      `truncated`: the share of completions cut at the length limit; `length_mean`: their mean length in tokens.
+      `truncated`: the share of completions that ended at the length limit; `length_mean`: their mean length in tokens.
       `score`, `score_stderr`: for reasoning-gym tasks, avg@k of their own scores, partial ones included.
       `tasks`: for several such tasks, the metrics of each.
 

@@ -17,8 +17,10 @@ from motab_jax.models.transformer import Params
 def init_from_teacher(params: Params, config: ModelConfig, layers: Sequence[int]) -> tuple[Params, ModelConfig]:
     """A model of the given layers (numbers from 0, in this order), with the teacher's embedding, last norm and head.
 
-    Every array is a copy, so that training the student with donated buffers never touches the teacher's.
-    Raises UserError for an empty list, a layer the teacher does not have, or one named twice.
+    Every array is a copy, so that donating the student's buffers never deletes the teacher's.
+
+    Raises:
+      UserError: for an empty list, a layer that the teacher does not have, or one that is named twice.
     """
     _check(layers, config.num_layers)
     rows = jnp.asarray(layers, jnp.int32)

@@ -1,4 +1,4 @@
-"""A session of shapes: what a run would work with, on devices that need not exist, without a weight in memory.
+"""A session of ShapeDtypeStructs: a run's session on devices that need not exist, without a weight in memory.
 
 It needs the configuration and both models' config.json. A plan reads no tokenizer: every row of the embedding counts as
 a token, and the transition text as none.
@@ -31,7 +31,9 @@ def open_abstract_session(config: Config, mesh: Mesh) -> Session:
     """The session of a run on this mesh; its arrays are ShapeDtypeStructs with their shardings.
 
     The teacher has the layout in which it is loaded: its relayout is a program of its own.
-    Raises UserError as `open_session` does, for what config.json and the mesh alone can get wrong.
+
+    Raises:
+      UserError: as `open_session`, for what config.json and the mesh show to be wrong.
     """
     student, teacher = model_configs(config)
     for role, model in (("student", student), ("teacher", teacher)):
@@ -39,7 +41,7 @@ def open_abstract_session(config: Config, mesh: Mesh) -> Session:
             check_heads(mesh.shape["tensor"], *model.heads, f"the {role}'s")
     vocab_size = student.vocab_size if teacher is None else min(student.vocab_size, teacher.vocab_size)
     config = config.model_copy(update={"objective": config.objective.model_copy(update={"transition_text": ""})})
-    numbers = make_rollout_config(config, [b""] * vocab_size, STOP_IDS, mesh)
+    rollout_config = make_rollout_config(config, [b""] * vocab_size, STOP_IDS, mesh)
     return Session(
         config=config,
         mesh=mesh,
@@ -51,7 +53,9 @@ def open_abstract_session(config: Config, mesh: Mesh) -> Session:
         source="",
         stop_id=STOP_IDS[0],
         vocab_size=vocab_size,
-        rollout_config=jax.tree.map(lambda x: _replicated_array(mesh, jnp.shape(x), jnp.result_type(x)), numbers),
+        rollout_config=jax.tree.map(
+            lambda x: _replicated_array(mesh, jnp.shape(x), jnp.result_type(x)), rollout_config
+        ),
         to_serving=serving(mesh, student, scan_layers=config.rollout.scan_layers, dtype=config.rollout.serve_dtype),
     )
 

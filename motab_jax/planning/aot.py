@@ -57,7 +57,9 @@ def compile_programs(config: Config, mesh: Mesh) -> CompiledRun:
     """Compile every program of an on-policy run for the devices of a mesh.
 
     The rollout is one program: prefill of the prompts, decoding, the teacher's scoring and its interventions.
-    Raises UserError as `open_abstract_session` does, and for a run in which the student never generates.
+
+    Raises:
+      UserError: as `open_abstract_session`, and for a run in which the student never generates.
     """
     session = open_abstract_session(config, mesh)
     # A program keeps a core busy for minutes.
@@ -148,10 +150,10 @@ def _in_sequence(programs: list[CompiledProgram]) -> CompiledProgram:
     if fullest.facts is None:
         return dataclasses.replace(fullest, compile_seconds=seconds)
     together = fullest.facts._replace(
-        copies=sum(one.copies for one in facts),
-        scatters=sum(one.scatters for one in facts),
-        collectives=dict(sum((Counter(one.collectives) for one in facts), Counter())),
-        collective_bytes=dict(sum((Counter(one.collective_bytes) for one in facts), Counter())),
+        copies=sum(program.copies for program in facts),
+        scatters=sum(program.scatters for program in facts),
+        collectives=dict(sum((Counter(program.collectives) for program in facts), Counter())),
+        collective_bytes=dict(sum((Counter(program.collective_bytes) for program in facts), Counter())),
     )
     return dataclasses.replace(fullest, facts=together, compile_seconds=seconds)
 

@@ -48,12 +48,12 @@ class StepSizes:
     monitored: bool  # whether the teacher intervenes
     accumulate: int  # micro-batches of an update
     remat: bool  # whether the update computes every layer a second time
-    student_bytes: int  # of a number of the student: in training,
-    compute_bytes: int  # as the update multiplies it,
-    serve_bytes: int  # and in generation
-    teacher_bytes: int  # of a number of the teacher's cache and hidden states,
-    teacher_weight_bytes: int  # and of its weights
-    target_numbers: int  # kept of the teacher for a token; 0: its hidden state
+    student_bytes: int  # bytes of one of the student's trained weights
+    compute_bytes: int  # of one as the update multiplies with it
+    serve_bytes: int  # of one in serving form
+    teacher_bytes: int  # of an element of the teacher's cache and hidden states
+    teacher_weight_bytes: int  # of one of its weights
+    target_elements: int  # elements of a token's teacher target; 0: a hidden state
 
     @property
     def groups(self) -> int:
@@ -99,7 +99,7 @@ def step_sizes(config: Config, mesh: Mapping[str, int], teacher_share: float = T
         serve_bytes=_itemsize(rollout.serve_dtype or stored),
         teacher_bytes=teacher_bytes,
         teacher_weight_bytes=1 if config.teacher.quantize == "int8" else teacher_bytes,
-        target_numbers=0 if rollout.targets == "hidden" else 2 * rollout.targets_k,
+        target_elements=0 if rollout.targets == "hidden" else 2 * rollout.targets_k,
     )
 
 
@@ -150,7 +150,7 @@ def cache_bytes_per_token(model: ModelConfig, itemsize: int, tensor: int) -> flo
 
 
 def phase_cost(name: str, chip: Chip, flops: float, moved_bytes: float, link_bytes: float) -> PhaseCost:
-    """The cost of so many FLOPs, bytes of memory traffic and bytes over links: the slowest of the three limits it.
+    """The cost of FLOPs, bytes of memory traffic and bytes over links: the slowest of the three limits it.
 
     >>> chip = Chip(flops=10.0, bandwidth=4.0, memory=100.0, links=1.0)
     >>> cost = phase_cost("decode", chip, flops=20.0, moved_bytes=12.0, link_bytes=1.0)  # 2 s, 3 s and 1 s
@@ -163,7 +163,7 @@ def phase_cost(name: str, chip: Chip, flops: float, moved_bytes: float, link_byt
 
 
 def _attention_flops(model: ModelConfig, tokens: float, columns: float) -> float:
-    """FLOPs of attention scores and weighted sums for tokens that attend to so many columns each."""
+    """FLOPs of attention scores and weighted sums, for tokens that attend to `columns` columns each."""
     return 4 * model.num_layers * model.num_heads * model.head_dim * tokens * columns
 
 
@@ -175,7 +175,7 @@ def _all_reduce_bytes(model: ModelConfig, tokens: float, tensor: int, itemsize: 
 def _decode(
     name: str, model: ModelConfig, sizes: StepSizes, chip: Chip, weight_bytes: int, cache_bytes: int, columns: float
 ) -> PhaseCost:
-    """Decoding so many columns: each reads all weights and the live part of the cache."""
+    """Decoding `columns` columns: each reads all weights and the live part of the cache."""
     rows, tensor = sizes.slots / sizes.groups, sizes.tensor
     _, multiplied = parameter_counts(model)
     flops = (2 * multiplied * rows + _attention_flops(model, rows, sizes.live)) / tensor
@@ -188,7 +188,7 @@ def _prefill(
     name: str, model: ModelConfig, sizes: StepSizes, chip: Chip, weight_bytes: int, tokens: float, passes: float,
     *, logits: bool = False,
 ) -> PhaseCost:  # fmt: skip
-    """So many passes over so many tokens of each slot's row; logits: whether the head is computed for them."""
+    """`passes` forward passes over `tokens` tokens of each slot's row; logits: whether the head is computed."""
     rows, tensor = sizes.slots / sizes.groups, sizes.tensor
     _, multiplied = parameter_counts(model)
     head = model.vocab_size * model.width if logits else 0
@@ -214,7 +214,7 @@ def _update(student: ModelConfig, teacher: ModelConfig | None, sizes: StepSizes,
     tokens, length = sizes.rows * (sizes.prompt + sizes.new) / sizes.groups, sizes.prompt + sizes.new
     passes = 4 if sizes.remat else 3
     flops = 2 * passes * multiplied * tokens + passes * _attention_flops(student, tokens, length / 2)
-    if teacher is not None and not sizes.target_numbers:
+    if teacher is not None and not sizes.target_elements:
         flops += 2 * teacher.width * teacher.vocab_size * tokens
     stored, used = sizes.student_bytes, sizes.compute_bytes
     shard, micro = count / (t * f), sizes.accumulate
@@ -236,10 +236,10 @@ def memory_by_arithmetic(student: ModelConfig, teacher: ModelConfig | None, size
         "student's cache": slots * columns * cache_bytes_per_token(student, sizes.serve_bytes, t),
     }
     if teacher is not None:
-        numbers = sizes.target_numbers or teacher.width / t
+        elements = sizes.target_elements or teacher.width / t
         memory |= {
             "teacher": parameter_counts(teacher)[0] * sizes.teacher_weight_bytes / t,
             "teacher's cache": slots * columns * cache_bytes_per_token(teacher, sizes.teacher_bytes, t),
-            "targets": rows * 2 * sizes.new * numbers * sizes.teacher_bytes,
+            "targets": rows * 2 * sizes.new * elements * sizes.teacher_bytes,
         }
     return memory

@@ -1,4 +1,4 @@
-"""The chips that a plan knows, with their vendors' peak rates, and TPU topologies that need not be there.
+"""Chips with their vendors' peak rates, and descriptions of TPU topologies that this machine need not have.
 
 Left out: what a program needs on them (aot.py, roofline.py).
 """
@@ -39,7 +39,8 @@ CHIPS = {
 def topology_devices(topology: str) -> list[Any]:
     """Descriptions of the devices of a TPU topology such as `v5e:2x2`; programs can be compiled for them.
 
-    Raises UserError for an unknown topology, or where libtpu (the extra [tpu]) is not installed.
+    Raises:
+      UserError: the topology is unknown, or libtpu (the extra [tpu]) is not installed.
     """
     for name, value in COMPILE_ONLY.items():
         os.environ.setdefault(name, value)

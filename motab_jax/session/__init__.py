@@ -1,1 +1,1 @@
-"""From a configuration to mesh, models, tokenizer, prompts."""
+"""From a configuration to mesh, models, tokenizer and prompts."""

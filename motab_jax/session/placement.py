@@ -50,12 +50,12 @@ class PerWeightRelayout:
     structure: Any  # the model's tree structure
 
     def __call__(self, params: Params) -> Model:
-        """The model; each program has ended, and freed its temporaries, before the next begins."""
+        """The model. The programs run one after the other, so that each frees its temporaries before the next."""
         return self.assembled({name: jax.block_until_ready(run(params)) for name, run in self.programs.items()})
 
     def assembled(self, arrays: dict[str, list[Any]]) -> Model:
         """The model of the arrays (or their shapes) that each program returns."""
-        by_index = {n: x for name, found in arrays.items() for n, x in zip(self.leaves[name], found, strict=True)}
+        by_index = {n: x for name, given in arrays.items() for n, x in zip(self.leaves[name], given, strict=True)}
         return jax.tree.unflatten(self.structure, [by_index[n] for n in range(len(by_index))])
 
 
@@ -71,21 +71,21 @@ def teacher_serving(
       int8: whether matrices are quantized to 8 bits.
     """
     relayout, shardings = make_relayout(mesh, config, scan_layers=scan_layers, int8=int8)
-    found, structure = jax.tree.flatten_with_path(shardings)
+    leaf_shardings, structure = jax.tree.flatten_with_path(shardings)
     leaves: dict[str, list[int]] = {}
-    for index, (path, _) in enumerate(found):
+    for index, (path, _) in enumerate(leaf_shardings):
         leaves.setdefault([key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1], []).append(index)
 
     intermediate = jax.tree.map(intermediate_sharding, load_shardings(mesh, config), layout(mesh, config, "serve"))
 
     def program(name: str, indices: list[int]) -> Callable[[Params], list[Any]]:
-        # What these arrays do not depend on is neither computed nor an argument of the compiled program.
+        # The compiled program neither computes nor takes as arguments what these arrays do not depend on.
         def one_weight(params: Params) -> list[Any]:
             arrays = jax.tree.leaves(relayout(jax.lax.with_sharding_constraint(params, intermediate)))
             return [arrays[n] for n in indices]
 
         one_weight.__name__ = f"relayout_{name}"
-        return jax.jit(one_weight, out_shardings=[found[n][1] for n in indices])
+        return jax.jit(one_weight, out_shardings=[leaf_shardings[n][1] for n in indices])
 
     return PerWeightRelayout({name: program(name, indices) for name, indices in leaves.items()}, leaves, structure)
 

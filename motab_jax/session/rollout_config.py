@@ -1,4 +1,4 @@
-"""From the configuration to the static numbers and small arrays of the rollout engine."""
+"""From the run's configuration to the rollout's `RolloutConfig`."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,6 @@
 """A session: the mesh, both models, the tokenizer and the rollout configuration, opened from a configuration.
 
-What is wrong with models and tokenizer is found here, before any work starts. Left out: prompts (prompts.py).
+Models and tokenizers that do not match raise a UserError, before any work. Left out: prompts (prompts.py).
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class Session:
 
 
 def open_session(config: Config, *, teacher: bool | None = None) -> Session:
-    """Load both models and check that they fit each other, the tokenizer and the mesh.
+    """Load both models, and check that models, tokenizer and mesh match.
 
     If teacher.path is set but its weights aren't needed, its tokenizer and stop tokens are still used, so that all
     methods end a completion alike.
@@ -64,18 +64,18 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
       teacher: whether the teacher's weights are needed; None: as `needs_teacher` says.
 
     Raises:
-      UserError: a folder, a model, the tokenizers or the mesh do not fit, with the key or the file.
+      UserError: a folder is missing or damaged, or models, tokenizers and mesh do not match; it names the key or file.
     """
     sizes = config.mesh
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, dcn_data=sizes.dcn_data)
     needed = needs_teacher(config) if teacher is None else teacher or config.student.init_from_teacher is not None
     student_path, teacher_path = model_paths(config, teacher=needed)
     tokenizer = load_tokenizer(teacher_path or student_path)
-    ends = stop_ids(tokenizer, teacher_path or student_path)
-    stop_id = ends[0]
+    all_stop_ids = stop_ids(tokenizer, teacher_path or student_path)
+    stop_id = all_stop_ids[0]
     if teacher_path not in (None, student_path):
         check_same_tokenizer(load_tokenizer(student_path), tokenizer)
-        ends = tuple(sorted({*ends, *stop_ids(tokenizer, student_path)}))
+        all_stop_ids = tuple(sorted({*all_stop_ids, *stop_ids(tokenizer, student_path)}))
     size = vocab_size(tokenizer)
     teacher_model = _load(teacher_path, config.teacher.dtype, mesh) if needed and teacher_path else None
     student = _load_student(config, student_path, teacher_model, mesh)
@@ -99,7 +99,7 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
         source=str(student_path),
         stop_id=stop_id,
         vocab_size=size,
-        rollout_config=make_rollout_config(config, token_bytes(tokenizer)[:size], ends, mesh),
+        rollout_config=make_rollout_config(config, token_bytes(tokenizer)[:size], all_stop_ids, mesh),
         to_serving=serving(
             mesh, student.config, scan_layers=config.rollout.scan_layers, dtype=config.rollout.serve_dtype
         ),

@@ -43,7 +43,7 @@ def preference_pairs(record: Record, decode: Decode, *, templated: bool) -> Iter
     Args:
       record: of a trajectory.
       decode: token ids to text; with `special=True` special tokens are included.
-      templated: the models saw the prompt through a chat template; `prompt` is then that text, with special tokens.
+      templated: the models' prompt was made by a chat template; `prompt` is then that text, with special tokens.
     """
     tokens, steps = record["tokens"], record["steps"]
     prompt = decode(record["prompt_tokens"], special=True) if templated else record["prompt"]
@@ -115,7 +115,7 @@ def _columns(prompt: Any):
     real, tokens = pa.float32(), pa.list_(pa.int32())
     span = {"start": pa.int32(), "end": pa.int32(), "source": pa.string()}
     step = pa.struct(span | {"value": real, "entropy": real, "boundary": real, "stray": pa.bool_()})
-    numbers = {"breach_step": pa.int32(), "root_step": pa.int32()}
+    entries = {"breach_step": pa.int32(), "root_step": pa.int32()}
     discarded = {"discarded_tokens": tokens, "discarded_text": pa.string(), "discarded_steps": pa.list_(step)}
     return pa.schema(
         {
@@ -128,7 +128,7 @@ def _columns(prompt: Any):
             "sources": pa.list_(pa.string()),
             "target_text": pa.string(),
             "steps": pa.list_(step),
-            "rewinds": pa.list_(pa.struct(numbers | discarded)),
+            "rewinds": pa.list_(pa.struct(entries | discarded)),
             "finish_reason": pa.string(),
             "correct": pa.bool_(),
         }

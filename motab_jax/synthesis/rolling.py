@@ -1,4 +1,4 @@
-"""`synthesize` at work: roll out what a record log lacks, batch by batch, then write the files derived from it."""
+"""`synthesize`: roll out the trajectories that a record log lacks, batch by batch, then write the derived files."""
 
 import dataclasses
 import functools
@@ -72,7 +72,7 @@ def _check_generator(config: Config) -> None:
 
 
 def _roll_out(log: RecordLog, config: Config, prompts: list[Prompt]) -> bool:
-    """Roll out what the log lacks, batch by batch; returns whether a signal stopped it."""
+    """Roll out the trajectories that the log lacks, batch by batch; returns whether a signal stopped it."""
     enable_compilation_cache()
     session = open_session(config, teacher=True)
     check_batch(session.mesh, config.rollout.batch_size, "rollout.batch_size")

@@ -27,10 +27,10 @@ from motab_jax.runtime.hub import find_folder, load_generation_config, read_json
 
 ShardingsOf = Callable[[ModelConfig], Any]
 MAX_SHARD_BYTES = 5_000_000_000
-LISTED = 20
-WRITING = 3600  # seconds that the other processes wait for the first to write a model
+LISTED = 20  # tensors in an error message
+WRITING_SECONDS = 3600  # that the other processes wait for the first to write a model
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# What a source's config.json may say that would be false of the saved model, whose layers may be fewer.
+# Keys of a source's config.json that may be wrong for the saved model, whose layers may be fewer.
 NOT_CARRIED = {
     *("torch_dtype", "layer_types", "max_window_layers", "sliding_window", "use_sliding_window"),
     *("quantization_config", "auto_map", "_name_or_path", "transformers_version"),
@@ -176,7 +176,7 @@ def save_pretrained(
                 write_json(partial / "generation_config.json", generation)
     else:
         write_tensors(None, entries, max_shard_bytes)
-    barrier(f"{folder} is written", WRITING)
+    barrier(f"{folder} is written", WRITING_SECONDS)
 
 
 def _configs(params: Params, config: ModelConfig, source: Any, generation: dict | None) -> tuple[dict, dict]:

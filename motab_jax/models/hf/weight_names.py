@@ -107,17 +107,17 @@ def flat_specs(config: ModelConfig) -> dict[Path, WeightSpec]:
 def tensors(config: ModelConfig) -> list[Tensor]:
     """Every tensor that a file of this architecture holds, in the order of the network: embedding, layers, head."""
     specs = flat_specs(config)
-    found = []
+    tensors_of_file = []
     for path, (pattern, layout) in TABLE.items():
         if path not in specs:
             continue
         stacked = path[0] == "layers"
-        one = specs[path].shape[1:] if stacked else specs[path].shape
-        shape = layout.to_hf(np.broadcast_to(np.int8(0), one)).shape
+        weight_shape = specs[path].shape[1:] if stacked else specs[path].shape
+        shape = layout.to_hf(np.broadcast_to(np.int8(0), weight_shape)).shape
         for layer in range(config.num_layers) if stacked else [None]:
-            found.append(Tensor(pattern.format(layer=layer), shape, path, layer))
+            tensors_of_file.append(Tensor(pattern.format(layer=layer), shape, path, layer))
     order: dict[Path, int] = {("embed",): -1, ("final_norm",): config.num_layers, ("head",): config.num_layers}
-    return sorted(found, key=lambda tensor: order.get(tensor.path, tensor.layer or 0))
+    return sorted(tensors_of_file, key=lambda tensor: order.get(tensor.path, tensor.layer or 0))
 
 
 def load_shardings(mesh: Mesh, config: ModelConfig) -> Any:
@@ -132,18 +132,18 @@ def load_shardings(mesh: Mesh, config: ModelConfig) -> Any:
         own = len(spec.shape) - stacked
         outer = stacked + TABLE[path][1].outer % own
         free = [axis for axis in ("tensor", "data", "fsdp") if mesh.shape[axis] > 1]
-        parts: list[tuple[str, ...]] = [()] * len(spec.shape)
+        axes_of: list[tuple[str, ...]] = [()] * len(spec.shape)  # mesh axes of each dimension
         for dimension in (outer, 0, *(n for n, name in enumerate(spec.axes) if name == "embed")):
             for axis in tuple(free):
-                ways = math.prod(mesh.shape[name] for name in (*parts[dimension], axis))
+                ways = math.prod(mesh.shape[name] for name in (*axes_of[dimension], axis))
                 if spec.shape[dimension] % ways == 0:
-                    parts[dimension] = (*parts[dimension], axis)
+                    axes_of[dimension] = (*axes_of[dimension], axis)
                     free.remove(axis)
         # `tensor` is the innermost axis where it moves to another dimension later: that takes one all-to-all.
         for dimension, name in enumerate(spec.axes):
             if name == "embed":
-                parts[dimension] = tuple(sorted(parts[dimension], key=lambda axis: axis == "tensor"))
-        return NamedSharding(mesh, PartitionSpec(*(part or None for part in parts)))
+                axes_of[dimension] = tuple(sorted(axes_of[dimension], key=lambda axis: axis == "tensor"))
+        return NamedSharding(mesh, PartitionSpec(*(axes or None for axes in axes_of)))
 
     return flax.traverse_util.unflatten_dict(
         {path: sharding_of(path, spec) for path, spec in flat_specs(config).items()}
