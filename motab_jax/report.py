@@ -23,7 +23,7 @@ WORDS.word("count", "3", "how many trajectories", type=natural, default=3)
 
 
 def _without_fonts(svg: str) -> str:
-    """The picture without the web fonts that rich would have the reader's browser fetch; any monospace serves."""
+    """The picture without rich's web fonts, which a browser would download; any monospace font will do."""
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
 
 

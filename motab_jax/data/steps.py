@@ -1,8 +1,7 @@
 """Where a reasoning step ends: the step delimiter compiled into a table over the vocabulary.
 
 Tokens may split a delimiter such as ".\\n\\n" anywhere: "." + "\\n\\n", or ".\\n\\nSo" in one token. The automaton is
-Knuth-Morris-Pratt over bytes, run once over every token from every state, so that inside jit one table lookup a token
-finds every delimiter.
+Knuth-Morris-Pratt over bytes, compiled to a table over (state, token): inside jit each token is one table lookup.
 Letters: Q states (bytes of the delimiter matched so far), V vocabulary.
 """
 
@@ -15,12 +14,12 @@ from motab_jax.config import UserError
 
 
 class StepAutomaton(flax.struct.PyTreeNode):
-    """A finite automaton that reads tokens; a completion starts in state 0, and later steps where the last token led.
+    """A finite automaton over tokens; a completion starts in state 0, a later step in the state after the last token.
 
     V is 1 where all tokens count alike (see `compile_window`).
     """
 
-    next_state: Int32[Array | np.ndarray, "Q V"]  # the state after reading token v in state q
+    next_state: Int32[Array | np.ndarray, "Q V"]  # the state after token v in state q
     ends: Bool[Array | np.ndarray, "Q V"]  # token v completes a delimiter in state q: the step ends with it
 
 
@@ -80,7 +79,7 @@ def compile_window(size: int) -> StepAutomaton:
 def advance(
     automaton: StepAutomaton, state: Int[Array, "*N"], token: Int[Array, "*N"]
 ) -> tuple[Int[Array, "*N"], Bool[Array, "*N"]]:
-    """Read one token a row.
+    """Advance each row by one token.
 
     Args:
       automaton: of the delimiter or the window.

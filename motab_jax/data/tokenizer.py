@@ -1,4 +1,4 @@
-"""Tokenizers: load one, encode prompts, and say which bytes, stop ids and vocabulary it has.
+"""Tokenizers: load one, encode prompts, and find each token's bytes, the stop ids and the vocabulary's size.
 
 Templates and encoding are transformers'. `token_bytes` reads the tokenizer's own decoder description, and covers
 byte-level BPE (Qwen, Llama 3, SmolLM2), SentencePiece style with byte fallback (Llama 2, Gemma) and plain characters.

@@ -102,8 +102,8 @@ class GradingProcess:
 
     def _start(self) -> subprocess.Popen[bytes]:
         script = Path(__file__).with_name("worker.py")
-        # -P keeps this folder off the process's import path; with a session of its own it gets no Ctrl-C. It reads
-        # until its input ends, so it never outlives the run.
+        # -P keeps this folder off the process's import path; in a session of its own the process receives no Ctrl-C.
+        # It ends with its input, so it never outlives the run.
         with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
                 [sys.executable, "-P", str(script), self._grader],

@@ -1,7 +1,7 @@
 """A run's programs, compiled for a mesh of devices that need not exist, and what each of them needs there.
 
-Ahead of time (aot): nothing is run. Left out: what a program's text says (hlo.py), and devices without libtpu's
-compiler, for which only arithmetic serves (roofline.py).
+Ahead of time (aot): nothing is run. Left out: reading a program's text (hlo.py), and devices without libtpu's compiler,
+for which there is only arithmetic (roofline.py).
 """
 
 import dataclasses
@@ -139,7 +139,7 @@ def _teacher_relayout(
             )
         return _in_sequence(compiled)
 
-    return wait, relayout.assembled(results)
+    return wait, relayout.assemble(results)
 
 
 def _in_sequence(programs: list[CompiledProgram]) -> CompiledProgram:

@@ -91,7 +91,7 @@ class Iteration(NamedTuple):
 
 
 class _Loop:
-    """What doesn't change in the loop; the methods are its parts."""
+    """The loop's constants; its methods are the parts of the loop's body. N rows, B slots, C columns of a segment."""
 
     def __init__(
         self,

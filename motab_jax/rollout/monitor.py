@@ -1,6 +1,6 @@
 """The safety monitor: step values, safety boundary and root step (MOTAB, arXiv 2605.19433, eq. 5-9).
 
-`observe` goes through a segment's tokens with the teacher's scores of them and judges each step that ends there.
+`observe` takes a segment's tokens with the teacher's scores and judges each step that ends there.
 `find_root` finds the root step of a breach. Both are written for one row; `observe` is `jax.vmap` over slots.
 `MonitorSpec` holds the settings, those of other methods too. Logarithms are natural (nats), at
 temperature 1. Left out: the signal (step_signals.py), the rewind (trajectory.py, engine.py).
@@ -18,8 +18,8 @@ from motab_jax.rollout.config import MonitorSpec
 from motab_jax.rollout.rows import compact_left, gather_rows, scatter_rows, scatter_windows
 from motab_jax.rollout.trajectory import KEPT, StepTable
 
-# The absolute value of a boundary on the other side of which no step value is: 1e30 where a high value strays, else
-# -1e30. Records and metrics leave such boundaries out.
+# The absolute value of a boundary that no step value crosses: 1e30 where high values stray, else -1e30. Records and
+# metrics leave such boundaries out.
 NO_BOUNDARY = 1e30
 
 PAPER = MonitorSpec()
@@ -129,7 +129,7 @@ def observe(
     discard_limit: int | None = None,
     may_discard_all: bool = True,
 ) -> tuple[OpenStep, StepTable, Bool[Array, "B C"], Bool[Array, "B"]]:
-    """Go through the columns of each slot token by token, and judge every step that ends.
+    """Judge every step that ends in a segment, token by token in each slot.
 
     V_k = exp(mean of the signal over the step's tokens) (eq. 5), H_k the entropy of its first column (eq. 6). A stop
     token ends a step and belongs to none.
@@ -160,7 +160,7 @@ def observe(
       judged: False: the steps are entered and none strays.
       row: the row of each slot; None: slots are rows.
       spec: how steps are judged.
-      discarded: tokens of each slot's log that earlier rewinds discarded, [B] or one number.
+      discarded: how many tokens of each slot's log earlier rewinds discarded.
       discard_limit: tokens of a row that its rewinds may discard in all; None: any number.
       may_discard_all: a rewind may discard the whole completion (target root), not only its last step.
 

@@ -1,1 +1,1 @@
-"""What a run stands on: devices, processes, checkpoints, logs. Nothing here knows of models or of text."""
+"""Devices, processes, checkpoints, logs: what a run needs that depends on neither models nor data."""

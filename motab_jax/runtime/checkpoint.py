@@ -132,14 +132,14 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _stored(leaf: Any) -> Any:
-    """What orbax is given for a leaf: it takes neither typed keys nor NumPy scalars."""
+    """The leaf as orbax stores it, which takes neither typed keys nor NumPy scalars."""
     if _is_key(leaf):
         return jax.random.key_data(leaf)
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
 def _abstract(leaf: Any) -> Any:
-    """What orbax is told to read: shape, dtype and sharding."""
+    """The shape, dtype and sharding that orbax restores a leaf with."""
     if not hasattr(leaf, "dtype") or isinstance(leaf, np.ndarray | np.generic):
         return np.empty_like(np.asarray(leaf))
     data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf

@@ -117,7 +117,7 @@ def run_verb(work: Callable[[list[str]], int | None]) -> None:
 
     A UserError becomes one line on standard error.
     """
-    # Models run in JAX: that torch is missing is no news to the user. Read when transformers is imported.
+    # Models run in JAX: no advice to install torch. transformers reads this when it is imported.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     sys.unraisablehook = _report_unraisable
     try:
@@ -146,22 +146,22 @@ def _status_of(work: Callable[[list[str]], int | None]) -> int:
 
 
 def _report_unraisable(problem: Any) -> None:
-    """Python's report of an error that nobody can catch, but for those of a failed restore's threads.
+    """Report an unraisable error as Python does, except those of a failed restore's threads.
 
-    They go on reading a damaged checkpoint and use an event loop that is closed: dozens of tracebacks.
+    These threads still read the damaged checkpoint and use an event loop that is closed: dozens of tracebacks.
     """
     if str(problem.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(problem)
 
 
 class Signals:
-    """Notes that SIGTERM or SIGINT came, so that a loop can stop between two steps. A context manager.
+    """Records whether SIGTERM or SIGINT was received, so that a loop can stop between two steps. A context manager.
 
     A second signal of the same kind ends the process at once.
     """
 
     def __init__(self):
-        self.came = False
+        self.received = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -174,5 +174,5 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: object) -> None:
-        self.came = True
+        self.received = True
         signal.signal(number, signal.SIG_DFL)

@@ -20,8 +20,8 @@ class Task(NamedTuple):
     """A program that the device ran; times are readings of `now`, in seconds."""
 
     name: str
-    dispatched: float  # when the host asked for it
-    ready: float  # when its results were there
+    dispatched: float  # when the host dispatched it
+    ready: float  # when its results were ready
     compile_seconds: float = 0.0  # of compiling it
 
 

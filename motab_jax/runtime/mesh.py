@@ -4,7 +4,7 @@ Weights and activations name their dimensions (`embed`, `heads`, ...); a layout 
 sharded. The student has two layouts: `update` (sharded over fsdp and tensor) and `serve` (sharded over tensor,
 replicated over fsdp); the teacher is always in `serve`. Weights are loaded in shardings of their own
 (models/hf/weight_names.py). A group is the devices of one index of data and fsdp: it has rows of its own.
-Left out: sharding constraints, which stand in the programs that need them.
+Left out: sharding constraints, which are in the programs that need them.
 """
 
 import math

@@ -51,9 +51,9 @@ class PerWeightRelayout:
 
     def __call__(self, params: Params) -> Model:
         """The model. The programs run one after the other, so that each frees its temporaries before the next."""
-        return self.assembled({name: jax.block_until_ready(run(params)) for name, run in self.programs.items()})
+        return self.assemble({name: jax.block_until_ready(run(params)) for name, run in self.programs.items()})
 
-    def assembled(self, arrays: dict[str, list[Any]]) -> Model:
+    def assemble(self, arrays: dict[str, list[Any]]) -> Model:
         """The model of the arrays (or their shapes) that each program returns."""
         by_index = {n: x for name, given in arrays.items() for n, x in zip(self.leaves[name], given, strict=True)}
         return jax.tree.unflatten(self.structure, [by_index[n] for n in range(len(by_index))])

@@ -88,7 +88,7 @@ def _roll_out(log: RecordLog, config: Config, prompts: list[Prompt]) -> bool:
             count, tokens, rewinds = len(jobs), host.length[: len(jobs)].sum(), host.num_rewinds[: len(jobs)].sum()
             speed = float(tokens) / (now() - began)
             progress.update(jobs.stop, {"tokens_per_second": speed, "rewinds": float(rewinds) / count})
-            if any_process(signals.came) and jobs.stop < log.total:
+            if any_process(signals.received) and jobs.stop < log.total:
                 return True
             began = now()
     return False

@@ -140,8 +140,8 @@ def train(config: Config, *, profile: bool = False) -> int:
                 if step == first:
                     run.console.out(str(compile_clock.read()))
 
-                # Save, at the latest where a signal came to any process. The log is complete before a checkpoint.
-                stopped = any_process(signals.came)
+                # Save; also where any process received a signal. The log is complete before a checkpoint.
+                stopped = any_process(signals.received)
                 if step % config.run.save_every == 0 or step == config.run.steps or stopped:
                     log_step(run, logs, progress, bar, costs, pending)
                     checkpoints.save(step, state, {"stream": pending.batch.stream, **dataclasses.asdict(progress)})

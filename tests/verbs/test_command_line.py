@@ -134,7 +134,9 @@ def test_starting_the_verbs_loads_no_model_library():
 def test_the_first_signal_is_noted_and_the_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM)
     with cli.Signals() as signals:
-        assert not signals.came
+        assert not signals.received
         os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.came and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the second one ends the process"
+        assert signals.received and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, (
+            "the second one ends the process"
+        )
     assert signal.getsignal(signal.SIGTERM) == before
