@@ -45,7 +45,18 @@ def make_schedule(kind: str, *, peak: float, floor: float, steps: int, warmup_ra
 def make_optimizer(
     schedule: optax.Schedule, *, weight_decay: float, clip: float, beta1: float, beta2: float
 ) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101); norms and biases aren't decayed; clip 0 switches clipping off."""
+    """AdamW (arXiv 1711.05101) behind a clip of the gradient's global norm.
+
+    Args:
+      schedule: the learning rate by update.
+      weight_decay: of all weights but norms and biases.
+      clip: the largest global norm; 0: no clipping.
+      beta1: decay of the first moment.
+      beta2: decay of the second moment.
+
+    Returns:
+      The transformation.
+    """
     adamw = optax.adamw(schedule, b1=beta1, b2=beta2, weight_decay=weight_decay, mask=decay_mask)
     return optax.chain(optax.clip_by_global_norm(clip), adamw) if clip > 0 else adamw
 

@@ -40,7 +40,14 @@ class KVCache(flax.struct.PyTreeNode):
         layer: Index,
         cursor: Index,
     ) -> "KVCache":
-        """The cache with new keys and values in the layer's columns cursor..cursor+T-1."""
+        """The cache with new keys and values in the layer's columns cursor..cursor+T-1.
+
+        Args:
+          k: keys, rotated; cast to the cache's dtype.
+          v: values, likewise.
+          layer: the layer's number; a Python int where each layer has an array of its own.
+          cursor: the first column to write.
+        """
         if isinstance(self.k, tuple) or isinstance(self.v, tuple):
             assert isinstance(layer, int) and isinstance(self.k, tuple) and isinstance(self.v, tuple)
             keys = _put(self.k[layer], jnp.transpose(k, (0, 2, 3, 1)), (0, 0, 0, cursor))
@@ -72,7 +79,14 @@ class KVCache(flax.struct.PyTreeNode):
         return jax.tree.map(lambda x: jnp.take(x, index, axis=1 if self.stacked else 0), self)
 
     def put_columns(self, other: "KVCache", row: Int[Array | np.ndarray, "B"], start: Index, size: int) -> "KVCache":
-        """The cache with columns start..start+size-1 of another; row b takes them from the other's row `row[b]`."""
+        """The cache with columns start..start+size-1 of another one.
+
+        Args:
+          other: a cache of the same columns, of any number of rows.
+          row: the row of `other` that each row takes the columns from.
+          start: the first column.
+          size: how many columns.
+        """
 
         def put(axis: int):
             def put_leaf(store: jax.Array, other_store: jax.Array) -> jax.Array:
@@ -118,7 +132,15 @@ def _row_major(x: jax.Array, sharded: int | None) -> jax.Array:
 def init_cache(
     config: ModelConfig, rows: int, columns: int, dtype: DTypeLike = jnp.float32, *, stacked: bool = True
 ) -> KVCache:
-    """A cache of zeros, its heads sharded over `tensor`; no column is live until the tape gives it a position."""
+    """A cache of zeros, its heads sharded over `tensor`; no column is live until the tape gives it a position.
+
+    Args:
+      config: the model's architecture.
+      rows: B.
+      columns: S.
+      dtype: of keys and values.
+      stacked: one array for all layers; else one for each, keys with their columns last.
+    """
     shape = (rows, config.num_kv_heads, columns, config.head_dim)
     if stacked:
         shape = (config.num_layers, *shape)

@@ -112,7 +112,14 @@ def _transpose(name: str, weight: Float[Array, "..."], *, stacked: bool) -> Weig
 
 
 def serve_specs(config: ModelConfig, *, scan_layers: bool, int8: bool = False, head: bool = False) -> dict[str, Any]:
-    """Every weight of the serving form as a `WeightSpec`, in the structure that `serve_params` gives."""
+    """Every weight of the serving form as a `WeightSpec`, in the structure that `serve_params` gives.
+
+    Args:
+      config: the architecture, or that `with_copied_heads`.
+      scan_layers: as in `serve_params`.
+      int8: likewise.
+      head: likewise.
+    """
     specs = weight_specs(config)
     params = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs)
     form = functools.partial(serve_params, config=config, scan_layers=scan_layers, int8=int8, head=head)

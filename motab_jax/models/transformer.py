@@ -116,7 +116,14 @@ def weight_specs(config: ModelConfig) -> dict[str, Any]:
 
 
 def init(config: ModelConfig, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32, *, std: float = 0.02) -> Params:
-    """Random parameters: normal(0, std), ones for norms, zeros for biases; each weight has a key of its own."""
+    """Random parameters: normal(0, std), ones for norms, zeros for biases.
+
+    Args:
+      config: the architecture.
+      key: folded with each weight's number.
+      dtype: of all weights.
+      std: standard deviation of the normal weights.
+    """
     flat = flax.traverse_util.flatten_dict(weight_specs(config))
     values = {}
     for index, (path, spec) in enumerate(sorted(flat.items())):

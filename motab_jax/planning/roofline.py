@@ -108,7 +108,14 @@ def _itemsize(dtype: str) -> int:
 
 
 def step_costs(student: ModelConfig, teacher: ModelConfig | None, sizes: StepSizes, chip: Chip) -> list[PhaseCost]:
-    """The cost of each phase of an on-policy step, in their order; without a teacher, the student's alone."""
+    """The cost of each phase of an on-policy step, in their order.
+
+    Args:
+      student: its architecture.
+      teacher: its architecture; None: only the student's phases.
+      sizes: of the step.
+      chip: the peak rates.
+    """
     passes = sizes.rows / sizes.slots
     costs = [
         _relayout(student, sizes, chip),

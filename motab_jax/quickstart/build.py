@@ -198,20 +198,32 @@ def train(name: str, plan: Plan, tokenizer: Any, seed: int) -> Model:
     """
     learner = Learner(plan.config, seed)
     print(f"{name}: {sum(w.size for w in jax.tree.leaves(learner.params)):,} parameters, seed {seed}", flush=True)
-    for number, stages in enumerate(plan.rounds):
-        learner.begin(stages)
-        if train_round(name, plan, stages, learner, tokenizer, f"{name}/{seed}" + "/1" * number):
+    for number, round_plan in enumerate(plan.rounds):
+        learner.begin(round_plan)
+        if train_round(name, plan, round_plan, learner, tokenizer, f"{name}/{seed}" + "/1" * number):
             break
     return learner.model
 
 
-def train_round(name: str, plan: Plan, stages: Round, learner: Learner, tokenizer: Any, seed: str) -> bool:
-    """Train one round; True where it ended early because the accuracy is in the wanted range."""
+def train_round(name: str, plan: Plan, round_plan: Round, learner: Learner, tokenizer: Any, seed: str) -> bool:
+    """Train one round.
+
+    Args:
+      name: of the model, in the printed lines.
+      plan: the model's.
+      round_plan: the round.
+      learner: the model in training; it is updated.
+      tokenizer: of both tasks.
+      seed: of the problems.
+
+    Returns:
+      True where it ended early because the accuracy is in the wanted range.
+    """
     began = time.monotonic()
     every, snapshot, since = plan.check_every, learner.snapshot(), 0
-    for number, groups in enumerate(batches(stages.stages, tokenizer, seed), 1):
+    for number, groups in enumerate(batches(round_plan.stages, tokenizer, seed), 1):
         value, since = learner.update(groups), since + 1
-        if number % REPORT_EVERY == 0 or number == stages.steps:
+        if number % REPORT_EVERY == 0 or number == round_plan.steps:
             print(f"{name}: step {number}, loss {float(value):.4f}, {time.monotonic() - began:.0f} s", flush=True)
         if plan.wanted is None or since < every:
             continue

@@ -67,7 +67,17 @@ class Segment(flax.struct.PyTreeNode):
 def append_known(
     tape: Tape, decode: DecodeState, inputs: SegmentInputs, segment: Segment
 ) -> tuple[Tape, DecodeState, Segment]:
-    """Put the next C known tokens of the active slots on the tape, for both models to prefill."""
+    """Put the next C known tokens of the active slots on the tape, for both models to prefill.
+
+    Args:
+      tape: the tape, with C free columns.
+      decode: which slots are active, and the state of each slot.
+      inputs: the known tokens; a slot has fewer than C where its row has.
+      segment: an empty segment.
+
+    Returns:
+      The tape, the slots' state and the segment with these tokens, as forced columns.
+    """
     positions = decode.position[:, None] + jnp.arange(inputs.tokens.shape[1])[None]
     alive = decode.active[:, None] & (positions < inputs.num_tokens[:, None])
     count = jnp.sum(alive, axis=1, dtype=jnp.int32)
@@ -173,6 +183,13 @@ def prefill_segment(
     model: Model, state: ModelState, tape: Tape, segment: Segment, start: Int[Array, ""]
 ) -> tuple[ModelState, Float[Array, "B C D"]]:
     """Run the C columns of the tape from `start` through a model in one pass.
+
+    Args:
+      model: the model, whose cache lacks these columns.
+      state: its cache and hidden states.
+      tape: the tape, on which the columns are.
+      segment: the columns' tokens.
+      start: the first column.
 
     Returns:
       The model's state, and its hidden states that predict each of the segment's tokens.

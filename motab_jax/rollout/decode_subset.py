@@ -42,8 +42,20 @@ def decode_subset(
 ) -> tuple[ModelState, Tape, DecodeState, Segment]:
     """`decode_segment` by the teacher, for at most `rows` active slots.
 
-    All C columns from the cursor on are overwritten: the tape needs C free columns. Arguments and results are those of
-    `decode_segment`.
+    All C columns from the cursor on are overwritten.
+
+    Args:
+      model: the teacher.
+      state: its cache and hidden states.
+      tape: the tape, with C free columns.
+      decode: which slots are active, and the state of each slot.
+      segment: gets the tokens, from column 0 on.
+      inputs: what is known of the rows.
+      config: the rollout's configuration.
+      rows: slots that are decoded.
+
+    Returns:
+      As `decode_segment`.
     """
     start, size = tape.cursor, config.segment_tokens
     index = jnp.argsort(~decode.active, stable=True)[:rows]

@@ -29,7 +29,16 @@ class RolloutState(flax.struct.PyTreeNode):
 def initial_state(
     student: Model, teacher: Model | None, log: Trajectory, prompts: Prompts, config: RolloutConfig, slots: int
 ) -> RolloutState:
-    """An empty tape and the first rows in the slots; every row begins with the student."""
+    """An empty tape and the first rows in the slots; every row begins with the student.
+
+    Args:
+      student: the model that generates.
+      teacher: None: no teacher is in the loop.
+      log: from `empty_log`.
+      prompts: N rows.
+      config: the rollout's configuration.
+      slots: B, at most N.
+    """
     rows, columns = prompts.tokens.shape[0], tape_columns(prompts, config)
     return RolloutState(
         tape=empty_tape(slots, columns),

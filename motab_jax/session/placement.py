@@ -21,7 +21,14 @@ from motab_jax.runtime.mesh import layout_shardings, platform_of
 
 
 def layout(mesh: Mesh, config: ModelConfig, name: str, specs: Any = None) -> Any:
-    """Shardings of a model's parameters, or of the weights that `specs` describe, in the layout `update` or `serve`."""
+    """Shardings of a model's parameters, or of the weights that `specs` describe, in a layout.
+
+    Args:
+      mesh: the devices.
+      config: the architecture.
+      name: of the layout, `update` or `serve`.
+      specs: a tree of `WeightSpec`s; None: those of the parameters.
+    """
     specs = weight_specs(config) if specs is None else specs
     return jax.tree.map(lambda spec: layout_shardings(mesh, spec.axes, name, spec.shape), specs)
 
@@ -93,7 +100,18 @@ def teacher_serving(
 def make_relayout(
     mesh: Mesh, config: ModelConfig, *, scan_layers: bool | None, dtype: str | None = None, int8: bool = False
 ) -> tuple[Callable[[Params], Model], Any]:
-    """The function from params to a `Model` in serving form (not jitted), and a `Model` of its shardings."""
+    """A relayout that is not jitted yet.
+
+    Args:
+      mesh: the devices.
+      config: the architecture of the params.
+      scan_layers: whether the layers stay stacked; None: everywhere but on CPUs.
+      dtype: of the weights in serving form; None keeps that of the params.
+      int8: whether matrices are quantized to 8 bits.
+
+    Returns:
+      The function from params to a `Model` in serving form, and a `Model` of its shardings.
+    """
     scan = platform_of(mesh) != "cpu" if scan_layers is None else scan_layers
     served_config = with_copied_heads(config, mesh.shape["tensor"])
     specs = serve_specs(served_config, scan_layers=scan, int8=int8)
