@@ -76,7 +76,7 @@ def extract_choice(completion: str) -> str:
 
 
 def after_thinking(text: str) -> str:
-    """What follows the thinking; "" if a completion that begins with <think> never closes it: it has no answer."""
+    """The text after the thinking; "" if a completion that begins with <think> never closes it: it has no answer."""
     before, closed, after = text.rpartition("</think>")
     if closed:
         return after

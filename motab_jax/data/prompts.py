@@ -162,7 +162,11 @@ class PromptStream:
         return {"position": self._position, "num_prompts": self._num_prompts, "seed": self._seed}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Continue from a saved state. Raises UserError if the number of prompts or the seed is another one."""
+        """Continue from a saved state.
+
+        Raises:
+          UserError: the number of prompts or the seed differs from the saved one.
+        """
         for key, now, name in (
             ("num_prompts", self._num_prompts, "number of prompts"),
             ("seed", self._seed, "shuffle seed"),

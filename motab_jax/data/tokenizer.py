@@ -68,7 +68,8 @@ def decode(tokenizer: Any, tokens: Sequence[int], *, special: bool = False) -> s
 def stop_ids(tokenizer: Any, path_or_hub_id: str | Path) -> tuple[int, ...]:
     """Ids that end a completion: the tokenizer's end token first, then those of generation_config.json.
 
-    Raises UserError for a damaged generation_config.json and when there is no stop id at all.
+    Raises:
+      UserError: generation_config.json is damaged, or there is no stop id.
     """
     ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     listed = load_generation_config(path_or_hub_id).get("eos_token_id")
@@ -89,7 +90,8 @@ def vocab_size(tokenizer: Any) -> int:
 def token_bytes(tokenizer: Any) -> list[bytes]:
     """The bytes that each id contributes to the text, V of them; special tokens and unused ids contribute b"".
 
-    Raises UserError for a decoder it doesn't know.
+    Raises:
+      UserError: for a decoder that is not implemented.
     """
     description = json.loads(tokenizer.backend_tokenizer.to_str())
     decoders = _flatten(description.get("decoder"))

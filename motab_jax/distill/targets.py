@@ -18,7 +18,7 @@ from motab_jax.models.topk import TopK
 
 
 class TokenKind(enum.IntEnum):
-    """What a token of a training target is; it chooses the token's loss.
+    """The kind of a target token; each kind has a loss.
 
     >>> [kind.word for kind in TokenKind]
     ['none', 'student', 'teacher', 'flawed', 'transition']
@@ -40,7 +40,7 @@ LOSS_KINDS = tuple(kind for kind in TokenKind if kind != TokenKind.NONE)
 
 
 class TargetBatch(flax.struct.PyTreeNode):
-    """What the update trains on: N rows of T columns; D is the teacher's width, K its likeliest tokens."""
+    """A training batch: N rows of T columns; D is the teacher's width, K its likeliest tokens."""
 
     tokens: Int[Array, "*N T"]
     positions: Int[Array, "*N T"]  # -1: padding

@@ -31,7 +31,7 @@ TWO_ROWS_BELOW = 512
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything an update changes."""
+    """The training state: all that an update changes."""
 
     step: Int[Array, ""]  # updates so far, the skipped ones included
     params: Params  # float32 or bfloat16

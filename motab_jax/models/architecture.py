@@ -1,4 +1,4 @@
-"""What a Hugging Face `config.json` means: one frozen description for Llama, Qwen2 and Qwen3 decoders.
+"""The architecture in a Hugging Face `config.json`: one frozen description for Llama, Qwen2 and Qwen3 decoders.
 
 Anything that the forward pass does not implement is refused here by name, never approximated.
 Left out: weights and their names (hf/weight_names.py) and the mathematics (transformer.py).

@@ -38,7 +38,7 @@ def causal_mask(
 
 
 class MaskSpec(flax.struct.PyTreeNode):
-    """What the mask of some columns is made from: their positions and, in packed rows, each column's sequence."""
+    """The inputs of a mask: the columns' positions and, in packed rows, the sequence of each column."""
 
     positions: Int[Array | np.ndarray, "*N T"]  # -1: padding, which no query attends to
     segments: Int[Array | np.ndarray, "*N T"] | None = None  # None: one sequence a row
@@ -96,8 +96,8 @@ def attend_sequence(
       q: queries, rotated.
       k: keys, rotated.
       v: values.
-      spec: what the mask is made from.
-      mask: what `sequence_mask` gives, made once for all layers.
+      spec: positions and segments, for the mask.
+      mask: from `sequence_mask`, once for all layers.
       max_sequence_columns: set where the columns of each sequence are in order and no sequence has more: a query then
           attends no farther back, and blocks of queries leave out most of the columns that are masked for them. None:
           unknown.

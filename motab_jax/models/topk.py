@@ -1,4 +1,4 @@
-"""A distribution by its likeliest tokens: what a trajectory carries where the teacher's states would be too much."""
+"""A distribution by its likeliest tokens: a trajectory keeps it where the teacher's states would be too large."""
 
 import flax.struct
 import jax

@@ -237,7 +237,7 @@ def _rope_once(config: ModelConfig, positions: Int[Array | np.ndarray, "B T"]) -
 
 @dataclasses.dataclass(frozen=True)
 class PassContext:
-    """What all layers of one forward pass share."""
+    """The arguments that all layers of one forward pass share."""
 
     cos_sin: CosSin
     spec: MaskSpec  # of the T columns of this pass

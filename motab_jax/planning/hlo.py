@@ -1,4 +1,4 @@
-"""What is read from a compiled program: its memory analysis, and its instructions from XLA's text (HLO).
+"""Facts of a compiled program: its memory analysis, and its instructions from XLA's text (HLO).
 
 No other module and no test searches that text. Left out: compiling (aot.py).
 """

@@ -1,4 +1,4 @@
-"""What a step costs at the least, by arithmetic: FLOPs, bytes and link traffic of each phase on one device.
+"""The least cost of a step, by arithmetic: FLOPs, bytes and link traffic of each phase on one device.
 
 A phase's time is the largest of what its FLOPs, its memory traffic and its links would take alone at the vendor's peak
 rates; nothing here was measured. The rows of a batch are sharded over data * fsdp (the groups), weights over tensor.

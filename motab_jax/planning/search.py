@@ -69,7 +69,7 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a configuration needs on a target."""
+    """The memory and the time that a configuration needs on a target."""
 
     config: Config
     target: Target

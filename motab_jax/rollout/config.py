@@ -61,7 +61,7 @@ class MonitorSpec:
 
 @dataclasses.dataclass(frozen=True)
 class BacktrackSpec:
-    """What follows a breach."""
+    """How a row backtracks after a breach."""
 
     target: str = "root"  # the first step that is discarded: root, or breach for the breaching step
     intervention: str = "suffix"  # the teacher generates to the end, or `steps`, or `stop`: the breach ends the row
@@ -74,7 +74,7 @@ class BacktrackSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TargetSpec:
-    """What is kept of the teacher's distributions."""
+    """The form in which the teacher's distributions are kept."""
 
     kind: str = "hidden"  # or topk, or sampled
     k: int = 64  # likeliest tokens kept, with kind `topk`

@@ -1,4 +1,4 @@
-"""What a rollout did, counted on the device: occupancy, dead columns, and where its seconds go are derived from it."""
+"""Counters of a rollout, on the device: occupancy, dead columns and the phases' seconds are derived from them."""
 
 import flax.struct
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float32, Num
 
 
 class Counters(flax.struct.PyTreeNode):
-    """What a rollout did. A column is one slot's token of a decode step: B slots decode B columns at a time."""
+    """Counts of a rollout. A column is one slot's token of a decode step: B slots decode B columns at a time."""
 
     student_iterations: Float32[Array, ""]  # segments that the student generated
     teacher_iterations: Float32[Array, ""]  # segments that the teacher generated

@@ -38,7 +38,7 @@ class DecodeState(flax.struct.PyTreeNode):
 
 
 class SegmentInputs(flax.struct.PyTreeNode):
-    """What is known of the slots' rows before a segment."""
+    """The known tokens of the slots' rows before a segment, and the uniform numbers that it is sampled with."""
 
     tokens: Int32[Array, "B C"]  # the row's tokens from its position on, as far as they are known
     num_tokens: Int32[Array, "B"]  # tokens of the row that are known
@@ -108,7 +108,7 @@ def decode_segment(
       tape: the tape, with C free columns.
       decode: which slots are active, and the state of each slot.
       segment: gets the tokens, from column 0 on.
-      inputs: what is known of the rows.
+      inputs: the rows' known tokens, and the uniform numbers.
       config: the rollout's configuration.
       record_scores: the model is the teacher: keep its hidden states, and its scores of its own tokens.
 

@@ -50,7 +50,7 @@ def decode_subset(
       tape: the tape, with C free columns.
       decode: which slots are active, and the state of each slot.
       segment: gets the tokens, from column 0 on.
-      inputs: what is known of the rows.
+      inputs: the rows' known tokens, and the uniform numbers.
       config: the rollout's configuration.
       rows: slots that are decoded.
 

@@ -22,7 +22,7 @@ from motab_jax.rollout.trajectory import FinishReason, Trajectory
 
 
 class Completions(flax.struct.PyTreeNode):
-    """What follows the prompts of a batch; C = max_new_tokens columns."""
+    """The completions of a batch of prompts; C = max_new_tokens columns."""
 
     tokens: Int32[Array, "N C"]  # right-padded
     lengths: Int32[Array, "N"]  # at least 1, a stop token included

@@ -1,4 +1,4 @@
-"""What the monitor averages over a step's tokens: the teacher's likelihood (MOTAB, eq. 5), and other signals for study.
+"""Signals that the monitor averages over a step's tokens: the teacher's likelihood (MOTAB, eq. 5), and others.
 
 A step's value is the mean of the signal over the step's tokens; for the two likelihoods, the exponential of that mean.
 All signals are at temperature 1, in nats, over the tokenizer's vocabulary. Left out: the averaging (monitor.py).

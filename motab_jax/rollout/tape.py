@@ -14,7 +14,7 @@ DEAD = -1
 
 
 class Tape(flax.struct.PyTreeNode):
-    """What the caches' columns hold."""
+    """The position of the token in each cache column, and the next column to write."""
 
     positions: Int[Array, "B S"]  # of each column's token in its row; DEAD: no query attends to the column
     cursor: Int[Array, ""]  # the next column to write

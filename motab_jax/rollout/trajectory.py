@@ -1,4 +1,4 @@
-"""The trajectory: everything that was generated, in the order of generation, and what became of it.
+"""The trajectory: all generated tokens, in the order of generation, with the rewinds that discarded some of them.
 
 It is a log that only grows. A discarded token stays in it, marked with the rewind that discarded it, so the stitched
 target, the spliced target and the record are all made from it.

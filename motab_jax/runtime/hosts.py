@@ -1,4 +1,4 @@
-"""What the processes of a run exchange: sharded arrays, flags and numbers. With one process nothing is sent.
+"""Exchange between the processes of a run: sharded arrays, flags and numbers. With one process nothing is sent.
 
 All processes must call these functions in the same order. Left out: how they find each other (distributed.py).
 """

@@ -82,7 +82,8 @@ def _check_slices(slices: Sequence[int], dcn_data: int, data: int) -> None:
 def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     """The sizes of mesh axes with -1 filled in, so that their product is `count`.
 
-    Raises UserError, which lists the sizes that do, where there is no such size.
+    Raises:
+      UserError: no size fits; it lists the valid ones.
 
     >>> mesh_sizes({"data": -1, "fsdp": 2, "tensor": 2}, 8)
     {'data': 2, 'fsdp': 2, 'tensor': 2}

@@ -28,7 +28,10 @@ class MetricsLog:
     """Appends `{"step": n, ...}` lines to `folder/filename`; only the main process writes. A context manager.
 
     Every line is flushed, so a killed run loses at most the line it was writing. NaN and infinities are written as
-    null. Raises UserError if the file cannot be written.
+    null.
+
+    Raises:
+      UserError: the file can't be written.
     """
 
     def __init__(self, folder: str | Path, filename: str = "metrics.jsonl", trackers: Sequence[Tracker] = ()):
@@ -63,7 +66,8 @@ class MetricsLog:
     def truncate_after(self, step: int) -> None:
         """Drop the lines of later steps and a half-written last line, for a run that resumes at `step`.
 
-        Raises UserError, which names the line, if one before the last is not a JSON object with a `step`.
+        Raises:
+          UserError: a line before the last is not a JSON object with a `step`; it names the line.
         """
         if self._file is None:
             return

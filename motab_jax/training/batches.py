@@ -56,7 +56,7 @@ def training_completions(session: Session, prompts: list[Prompt]) -> EncodedComp
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What one step trains on, on the devices."""
+    """The batch of one step, on the devices."""
 
     indices: list[int]  # of the prompts, before they are repeated for samples_per_prompt
     prompts: Prompts

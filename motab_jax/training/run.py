@@ -1,4 +1,4 @@
-"""What a run works with, opened from its configuration and begun fresh or at its newest checkpoint.
+"""A run's parts, opened from its configuration, and its beginning: fresh or at its newest checkpoint.
 
 Left out: the steps themselves (loop.py), what is logged of them (step_log.py).
 """
@@ -29,7 +29,7 @@ from motab_jax.training.run_folder import open_run_folder
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run works with from its first step to its last."""
+    """The parts of a run that no step changes."""
 
     session: Session
     batches: Batches
@@ -43,7 +43,7 @@ class Run:
 
 @dataclasses.dataclass
 class RunProgress:
-    """What a run carries from step to step besides the training state; saved as JSON with each checkpoint."""
+    """The run's state besides the training state; saved as JSON with each checkpoint."""
 
     before: dict[str, Any] | None = None  # the evaluation before the first step
     tokens: int = 0  # generated so far, by both models

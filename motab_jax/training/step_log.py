@@ -1,4 +1,4 @@
-"""What a run writes: metrics and sample trajectories of each step, and the summary at its end."""
+"""A run's log: metrics and sample trajectories of each step, and the summary at its end."""
 
 import dataclasses
 from typing import Any
