@@ -95,8 +95,8 @@ def build_targets(
     kinds = jnp.where(trajectory.discarded_by >= 0, TokenKind.FLAWED, kinds)
     tokens, kinds = _take_entries(trajectory.tokens, entry), _take_entries(kinds, entry)
     if stitched and size:
-        numbers = jnp.arange(rewinds)[None]
-        begin = jnp.where(happened, trajectory.rewind_at + size * numbers, width)
+        rewind_numbers = jnp.arange(rewinds)[None]
+        begin = jnp.where(happened, trajectory.rewind_at + size * rewind_numbers, width)
         columns = (begin[:, :, None] + jnp.arange(size)[None, None]).reshape(rows, -1)
         row = jnp.arange(rows)[:, None]
         tokens = tokens.at[row, columns].set(jnp.tile(transition, (rows, rewinds)), mode="drop")

@@ -132,13 +132,15 @@ class Plan:
             where += "; most"
         else:
             where = "most"
-        most = max(self.memory, key=lambda name: self.memory[name])
-        if "cache" in most or most == "targets":
+        largest = max(self.memory, key=lambda name: self.memory[name])
+        if "cache" in largest or largest == "targets":
             less = "fewer rollout.slots, a smaller rollout.batch_size or rollout.max_new_tokens"
         else:
-            less = "a larger mesh.tensor" + (", teacher.quantize=int8" if most == "teacher" else ", a larger mesh.fsdp")
-        share = self.memory[most] / 2**30
-        return f"{where} of it is '{most}' ({share:.1f} GiB): try {less}, more chips, or mesh=find"
+            less = "a larger mesh.tensor" + (
+                ", teacher.quantize=int8" if largest == "teacher" else ", a larger mesh.fsdp"
+            )
+        share = self.memory[largest] / 2**30
+        return f"{where} of it is '{largest}' ({share:.1f} GiB): try {less}, more chips, or mesh=find"
 
     def as_json(self) -> dict[str, Any]:
         """All figures, in bytes and seconds. The keys are read by other programs and stay as they are."""

@@ -111,8 +111,8 @@ class RolloutConfig(flax.struct.PyTreeNode):
     @property
     def max_rewinds(self) -> int:
         """Rewinds that one trajectory can have at most: after each, the teacher generates at least one token."""
-        most = min(self.backtrack.max_interventions, self.max_new_tokens)
-        return most if self.monitor.enabled and self.backtrack.intervention != "stop" else 0
+        limit = min(self.backtrack.max_interventions, self.max_new_tokens)
+        return limit if self.monitor.enabled and self.backtrack.intervention != "stop" else 0
 
     @property
     def breach_ends_row(self) -> bool:

@@ -17,16 +17,16 @@ from motab_jax.rollout.decode import DecodeState, ModelState, Segment, SegmentIn
 from motab_jax.rollout.tape import DEAD, Tape, append
 
 
-def longest_remaining(chosen: Bool[Array, "B"], left: Int[Array, "B"], most: int) -> Bool[Array, "B"]:
-    """The `most` chosen slots with most tokens left to generate, so that no long row remains alone; 0: all chosen.
+def longest_remaining(chosen: Bool[Array, "B"], remaining: Int[Array, "B"], count: int) -> Bool[Array, "B"]:
+    """The `count` chosen slots with most tokens left to generate, so that no long row is decoded alone; 0: all chosen.
 
     >>> longest_remaining(jnp.array([True, True, False, True]), jnp.array([3, 9, 8, 5]), 2).tolist()
     [False, True, False, True]
     """
-    if not most:
+    if not count:
         return chosen
-    order = jnp.argsort(jnp.where(chosen, -left, 1), stable=True)
-    return chosen & (jnp.argsort(order) < most)
+    order = jnp.argsort(jnp.where(chosen, -remaining, 1), stable=True)
+    return chosen & (jnp.argsort(order) < count)
 
 
 def decode_subset(

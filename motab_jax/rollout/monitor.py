@@ -212,8 +212,8 @@ def _observe_row(
         history = history.append(closed)
         breached = closed.stray & may_stray & (history.streak >= spec.patience)
         if discard_limit is not None:
-            most = closed.end - (discarded if may_discard_all else closed.start)  # that its rewind could discard
-            breached &= most <= discard_limit - discarded
+            discardable = closed.end - (discarded if may_discard_all else closed.start)  # that its rewind could discard
+            breached &= discardable <= discard_limit - discarded
         breach = breach | breached
         accepted = alive & ~(column.stop & breach)
         open_ = open_.replace(total=jnp.where(close, 0.0, open_.total), tokens=jnp.where(close, 0, open_.tokens))

@@ -44,11 +44,11 @@ def scatter_windows(
     block = block.astype(table.dtype)
     if row is None:
         return jax.vmap(lambda t, b, at: jax.lax.dynamic_update_slice_in_dim(t, b, at, axis=0))(table, block, start)
-    numbers = jax.lax.ScatterDimensionNumbers(
+    dimension_numbers = jax.lax.ScatterDimensionNumbers(
         update_window_dims=tuple(range(1, block.ndim)), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 1)
     )
     index = jnp.stack([row, start], axis=-1)
-    return jax.lax.scatter(table, index, block, numbers, mode=jax.lax.GatherScatterMode.FILL_OR_DROP)
+    return jax.lax.scatter(table, index, block, dimension_numbers, mode=jax.lax.GatherScatterMode.FILL_OR_DROP)
 
 
 def compact_left(mask: Bool[Array, "B C"], block: Shaped[Array, "B C *each"]) -> Shaped[Array, "B C *each"]:

@@ -61,8 +61,8 @@ def _encode_in_groups(teacher: Model, tokens: Int[Array, "N T"], positions: Int[
     A group takes every n-th row, so that rows sharded over devices stay on their devices.
     """
     rows, width = tokens.shape
-    most = max(1, (PASS_TOKENS_ON_CPU if teacher.unrolled else PASS_TOKENS) // width)
-    size = next(size for size in range(min(rows, most), 0, -1) if rows % size == 0)
+    max_rows = max(1, (PASS_TOKENS_ON_CPU if teacher.unrolled else PASS_TOKENS) // width)
+    size = next(size for size in range(min(rows, max_rows), 0, -1) if rows % size == 0)
 
     def grouped(x: Int[Array, "N T"]) -> Int[Array, "G n T"]:
         return jnp.swapaxes(x.reshape(size, rows // size, width), 0, 1)

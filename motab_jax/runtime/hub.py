@@ -42,11 +42,11 @@ def find_folder(path_or_hub_id: str | Path, files: Sequence[str] = MODEL_FILES) 
         raise UserError(f"{text}: there is no such model folder")
     try:
         # Subfolders of a model's page hold the same weights in other formats.
-        found = huggingface_hub.snapshot_download(text, allow_patterns=list(files), ignore_patterns=["*/*"])
+        snapshot = huggingface_hub.snapshot_download(text, allow_patterns=list(files), ignore_patterns=["*/*"])
     except _UNREACHABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{text}: neither a folder here nor a model that the hub gives us ({reason})") from None
-    return Path(found)
+    return Path(snapshot)
 
 
 def read_json(path: Path) -> dict[str, Any]:

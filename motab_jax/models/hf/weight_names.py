@@ -129,8 +129,8 @@ def load_shardings(mesh: Mesh, config: ModelConfig) -> Any:
 
     def sharding_of(path: Path, spec: WeightSpec) -> NamedSharding:
         stacked = path[0] == "layers"
-        own = len(spec.shape) - stacked
-        outer = stacked + TABLE[path][1].outer % own
+        dimensions = len(spec.shape) - stacked  # of one layer
+        outer = stacked + TABLE[path][1].outer % dimensions
         free = [axis for axis in ("tensor", "data", "fsdp") if mesh.shape[axis] > 1]
         axes_of: list[tuple[str, ...]] = [()] * len(spec.shape)  # mesh axes of each dimension
         for dimension in (outer, 0, *(n for n, name in enumerate(spec.axes) if name == "embed")):
