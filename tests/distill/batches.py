@@ -1,6 +1,7 @@
 """Tiny models, random target batches and the naive full-logits loss: what the distillation tests share."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from motab_jax.distill import Objective, TargetBatch, TokenLoss
 from motab_jax.distill.targets import LOSS_KINDS, TokenKind
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import Model, encode, forward, init
+from tests.optional import some
 
 # Compiling is what takes these tests' time, and the least optimised program compiles twice as fast.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -44,7 +46,8 @@ def teacher() -> Model:
 
 def uniform(name: str, **numbers) -> Objective:
     """The same loss for every kind of token."""
-    return Objective(**dict.fromkeys((kind.word for kind in LOSS_KINDS), LOSSES[name]), vocab_size=VOCAB, **numbers)
+    losses: dict[str, Any] = dict.fromkeys((kind.word for kind in LOSS_KINDS), LOSSES[name])
+    return Objective(**losses, vocab_size=VOCAB, **numbers)
 
 
 def rivals(**numbers) -> Objective:
@@ -108,7 +111,7 @@ def later_rewards(student_logits, teacher_logits, labels, counted):
 def naive_loss(params, batch: TargetBatch, objective: Objective):
     """The whole loss f32[] over full logits [B,N,V], looping over the kinds of tokens."""
     student_logits = forward(params, STUDENT, batch.tokens, batch.positions)[:, :-1, :VOCAB]
-    teacher_logits = (batch.teacher_hidden[:, 1:] @ teacher().params["head"])[..., :VOCAB]
+    teacher_logits = (some(batch.teacher_hidden)[:, 1:] @ teacher().params["head"])[..., :VOCAB]
     labels, kinds = batch.tokens[:, 1:], batch.kinds[:, 1:]
     total, trained = jnp.zeros(labels.shape), jnp.zeros(labels.shape, bool)
     rewarded = sum((kinds == code for code in objective.rewarded_kinds), start=jnp.zeros(labels.shape, bool))

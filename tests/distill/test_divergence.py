@@ -15,7 +15,7 @@ PAIRS = [forward_kl, reverse_kl, jsd, functools.partial(jsd, reverse_weight=0.1)
 
 def reference(student, teacher, weight=None, *, reverse=False):
     """The definitions in float64: KL(teacher || student), the reverse, or JSD with a weight."""
-    q, p = (np.exp(x.astype(np.float64)) for x in (student, teacher))
+    q, p = (np.exp(np.asarray(x, np.float64)) for x in (student, teacher))
     q, p = q / q.sum(-1, keepdims=True), p / p.sum(-1, keepdims=True)
     if weight is None:
         p, q = (q, p) if reverse else (p, q)
@@ -40,21 +40,21 @@ def test_hand_numbers():
 
 def test_against_float64():
     rng = np.random.default_rng(0)
-    student, teacher = (3 * rng.normal(size=(4, 5, 200)).astype(np.float32) for _ in range(2))
+    student, teacher = (jnp.asarray(3 * rng.normal(size=(4, 5, 200)), jnp.float32) for _ in range(2))
     np.testing.assert_allclose(forward_kl(student, teacher), reference(student, teacher), rtol=2e-5)
     np.testing.assert_allclose(reverse_kl(student, teacher), reference(student, teacher, reverse=True), rtol=2e-5)
     for weight in (0.05, 0.5, 0.9):
         found = jsd(student, teacher, reverse_weight=weight)
         np.testing.assert_allclose(found, reference(student, teacher, weight), rtol=2e-5)
     labels = rng.integers(0, 200, (4, 5))
-    chosen = np.take_along_axis(student, labels[..., None], -1)[..., 0]
-    expected = np.log(np.exp(student.astype(np.float64)).sum(-1)) - chosen
-    np.testing.assert_allclose(cross_entropy(jnp.asarray(student), jnp.asarray(labels)), expected, rtol=2e-5)
+    chosen = np.take_along_axis(np.asarray(student), labels[..., None], -1)[..., 0]
+    expected = np.log(np.exp(np.asarray(student, np.float64)).sum(-1)) - chosen
+    np.testing.assert_allclose(cross_entropy(student, jnp.asarray(labels)), expected, rtol=2e-5)
 
 
 def test_jsd_is_symmetric_bounded_and_has_the_kl_limits():
     rng = np.random.default_rng(1)
-    student, teacher = (2 * rng.normal(size=(6, 30)).astype(np.float32) for _ in range(2))
+    student, teacher = (jnp.asarray(2 * rng.normal(size=(6, 30)), jnp.float32) for _ in range(2))
     np.testing.assert_allclose(jsd(student, teacher), jsd(teacher, student), rtol=1e-5)
     mirrored = jsd(teacher, student, reverse_weight=0.8)
     np.testing.assert_allclose(jsd(student, teacher, reverse_weight=0.2), mirrored, rtol=1e-5)
@@ -129,8 +129,8 @@ def test_entropy_gated_kl_adds_forward_kl_above_the_gate(gate, forward):
 
 def test_the_head_is_found_as_by_sorting():
     rng = np.random.default_rng(2)
-    student, teacher = (3 * rng.normal(size=(40, 300)).astype(np.float32) for _ in range(2))
-    p, q = (np.exp(x.astype(np.float64)) for x in (teacher, student))
+    student, teacher = (jnp.asarray(3 * rng.normal(size=(40, 300)), jnp.float32) for _ in range(2))
+    p, q = (np.exp(np.asarray(x, np.float64)) for x in (teacher, student))
     p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
     order = np.argsort(-p, axis=-1)
     gap = np.take_along_axis(abs(p - q), order, -1)

@@ -39,7 +39,7 @@ def scored(head, hidden, batch, weight, chunk: int = 256):
     zeros = jnp.zeros((hidden.shape[0], *head["embed"].shape), jnp.float32)
     teacher_head = select_teacher_head(teacher(), OBJECTIVE)
     whole = functools.partial(objective_loss_sums, STUDENT, OBJECTIVE, chunk)
-    return jit(lambda *x: whole(head, x[0], teacher_head, *x[1:], zeros))(hidden, batch, weight)
+    return jit(lambda h, b, w: whole(head, h, teacher_head, b, w, zeros))(hidden, batch, weight)
 
 
 def test_tokens_that_are_not_trained_never_reach_the_heads():
@@ -70,7 +70,8 @@ def test_groups_add_up(groups):
 
 def test_bfloat16_heads_are_summed_in_float32():
     head, hidden, batch, weight = parts(dtype=jnp.bfloat16)
-    exact = scored(*(jax.tree.map(lambda x: x.astype(jnp.float32), tree) for tree in (head, hidden)), batch, weight)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), (head, hidden))
+    exact = scored(*wide, batch, weight)
     whole = scored(head, hidden, batch, weight)
     single = scored(head, hidden, batch, weight, chunk=1)
     assert single.d_head.dtype == jnp.float32 and single.d_hidden.dtype == jnp.bfloat16

@@ -1,5 +1,7 @@
 """Learning rates by hand, what decays, and the clip."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,12 @@ PEAK, FLOOR = 1e-3, 1e-4
 def rates(kind: str, steps: list[int], *, total: int = 110, warmup: int = 10) -> list[float]:
     """Learning rates at some steps."""
     schedule = make_schedule(kind, peak=PEAK, floor=FLOOR, steps=total, warmup_ratio=warmup / total)
-    return [float(schedule(jnp.int32(step))) for step in steps]
+    return [float(np.asarray(schedule(jnp.int32(step)))) for step in steps]
+
+
+def moved_by(params: dict[str, Any], updates: optax.Updates) -> dict[str, Any]:
+    """The parameters after an update."""
+    return cast("dict[str, Any]", optax.apply_updates(params, updates))
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
@@ -51,7 +58,7 @@ def test_decay_is_decoupled_and_masked():
     optimizer = make_optimizer(optax.constant_schedule(0.1), weight_decay=0.5, clip=1.0, beta1=0.9, beta2=0.95)
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = jax.jit(optimizer.update)(zero, jax.jit(optimizer.init)(params), params)
-    moved = optax.apply_updates(params, updates)
+    moved = moved_by(params, updates)
     np.testing.assert_allclose(moved["layers"]["q"], 0.95 * params["layers"]["q"], rtol=1e-6)
     np.testing.assert_allclose(moved["embed"], 0.95 * params["embed"], rtol=1e-6)
     for name in ("attn_norm", "mlp_norm", "q_norm", "k_norm"):
@@ -67,7 +74,7 @@ def test_adamw_by_hand_with_clipping():
     first, second, value = 0.0, 0.0, 2.0
     for step, grad in enumerate([3.0, 0.5], start=1):
         updates, state = optimizer.update({"q": jnp.array([grad])}, state, params)
-        params = optax.apply_updates(params, updates)
+        params = moved_by(params, updates)
         clipped = min(grad, 1.0)
         first, second = 0.9 * first + 0.1 * clipped, 0.99 * second + 0.01 * clipped**2
         value -= 0.1 * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.99**step)) + 1e-8)
@@ -81,7 +88,7 @@ def test_a_clip_of_zero_is_none():
     )
     params = {"q": jnp.array([2.0, 1.0])}
     grads = {"q": jnp.array([300.0, 1e-3])}
-    one, other = (o.update(grads, o.init(params), params)[0] for o in (with_clip, without))
+    one, other = (moved_by(params, o.update(grads, o.init(params), params)[0]) for o in (with_clip, without))
     np.testing.assert_allclose(one["q"], other["q"], rtol=1e-6)
 
 

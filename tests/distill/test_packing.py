@@ -27,6 +27,7 @@ from tests.distill.batches import (
     teacher,
     uniform,
 )
+from tests.optional import some
 
 ROWS, PROMPT, COLUMNS = 16, 4, 20
 
@@ -181,7 +182,7 @@ def test_sequences_with_nothing_to_train_are_left_out():
     batch = short_sequences()
     untrained = ~jnp.any(batch.kinds > 0, axis=1)
     assert untrained.any()
-    spoilt = batch.replace(teacher_hidden=jnp.where(untrained[:, None, None], jnp.nan, batch.teacher_hidden))
+    spoilt = batch.replace(teacher_hidden=jnp.where(untrained[:, None, None], jnp.nan, some(batch.teacher_hidden)))
     grads, metrics = gradient(spoilt, uniform("jsd"))
     assert_trees_close(grads, gradient(batch, uniform("jsd"))[0], atol=0)
     nothing, metrics = gradient(batch.replace(kinds=jnp.zeros_like(batch.kinds)), uniform("jsd"))

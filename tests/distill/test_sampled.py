@@ -14,6 +14,7 @@ from motab_jax.models.topk import top_k_of
 from motab_jax.models.transformer import Model
 from tests.distill.batches import LOSSES, jit, uniform
 from tests.distill.test_targets import TRANSITION, random_row, trajectory_of
+from tests.optional import some
 
 P, Q = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.25, 0.25, 0.4, 0.1])
 OURS, THEIRS = (jnp.log(jnp.asarray(x, jnp.float32)) for x in (Q, P))
@@ -88,7 +89,7 @@ def small_batch(seed: int = 0):
     """A trajectory's targets with all that can be kept of a teacher, its head, and a student's states and head."""
     rng = np.random.default_rng(seed)
     trajectory = trajectory_of([random_row(rng, rewinds) for rewinds in (0, 1, 2, 0)])
-    states = jnp.asarray(rng.normal(size=trajectory.teacher_hidden.shape), jnp.float32)
+    states = jnp.asarray(rng.normal(size=some(trajectory.teacher_hidden).shape), jnp.float32)
     table, head = (jnp.asarray(rng.normal(size=(SIZE, width)), jnp.float32) for width in (states.shape[-1], WIDTH))
     logits, labels = states @ table.T, trajectory.tokens[..., None]
     trajectory = trajectory.replace(

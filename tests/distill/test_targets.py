@@ -11,6 +11,7 @@ from motab_jax.data.sources import Source
 from motab_jax.distill import build_targets
 from motab_jax.distill.targets import TokenKind
 from motab_jax.rollout.trajectory import KEPT, empty_trajectory
+from tests.optional import some
 
 ROWS, PROMPT, ENTRIES, REWINDS, WIDTH = 12, 4, 40, 3, 2
 TRANSITION = [90, 91, 92]
@@ -113,7 +114,7 @@ def test_equals_a_plain_builder(target, transition, max_tokens):
         assert batch.kinds[row, PROMPT:].tolist() == [*kinds] + [TokenKind.NONE] * (room - len(expected))
         behind = [-1] * (PROMPT + room - whole)
         assert batch.positions[row].tolist() == [-1] * (PROMPT - size) + [*range(size + len(expected))] + behind
-        hidden = [trajectory.teacher_hidden[row, e].tolist() if e >= 0 else [0.0] * WIDTH for e in entries]
+        hidden = [some(trajectory.teacher_hidden)[row, e].tolist() if e >= 0 else [0.0] * WIDTH for e in entries]
         assert batch.teacher_hidden[row, PROMPT:whole].tolist() == hidden
         assert not batch.teacher_hidden[row, :PROMPT].any() and not batch.teacher_hidden[row, whole:].any()
 

@@ -27,6 +27,7 @@ from tests.distill.batches import (
     teacher,
     uniform,
 )
+from tests.optional import some
 
 DIVERGENCES = ["forward_kl", "reverse_kl", "jsd", "adaptive_kl", "entropy_gated_kl"]
 SIZE = 30
@@ -91,7 +92,7 @@ def test_an_empty_tail_gives_finite_gradients(name):
 def with_topk(k: int) -> TargetBatch:
     """The random batch with the teacher's k likeliest tokens in place of its states."""
     batch = random_batch()
-    logits = unembed(teacher().params, teacher().config, batch.teacher_hidden, VOCAB)
+    logits = unembed(teacher().params, teacher().config, some(batch.teacher_hidden), VOCAB)
     return batch.replace(teacher_hidden=None, teacher_topk=top_k_of(logits, k))
 
 
@@ -127,12 +128,13 @@ def test_targets_take_what_the_trajectory_carries():
     )
     batch = build_targets(trajectory, target="spliced", transition=jnp.zeros((0,), jnp.int32))
     assert batch.teacher_hidden is None and targets_name(batch) == "topk"
+    found = some(batch.teacher_topk)
     first, second = (ids[row, entry].tolist() for row, entry in ((0, [0, 2, 3]), (1, [0, 1])))
-    assert batch.teacher_topk.ids[0, prompt:].tolist() == [*first, [0, 0]]
-    assert batch.teacher_topk.ids[1, prompt:].tolist() == [*second, [0, 0], [0, 0]]
+    assert found.ids[0, prompt:].tolist() == [*first, [0, 0]]
+    assert found.ids[1, prompt:].tolist() == [*second, [0, 0], [0, 0]]
     np.testing.assert_array_equal(
-        batch.teacher_topk.logprobs,
-        jnp.where((batch.kinds != TokenKind.NONE)[..., None], -1.0 - batch.teacher_topk.ids, 0.0),
+        found.logprobs,
+        jnp.where((batch.kinds != TokenKind.NONE)[..., None], -1.0 - found.ids, 0.0),
     )
     sampled = build_targets(
         trajectory.replace(teacher_topk=None), target="spliced", transition=jnp.zeros((0,), jnp.int32)

@@ -34,6 +34,7 @@ from tests.distill.batches import (
     random_batch,
     teacher,
 )
+from tests.optional import some
 
 OBJECTIVE = Objective(
     LOSSES["reverse_kl"], LOSSES["cross_entropy"], LOSSES["masked"], TokenLoss(weight=0.5), vocab_size=VOCAB
@@ -62,7 +63,7 @@ def spoilt_batch():
     """A batch with one state that isn't a number, at a token that a divergence is for."""
     batch = random_batch()
     row, column = np.argwhere(np.asarray(batch.kinds) == TokenKind.STUDENT)[0]
-    return batch.replace(teacher_hidden=batch.teacher_hidden.at[row, column].set(jnp.nan))
+    return batch.replace(teacher_hidden=some(batch.teacher_hidden).at[row, column].set(jnp.nan))
 
 
 def head():

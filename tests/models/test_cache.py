@@ -16,7 +16,7 @@ def filled(stacked: bool, seed: int = 0) -> KVCache:
     cache, rng = init_cache(CONFIG, ROWS, COLUMNS, stacked=stacked), np.random.default_rng(seed)
     for start, size in ((0, 3), (3, 7)):
         for layer in range(LAYERS):
-            k, v = (rng.normal(size=(ROWS, size, HEADS, SIZE)).astype(np.float32) for _ in "kv")
+            k, v = (jnp.asarray(rng.normal(size=(ROWS, size, HEADS, SIZE)), jnp.float32) for _ in "kv")
             cache = cache.write(k, v, layer, start)
     return cache
 
@@ -55,6 +55,6 @@ def test_rows_are_taken_out_and_their_columns_put_back(stacked):
 @pytest.mark.parametrize("stacked", [True, False])
 def test_columns_move_as_the_map_says(stacked):
     source = np.stack([np.random.default_rng(row).permutation(COLUMNS) for row in range(ROWS)])
-    found, before = table(gather_columns(filled(stacked), source)), table(filled(stacked))
+    found, before = table(gather_columns(filled(stacked), jnp.asarray(source))), table(filled(stacked))
     for row in range(ROWS):
         np.testing.assert_array_equal(found[:, :, row], before[:, :, row][:, :, :, source[row]])

@@ -1,5 +1,7 @@
 """What must hold whatever the weights are: identities between settings, and independence of the rows."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +31,7 @@ SETTINGS = {
     "breach-suffix": {"target": "breach", "entropy_top_k": 20},
     "root-steps": {"intervention": "steps", "steps": 2, "max_interventions": 3},
 }
-GREEDY = {"temperature": 0.0}
+GREEDY: dict[str, Any] = {"temperature": 0.0}
 
 
 def twins():

@@ -29,6 +29,7 @@ def judge(text: str, logprobs, entropies, *, eps0=0.5, theta=1.0, alive=None, ma
         stop=jnp.asarray([[c == "$" for c in text]]),
         closes=jnp.asarray([[c == "." for c in text]]),
     )
+    breach = jnp.zeros(1, bool)
     open_, steps, length, taken = open_step(1), empty_steps(1, 8), jnp.zeros(1, jnp.int32), []
     for begin, end in itertools.pairwise([0, *(cut or []), count]):
         part = jax.tree.map(lambda x, begin=begin, end=end: x[:, begin:end], columns)

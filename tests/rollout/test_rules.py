@@ -29,6 +29,7 @@ def judge(signals, *, spec, eps0, cut=None, discarded=0, before=(), judged=True,
     steps = steps.replace(count=jnp.array([len(before)]))
     yes = jnp.ones((1, count), bool)
     columns = Columns(jnp.asarray([signals], jnp.float32), jnp.zeros((1, count)), yes, ~yes, yes)
+    breach = jnp.zeros(1, bool)
     open_, index, taken = open_step(1).replace(**changes), jnp.array([len(before)]), 0
     for begin, end in itertools.pairwise([0, *(cut or []), count]):
         part = jax.tree.map(lambda x, begin=begin, end=end: x[:, begin:end], columns)

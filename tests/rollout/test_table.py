@@ -137,8 +137,8 @@ def test_rewinds_follow_from_the_step_table(name):
         assert result.breach_step[row, :rewinds].tolist() == stray[:most].tolist()
         discarded, dropped = np.full(result.length[row], KEPT), np.full(count, KEPT)
         for number, breach in enumerate(result.breach_step[row, :rewinds]):
-            fields = (getattr(table, field)[row] for field in ("value", "boundary", "source"))
-            found = root(*fields, breach, SETTINGS[name].get("target", "root"))
+            value, boundary, source = table.value[row], table.boundary[row], table.source[row]
+            found = root(value, boundary, source, breach, SETTINGS[name].get("target", "root"))
             assert result.root_step[row, number] == found
             assert result.rewind_at[row, number] == table.end[row, breach]
             discarded[table.start[row, found] : table.end[row, breach]] = number

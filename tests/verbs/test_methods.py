@@ -50,9 +50,8 @@ TRAIN_ALL = "import json, sys; from motab_jax import train; [train.work(words) f
 def solved(folder, count=PROMPTS):
     """The words for a file of short problems of which `count` are solved; with nothing held out."""
     path = folder / "solved.jsonl"
-    rows = [{"id": f"sum-{n}", "prompt": p.prompt, "said": arithmetic.solution(p)} for n, p in enumerate(PROBLEMS)]
-    for row in rows[count:]:
-        row["said"] = None
+    said = [arithmetic.solution(problem) if n < count else None for n, problem in enumerate(PROBLEMS)]
+    rows = [{"id": f"sum-{n}", "prompt": PROBLEMS[n].prompt, "said": text} for n, text in enumerate(said)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return ["data.source=jsonl", f"data.path={path}", "data.fields.completion=said"]
 
@@ -256,7 +255,7 @@ def test_a_long_completion_is_cut_and_counted(pair, tmp_path):
     whole = [[*ids, session.stop_id] for ids in texts]
     assert found is not None and found.tokens == [ids[:12] for ids in whole]
     longer = [len(ids) for ids in whole if len(ids) > 12]
-    assert 0 < found.cut == len(longer) < PROMPTS
+    assert 0 < found.truncated == len(longer) < PROMPTS
     assert str(found).startswith(f"{len(longer)} of {PROMPTS} completions are longer than rollout.max_new_tokens=12")
     assert str(found).endswith(str(max(longer)))
 
