@@ -1,18 +1,10 @@
-"""Tests run on 8 virtual CPU devices and keep compiled programs between runs. Set before jax is imported."""
+"""Tests run on 8 virtual CPU devices and keep compiled programs between runs."""
 
 import gc
 import importlib.util
-import os
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Compiling is most of the tests' time, and the least optimised machine code comes twice as fast.
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
-if "xla_force_host_platform_device_count" not in os.environ["XLA_FLAGS"]:
-    os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
+import tests.environment  # isort: skip
 
 import jax
 import pytest
@@ -34,6 +26,12 @@ MANY_MAPS = 15_000
 
 enable_compilation_cache()
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -94,6 +94,7 @@ def test_every_method_is_in_the_study():
         load_config(ROOT / "configs" / "quickstart.yaml", list(words))
 
 
+@pytest.mark.long
 def test_the_quick_study(tmp_path):
     words = ["--quick", "--out", tmp_path / "out", "--runs-folder", tmp_path / "runs", "--seeds", "1"]
     words += ["--tuning-seeds", "1", "--settings", "motab", "opd", "--tasks", "pointers", "--strengths"]

@@ -13,8 +13,6 @@ from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import Model, encode, forward, init
 from tests.optional import some
 
-# Compiling is what takes these tests' time, and the least optimised program compiles twice as fast.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 VOCAB = 40
 ROWS, PROMPT, COLUMNS = 8, 4, 15
 STUDENT = ModelConfig("qwen3", 48, 32, 64, 2, 4, 2, 8, 512, qk_norm=True, tied=True)

@@ -16,7 +16,6 @@ from tests.distill.batches import (
     ROWS,
     STUDENT,
     assert_trees_close,
-    jit,
     params_of,
     random_batch,
     teacher,
@@ -39,7 +38,7 @@ def scored(head, hidden, batch, weight, chunk: int = 256):
     zeros = jnp.zeros((hidden.shape[0], *head["embed"].shape), jnp.float32)
     teacher_head = select_teacher_head(teacher(), OBJECTIVE)
     whole = functools.partial(objective_loss_sums, STUDENT, OBJECTIVE, chunk)
-    return jit(lambda h, b, w: whole(head, h, teacher_head, b, w, zeros))(hidden, batch, weight)
+    return jax.jit(lambda h, b, w: whole(head, h, teacher_head, b, w, zeros))(hidden, batch, weight)
 
 
 def test_tokens_that_are_not_trained_never_reach_the_heads():
@@ -64,7 +63,7 @@ def test_groups_add_up(groups):
         teacher_head = select_teacher_head(teacher(), OBJECTIVE)
         return batch_loss(params, STUDENT, teacher_head, random_batch(), weight, OBJECTIVE, groups=groups)[0]
 
-    grads = [jit(jax.grad(lambda p, n=n: loss(p, n)))(params_of()) for n in (1, groups)]
+    grads = [jax.jit(jax.grad(lambda p, n=n: loss(p, n)))(params_of()) for n in (1, groups)]
     assert_trees_close(*grads, atol=1e-6)
 
 

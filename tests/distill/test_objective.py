@@ -9,7 +9,7 @@ import pytest
 
 from motab_jax.distill import Objective, TargetBatch, TokenLoss, select_teacher_head
 from motab_jax.distill.objective import batch_loss, token_weights
-from motab_jax.distill.targets import TokenKind
+from motab_jax.distill.targets import LOSS_KINDS, TokenKind
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import Model, forward, init
 from tests.distill.batches import (
@@ -18,7 +18,6 @@ from tests.distill.batches import (
     STUDENT,
     VOCAB,
     assert_trees_close,
-    jit,
     naive_loss,
     params_of,
     random_batch,
@@ -49,9 +48,9 @@ def chunked(params, batch, objective, **options):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_value_and_gradient_equal_the_naive_loss(name):
     objective, batch = OBJECTIVES[name], random_batch()
-    grad = jit(jax.value_and_grad(lambda p: chunked(p, batch, objective, chunk_tokens=4 * ROWS), has_aux=True))
+    grad = jax.jit(jax.value_and_grad(lambda p: chunked(p, batch, objective, chunk_tokens=4 * ROWS), has_aux=True))
     (loss, per_kind), grads = grad(params_of())
-    naive, naive_grads = jit(jax.value_and_grad(lambda p: naive_loss(p, batch, objective)))(params_of())
+    naive, naive_grads = jax.jit(jax.value_and_grad(lambda p: naive_loss(p, batch, objective)))(params_of())
     assert float(loss) == pytest.approx(float(naive), abs=1e-5)
     assert_trees_close(grads, naive_grads)
     if objective.normalize == "token":
@@ -78,11 +77,11 @@ def test_masked_kinds_get_no_gradient():
     objective = Objective(masked, LOSSES["cross_entropy"], masked, TokenLoss(weight=0.0), vocab_size=VOCAB)
     only = batch.replace(kinds=jnp.where(batch.kinds == TokenKind.TEACHER, batch.kinds, TokenKind.NONE))
 
-    grad = jit(jax.grad(lambda p, b: chunked(p, b, objective)[0]))
+    grad = jax.jit(jax.grad(lambda p, b: chunked(p, b, objective)[0]))
     grads = grad(params_of(), batch)
     assert_trees_close(grads, grad(params_of(), only), atol=1e-7)
     assert any(jnp.abs(x).max() > 1e-4 for x in jax.tree.leaves(grads))
-    nothing = jit(jax.value_and_grad(lambda p: chunked(p, batch, uniform("masked"))[0]))(params_of())
+    nothing = jax.jit(jax.value_and_grad(lambda p: chunked(p, batch, uniform("masked"))[0]))(params_of())
     assert all(not jnp.any(x) for x in jax.tree.leaves(nothing))
 
 
@@ -97,7 +96,7 @@ def test_the_teachers_head_goes_along_only_where_a_divergence_needs_it():
 def test_logits_beyond_the_vocabulary_never_count():
     params, batch = params_of(), random_batch()
     spoilt = params | {"embed": params["embed"].at[VOCAB:].add(3.0)}
-    loss = jit(lambda p: chunked(p, batch, OBJECTIVES["mixed"])[0])
+    loss = jax.jit(lambda p: chunked(p, batch, OBJECTIVES["mixed"])[0])
     assert float(loss(params)) == float(loss(spoilt))
 
 

@@ -21,7 +21,6 @@ from tests.distill.batches import (
     TEACHER,
     VOCAB,
     assert_trees_close,
-    jit,
     naive_loss,
     params_of,
     teacher,
@@ -144,7 +143,7 @@ def gradient(batch: TargetBatch, objective, *, mesh=None, params=None, **options
     """The gradient as one step of plain descent shows it, and the metrics."""
     optimizer = optax.sgd(1.0)
     params = params_of() if params is None else params
-    step = jit(make_update(STUDENT, optimizer, objective, mesh=mesh, **options))
+    step = jax.jit(make_update(STUDENT, optimizer, objective, mesh=mesh, **options))
     teacher_head = select_teacher_head(teacher(), objective)
     if mesh is not None:
         teacher_head = jax.device_put(teacher_head, replicated(mesh))
@@ -162,7 +161,7 @@ def gradient(batch: TargetBatch, objective, *, mesh=None, params=None, **options
 )
 def test_packed_sequences_give_the_naive_gradient(options, objective):
     batch = short_sequences()
-    naive, naive_grads = jit(jax.value_and_grad(lambda p: naive_loss(p, batch, objective)))(params_of())
+    naive, naive_grads = jax.jit(jax.value_and_grad(lambda p: naive_loss(p, batch, objective)))(params_of())
     grads, metrics = gradient(batch, objective, micro_tokens=3 * COLUMNS, **options)
     assert float(metrics["loss"]) == pytest.approx(float(naive), abs=1e-5)
     assert_trees_close(grads, naive_grads)

@@ -12,7 +12,7 @@ from motab_jax.distill.sampled import mean_reward_to_go
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.topk import top_k_of
 from motab_jax.models.transformer import Model
-from tests.distill.batches import LOSSES, jit, uniform
+from tests.distill.batches import LOSSES, uniform
 from tests.distill.test_targets import TRANSITION, random_row, trajectory_of
 from tests.optional import some
 
@@ -119,7 +119,7 @@ def test_kept_logprobs_and_hidden_states_give_the_same_loss():
         assert (batch.teacher_logprob is None) == (kind == "hidden")
         batch = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), batch)
         hidden = jax.random.normal(jax.random.key(1), (*batch.tokens.shape, WIDTH))
-        scored = jit(lambda *x: objective_loss_sums(student, objective, 16, head, x[0], teacher, *x[1:]))
+        scored = jax.jit(lambda *x: objective_loss_sums(student, objective, 16, head, x[0], teacher, *x[1:]))
         return scored(hidden, batch, (batch.kinds > 0).astype(jnp.float32)).per_kind[0]
 
     both = Objective(LOSSES["policy_gradient"], masked, LOSSES["minillm"], masked, vocab_size=SIZE)

@@ -21,7 +21,6 @@ from tests.distill.batches import (
     STUDENT,
     VOCAB,
     assert_trees_close,
-    jit,
     params_of,
     random_batch,
     teacher,
@@ -99,7 +98,7 @@ def with_topk(k: int) -> TargetBatch:
 def test_the_update_with_all_tokens_equals_that_with_hidden_states():
     objective = Objective(LOSSES["reverse_kl"], LOSSES["forward_kl"], LOSSES["jsd"], LOSSES["masked"], vocab_size=VOCAB)
     optimizer = optax.sgd(1.0)
-    step = jit(make_update(STUDENT, optimizer, objective))
+    step = jax.jit(make_update(STUDENT, optimizer, objective))
     states, metrics = zip(
         step(init_state(params_of(), optimizer), select_teacher_head(teacher(), objective), random_batch()),
         step(init_state(params_of(), optimizer), None, with_topk(VOCAB)),

@@ -28,7 +28,6 @@ from tests.distill.batches import (
     VOCAB,
     assert_trees_close,
     assert_trees_equal,
-    jit,
     naive_loss,
     params_of,
     random_batch,
@@ -56,7 +55,7 @@ def adamw():
 @functools.cache
 def program(accumulate: int = 1):
     """The jitted update."""
-    return jit(make_update(STUDENT, adamw(), OBJECTIVE, accumulate=accumulate), donate_argnums=0)
+    return jax.jit(make_update(STUDENT, adamw(), OBJECTIVE, accumulate=accumulate), donate_argnums=0)
 
 
 def spoilt_batch():
@@ -90,14 +89,14 @@ def test_micro_batches_add_up():
 
 def test_metrics_and_gradient_are_those_of_the_naive_loss():
     batch = random_batch()
-    loss, grads = jit(jax.value_and_grad(lambda p: naive_loss(p, batch, OBJECTIVE)))(params_of())
+    loss, grads = jax.jit(jax.value_and_grad(lambda p: naive_loss(p, batch, OBJECTIVE)))(params_of())
     state, metrics = run(program(), [batch])
     assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), abs=1e-5)
     for kind in LOSS_KINDS:
         assert metrics[f"tokens/{kind.word}"] == (batch.kinds == kind).sum()
     assert metrics["loss/flawed"] == 0.0 and metrics["loss/teacher"] > 0.0
-    updates, opt_state = jit(adamw().update)(grads, jit(adamw().init)(params_of()), params_of())
+    updates, opt_state = jax.jit(adamw().update)(grads, jax.jit(adamw().init)(params_of()), params_of())
     assert_trees_close(state.opt_state, opt_state, atol=1e-6)
     assert_trees_close(state.params, optax.apply_updates(params_of(), updates))
 
@@ -144,7 +143,7 @@ def test_bfloat16_parameters_keep_float32_moments():
 def test_passes_in_bfloat16_are_those_of_bfloat16_parameters():
     def gradient(dtype: str | None, params):
         program = make_gradient(STUDENT, OBJECTIVE, accumulate=1, remat="none", groups=1, mesh=None, dtype=dtype)
-        return jit(program)(params, head(), random_batch())[0].grads
+        return jax.jit(program)(params, head(), random_batch())[0].grads
 
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params_of())
     grads, exact = gradient("bfloat16", params_of()), gradient(None, params_of())
@@ -152,7 +151,9 @@ def test_passes_in_bfloat16_are_those_of_bfloat16_parameters():
     assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
     apart = optax.tree.norm(jax.tree.map(jnp.subtract, grads, exact)) / optax.tree.norm(exact)
     assert 1e-4 < apart < 0.05, "each product rounds by up to 1 in 256"
-    state = run(jit(make_update(STUDENT, adamw(), OBJECTIVE, dtype="bfloat16"), donate_argnums=0), [random_batch()])[0]
+    state = run(
+        jax.jit(make_update(STUDENT, adamw(), OBJECTIVE, dtype="bfloat16"), donate_argnums=0), [random_batch()]
+    )[0]
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
 
 
@@ -178,7 +179,7 @@ def test_eight_devices_equal_one(devices):
     state = jax.device_put(state, jax.tree.map(lambda x: sharding_of(x, state.params, param_shardings, mesh), state))
     layout = jax.tree.map(lambda x: x.sharding, state)
     update = make_update(STUDENT, adamw(), OBJECTIVE, accumulate=2)
-    step = jit(update, donate_argnums=0, out_shardings=(layout, None))
+    step = jax.jit(update, donate_argnums=0, out_shardings=(layout, None))
     teachers = jax.device_put(head(), replicated(mesh))
     with CompileClock() as clock:
         for batch in batches:

@@ -1,5 +1,7 @@
 """Every command of README, CONTRIBUTING and docs/, run as it stands in a copy of the repository.
 
+They train and generate, so they run with `-m long`, as `.ci/run` does.
+
 The blocks run in the order of the pages, README first, so later ones find the run that its quickstart made. What makes
 the copy small and fast, and differs from a user's machine:
 
@@ -11,7 +13,7 @@ the copy small and fast, and differs from a user's machine:
 - there is no hub.
 
 A comment on the line in front of a block says more: `<!-- not run: REASON -->`, it can't run here; `<!-- long: REASON
--->`, it runs alone, with `-m long`; `<!-- file: NAME -->`, the user writes it to that file.
+-->`, it runs alone; `<!-- file: NAME -->`, the user writes it to that file.
 """
 
 import json
@@ -104,12 +106,8 @@ def copy(tmp_path_factory) -> Copy:
     return Copy(tmp_path_factory.mktemp("repository"), compiled or str(tmp_path_factory.mktemp("compiled")))
 
 
-def parameter(block: Block):
-    long = block.noted("long") is not None
-    return pytest.param(block, id=block.name, marks=[pytest.mark.long] if long else [])
-
-
-@pytest.mark.parametrize("block", [parameter(block) for block in COMMANDS])
+@pytest.mark.long
+@pytest.mark.parametrize("block", COMMANDS, ids=lambda block: block.name)
 def test_a_block_runs(block, copy):
     if (reason := block.noted("not run")) is not None:
         pytest.skip(f"not run: {reason}")

@@ -56,6 +56,7 @@ def slurm(stubs, tmp_path):
     return run
 
 
+@pytest.mark.long
 def test_two_processes_meet_and_train(slurm, tmp_path):
     problems = tmp_path / "problems.jsonl"
     problems.write_text("".join(f'{{"prompt": "{n}+1=", "completion": "{n + 1}"}}\n' for n in range(10, 20)))

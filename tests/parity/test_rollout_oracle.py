@@ -7,7 +7,6 @@ float32 are left out.
 """
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from transformers import (
 )
 
 from tests.oracle import oracle_rollout
+from tests.verbs.helpers import environment
 
 pytestmark = pytest.mark.parity
 
@@ -253,14 +253,9 @@ def write_inputs(case, student, teacher, tokenizer, prompts, folder):
 
 def synthesize(config, output):
     """Run the verb as a user would, greedily, on one CPU device; returns id -> record."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    }  # compiles in half the time
     words = [str(config), f"output={output}", "rollout.temperature=0", "rollout.top_p=1.0"]
     command = [sys.executable, "-m", "motab_jax.synthesize", *words]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert len({record["id"] for record in records}) == len(records), "an id occurs twice"

@@ -34,8 +34,7 @@ ROWS, WIDTH = 16, 8
 MAX_NEW = 40
 SPECS = {"sampling": SamplingSpec, "monitor": MonitorSpec, "backtrack": BacktrackSpec, "targets": TargetSpec}
 
-# Compiling is what takes these tests' time, and the least optimised program compiles twice as fast.
-run = jax.jit(rollout, compiler_options={"xla_backend_optimization_level": 0})
+run = jax.jit(rollout)
 
 
 def tiny(width: int, vocab: int = VOCAB) -> ModelConfig:

@@ -29,5 +29,4 @@ def arguments(mesh, **changes):
 def compile_rollout(mesh, given):
     """The rollout, compiled for these arguments."""
     program = jax.jit(run_per_group(rollout, mesh, (False, False, True, False)))
-    options: Any = {"xla_backend_optimization_level": 0}
-    return program.lower(*given).compile(options)
+    return program.lower(*given).compile()

@@ -13,7 +13,6 @@ from motab_jax.rollout.off_policy import Completions, from_completions, generate
 from tests.rollout.pair import MAX_NEW, ROWS, outcome, random_prompts, settings, student, teacher
 
 SCORED = {"monitored": False, "score_after": True}
-QUICKLY = {"xla_backend_optimization_level": 0}  # as tests/rollout/pair.py
 
 
 @functools.cache
@@ -21,7 +20,7 @@ def scored_and_given():
     """What the student generated and the teacher scored; and the same completions once more, as given ones."""
     generated = outcome(**SCORED)
     text = Completions(jnp.asarray(generated.tokens[:, :MAX_NEW]), jnp.asarray(generated.length))
-    program = jax.jit(functools.partial(from_completions, score=True), compiler_options=QUICKLY)
+    program = jax.jit(functools.partial(from_completions, score=True))
     return generated, jax.device_get(program(teacher(), random_prompts(), text, settings(**SCORED)))
 
 
@@ -78,7 +77,7 @@ def test_shapes_are_those_of_a_rollout(changes, judge):
 
 def test_the_teacher_generates_as_it_would_as_the_student():
     numbers, key = settings(targets="sampled"), jax.random.key(0)
-    program = jax.jit(functools.partial(generate_with_teacher, score=False), compiler_options=QUICKLY)
+    program = jax.jit(functools.partial(generate_with_teacher, score=False))
     found = jax.device_get(program(teacher(), random_prompts(), key, numbers))
     alone = outcome(pair=(teacher(), None), monitored=False)
     np.testing.assert_array_equal(found.length, alone.length)

@@ -67,10 +67,7 @@ def method_words(method, pair, folder, *changes):
 
 @pytest.fixture(scope="module")
 def runs(pair, tmp_path_factory):
-    """The folder of a run of each method, `gkd` in one go and `gkd_again` in two; all in one process.
-
-    Their programs are compiled without optimisation, in half the time.
-    """
+    """The folder of a run of each method, `gkd` in one go and `gkd_again` in two; all in one process."""
     folder = tmp_path_factory.mktemp("methods")
     in_two = ["optimizer.schedule=constant", "optimizer.warmup_ratio=0"]  # run.steps changes no learning rate
     again = method_words("gkd", pair, folder, *in_two, "run.name=gkd_again")
@@ -82,10 +79,9 @@ def runs(pair, tmp_path_factory):
         [*again, "run.steps=4"],
         *(method_words(method, pair, folder, *changes) for method, changes in RIVALS.items()),
     ]
-    flags = environment() | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     process = subprocess.run(
-        [sys.executable, "-c", TRAIN_ALL], input=json.dumps(commands), env=flags, capture_output=True, text=True,
-        timeout=SPAWN_LIMIT,
+        [sys.executable, "-c", TRAIN_ALL], input=json.dumps(commands), env=environment(),
+        capture_output=True, text=True, timeout=SPAWN_LIMIT,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     return folder

@@ -80,7 +80,8 @@ def wait_for(folder, lines, processes):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
+@pytest.mark.long
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_takes_the_other_with_it_and_the_run_goes_on(victim, pair, together, tmp_path):
     words = command(pair, tmp_path, "mesh.fsdp=2")
     processes = start_all("train", words)

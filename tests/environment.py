@@ -1,0 +1,15 @@
+"""What is set before jax is imported: 8 virtual CPU devices, and machine code that compiles fast."""
+
+import os
+from importlib.metadata import version
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Compiling is most of the tests' time, and the least optimised machine code comes soonest. Whoever sets one of these in
+# XLA_FLAGS keeps it: .ci/run, for a pass over code as users run it.
+FLAGS = {"xla_backend_optimization_level": "0", "xla_force_host_platform_device_count": "8"}
+if version("jaxlib").startswith("0.10."):  # a newer XLA ends the process at a flag that it does not know
+    FLAGS["xla_cpu_use_fusion_emitters"] = "false"
+given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join([given, *(f"--{name}={FLAGS[name]}" for name in FLAGS if name not in given)]).strip()
