@@ -1,7 +1,7 @@
-"""`python -m motab_jax.plan CONFIG.yaml topology=v5p:4x4x4 [mesh=find] [key=value ...] [--json FILE]`
+"""`python -m motab_jax.plan CONFIG.yaml topology=v5p:4x4x4 [mesh=find] [key=value ...] [--json FILE]`: does it fit?
 
-Does the run fit, and how long is a step at the least? Compiles the run's own programs for TPUs that this machine does
-not have, and says of each what it needs of a chip's memory, its collectives, whether it copies a cache, and the
+And how long is a step at the least? Compiles the run's own programs for TPUs that this machine does not have, and says
+of each what it needs of a chip's memory, its collectives, whether it copies a cache, and the
 roofline time of a step; then the largest batch and length that fit. Leaves with status 3 where it does not fit.
 
 GPUs are planned by arithmetic alone. mesh=find tries the fastest meshes by arithmetic first. Models are read from their

@@ -32,13 +32,24 @@ class PromptSource(RecordRules, Protocol):
     """The keys that say where prompts come from: of `data`, or of `eval` where it has a source of its own."""
 
     @property
-    def source(self) -> str | None: ...
+    def source(self) -> str | None:
+        """Where the prompts come from: the name of a task, of a kind of file, of a library."""
+        ...
+
     @property
-    def path(self) -> str | None: ...
+    def path(self) -> str | None:
+        """The file, folder or hub id."""
+        ...
+
     @property
-    def split(self) -> str: ...
+    def split(self) -> str:
+        """The split that is read."""
+        ...
+
     @property
-    def instruction(self) -> str | None: ...
+    def instruction(self) -> str | None:
+        """The text that is appended to each prompt."""
+        ...
 
 
 def has_held_out(source: str) -> bool:

@@ -35,13 +35,24 @@ class RecordRules(Protocol):
     """The keys of a configuration section that say how a record is read."""
 
     @property
-    def fields(self) -> dict[str, str]: ...
+    def fields(self) -> dict[str, str]:
+        """The record's names for prompt, answer, id and completion."""
+        ...
+
     @property
-    def answer_part(self) -> str: ...
+    def answer_part(self) -> str:
+        """The part of the answer field that counts: all, behind ####, or in a box."""
+        ...
+
     @property
-    def wrong_answers(self) -> list[str]: ...
+    def wrong_answers(self) -> list[str]:
+        """The fields of a multiple-choice question's wrong answers."""
+        ...
+
     @property
-    def grader(self) -> str: ...
+    def grader(self) -> str:
+        """How completions are graded: one of GRADERS."""
+        ...
 
 
 def read_record(record: Any, rules: RecordRules, location: str) -> Prompt:

@@ -1,6 +1,6 @@
-"""Where a reasoning step ends: the step delimiter compiled into a table over the vocabulary.
+r"""Where a reasoning step ends: the step delimiter compiled into a table over the vocabulary.
 
-Tokens may split a delimiter such as ".\\n\\n" anywhere: "." + "\\n\\n", or ".\\n\\nSo" in one token. The automaton is
+Tokens may split a delimiter such as ".\n\n" anywhere: "." + "\n\n", or ".\n\nSo" in one token. The automaton is
 Knuth-Morris-Pratt over bytes, compiled to a table over (state, token): inside jit each token is one table lookup.
 Letters: Q states (bytes of the delimiter matched so far), V vocabulary.
 """

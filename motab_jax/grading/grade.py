@@ -33,11 +33,11 @@ def is_correct(prompt: Prompt, completion: str) -> bool:
 
 
 def grade(prompt: Prompt, completion: str) -> float:
-    """A completion's grade, from 0 to 1. Thread-safe.
+    r"""A completion's grade, from 0 to 1. Thread-safe.
 
     A reasoning-gym task's own score may lie between; all other graders give 0 or 1.
 
-    >>> grade(Prompt("1", "14+30=", "44", "arithmetic"), "14+30=44\\n#44")
+    >>> grade(Prompt("1", "14+30=", "44", "arithmetic"), "14+30=44\n#44")
     1.0
     """
     if prompt.grader == "reasoning_gym":

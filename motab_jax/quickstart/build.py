@@ -121,6 +121,7 @@ class Learner:
 
     @property
     def model(self) -> Model:
+        """The parameters of now, with their shape."""
         return Model(self.params, self.config)
 
     def update(self, groups: tuple[Group, ...]) -> Float32[Array, ""]:
@@ -129,9 +130,11 @@ class Learner:
         return value
 
     def snapshot(self) -> tuple[Params, Any]:
+        """What `restore` needs to come back to this update."""
         return self.params, self.optimizer_state
 
     def restore(self, snapshot: tuple[Params, Any]) -> None:
+        """Go back to the update of a snapshot."""
         self.params, self.optimizer_state = snapshot
 
 

@@ -26,6 +26,7 @@ class Sums:
     task = arithmetic
 
     def sample(self, rng: random.Random) -> MarkedText:
+        """One text, and which of its characters are trained on."""
         lengths = {"min_terms": self.min_terms, "max_terms": self.max_terms}
         problem = _draw_train(lambda: arithmetic.sample_problem(rng, **lengths))
         return _solved(problem.prompt, arithmetic.solution(problem))
@@ -43,6 +44,7 @@ class Hops:
     task = pointers
 
     def sample(self, rng: random.Random) -> MarkedText:
+        """One text, and which of its characters are trained on."""
         lengths = {"min_hops": self.min_hops, "max_hops": self.max_hops, "entries": self.entries}
         problem = _draw_train(lambda: pointers.sample_problem(rng, **lengths))
         return _solved(problem.prompt, pointers.solution(problem))
@@ -61,6 +63,7 @@ class Arrows:
     task = None
 
     def sample(self, rng: random.Random) -> MarkedText:
+        """One text, and which of its characters are trained on."""
         keys = rng.sample(pointers.KEYS, 2 * self.entries)
         arrows = [a + b for a, b in zip(keys[::2], keys[1::2], strict=True)]
         text = ",".join(arrows + rng.sample(arrows, len(arrows)))
@@ -83,6 +86,7 @@ class WrongHops:
     task = None
 
     def sample(self, rng: random.Random) -> MarkedText:
+        """One text, and which of its characters are trained on."""
         lengths = {"min_hops": self.min_hops, "max_hops": self.max_hops, "entries": self.entries}
         problem = _draw_train(lambda: pointers.sample_problem(rng, **lengths))
         target = dict(problem.arrows)
@@ -130,6 +134,7 @@ class Round:
 
     @property
     def steps(self) -> int:
+        """The updates of all stages."""
         return sum(stage.steps for stage in self.stages)
 
 

@@ -1,6 +1,7 @@
 """The key-value cache by itself: both of its forms hold the same, whatever is written, taken out and put back."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 

@@ -41,7 +41,9 @@ class HasPrompt(Protocol):
     """Any task's problem."""
 
     @property
-    def prompt(self) -> str: ...
+    def prompt(self) -> str:
+        """What the model is given."""
+        ...
 
 
 Drawn = TypeVar("Drawn", bound=HasPrompt)
@@ -56,10 +58,12 @@ class Problem:
 
     @property
     def prompt(self) -> str:
+        """As the model is given it: `12+7-5=`."""
         return f"{self.first}{''.join(f'{term:+d}' for term in self.terms)}="
 
     @property
     def answer(self) -> str:
+        """The sum, in digits."""
         return str(self.first + sum(self.terms))
 
 

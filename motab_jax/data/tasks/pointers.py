@@ -37,6 +37,7 @@ class Problem:
 
     @property
     def prompt(self) -> str:
+        """As the model is given it: `ab,bc,cd.a3=`."""
         return f"{','.join(a + b for a, b in self.arrows)}.{self.start}{self.hops}="
 
     @cached_property
@@ -49,6 +50,7 @@ class Problem:
 
     @property
     def answer(self) -> str:
+        """The key at the end of the path."""
         return self.path[-1]
 
 
