@@ -210,9 +210,7 @@ def _reasoning_gym(task: str, split: str, count: int | None, seed: int) -> list[
     try:
         import reasoning_gym
     except ImportError:
-        raise UserError(
-            "data.source=reasoning_gym needs the package reasoning-gym: pip install motab_jax[data]"
-        ) from None
+        raise UserError("data.source=reasoning_gym needs the package reasoning-gym: pip install '.[data]'") from None
     wanted = count or TASK_POOL[split]
     size = 10 * TASK_HELD_OUT_SHARE * wanted + 200  # the most that are searched; an item is made when it is read
     task_seed = 2 * seed * TASK_SEED_STRIDE + (TASK_SEED_STRIDE if split == "held_out" else 0)
@@ -265,7 +263,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError("data.source=parquet needs the package pyarrow: pip install motab_jax[data]") from None
+        raise UserError("data.source=parquet needs the package pyarrow: pip install '.[data]'") from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             rows = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(1024))
@@ -279,7 +277,7 @@ def _hub(name: str, data: PromptSource) -> Iterable[tuple[str, dict]]:
     try:
         import datasets
     except ImportError:
-        raise UserError("data.source=hub:<id> needs the package datasets: pip install motab_jax[data]") from None
+        raise UserError("data.source=hub:<id> needs the package datasets: pip install '.[data]'") from None
     try:
         records = datasets.load_dataset(name, data.path, split=data.split)
     except (OSError, ValueError, RuntimeError) as error:

@@ -70,7 +70,8 @@ def trajectory_panel(record: Mapping[str, Any], decode: Callable[[list[int]], st
         _spans(text, tokens, sources, shown, start, decode)
         text.append(rewind["discarded_text"].rstrip("\n"), STYLES["discarded"])
         stray = rewind["discarded_steps"][-1]
-        judgement = f"value {stray['value']:.3g} < boundary {stray['boundary']:.3g}"
+        side = "<" if stray["value"] < stray["boundary"] else ">"  # monitor.alarm says on which side steps stray
+        judgement = f"value {stray['value']:.3g} {side} boundary {stray['boundary']:.3g}"
         note = f"  strayed: {judgement}; the teacher generates from here\n"
         text.append(note, STYLES["note"])
         shown = start

@@ -3,6 +3,7 @@
 Left out: what a program needs on them (aot.py, roofline.py).
 """
 
+import importlib.util
 import os
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ def topology_devices(topology: str) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(topology, platform="tpu", **fused).devices)
     except (RuntimeError, NotImplementedError, ValueError) as error:
+        if importlib.util.find_spec("libtpu") is None:
+            raise UserError(f"topology={topology}: plan needs the TPU compiler; pip install '.[tpu]'") from None
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"topology={topology}: {reason}; give one such as v5e:2x2, v5p:2x2x1 or v6e:2x2, with '.[tpu]' installed"
-        ) from None
+        raise UserError(f"topology={topology}: {reason}; give one such as v5e:2x2, v5p:2x2x1 or v6e:2x2") from None

@@ -85,7 +85,7 @@ def prompt_type(prompts: Sequence[Prompt]):
     try:
         import pyarrow
     except ImportError:
-        raise UserError("output=FILE.parquet needs the package pyarrow: pip install motab_jax[data]") from None
+        raise UserError("output=FILE.parquet needs the package pyarrow: pip install '.[data]'") from None
     try:
         return pyarrow.array([prompt.prompt for prompt in prompts]).type
     except pyarrow.ArrowException:
