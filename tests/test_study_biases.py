@@ -1,5 +1,7 @@
 """What the study says of the biases, on chains written by hand."""
 
+from typing import Any
+
 import numpy as np
 import study_biases
 
@@ -10,7 +12,7 @@ PROBLEM = Problem(12, (7, -5, 3))  # 12+7=19, 19-5=14, 14+3=17
 MAP = pointers.Problem((("a", "b"), ("b", "c"), ("c", "d"), ("x", "y")), "a", 3)
 
 
-def errors(*texts, task="arithmetic", problem=PROBLEM):
+def errors(*texts, task: str = "arithmetic", problem: Any = PROBLEM):
     chain = study_biases.CHAINS[task]
     return [counts.tolist() for counts in study_biases.step_errors(chain, [problem] * len(texts), texts)]
 

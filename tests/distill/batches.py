@@ -51,7 +51,8 @@ def uniform(name: str, **numbers) -> Objective:
 def rivals(**numbers) -> Objective:
     """The losses of other methods, each for one kind of token."""
     names = ("minillm", "adaptive_kl", "policy_gradient", "entropy_gated_kl")
-    return Objective(*(LOSSES[name] for name in names), vocab_size=VOCAB, **numbers)
+    losses: dict[str, Any] = {kind.word: LOSSES[name] for kind, name in zip(LOSS_KINDS, names, strict=True)}
+    return Objective(**losses, vocab_size=VOCAB, **numbers)
 
 
 @functools.cache
@@ -71,7 +72,7 @@ def random_batch(seed: int = 0, rows: int = ROWS) -> TargetBatch:
     return TargetBatch(tokens, positions, kinds, jnp.where((kinds > 0)[..., None], shifted, 0.0))
 
 
-def per_token(loss: TokenLoss, student, teacher, label: int, later):
+def per_token(loss: TokenLoss, student, teacher, label: jax.Array, later):
     """One token's loss from two distributions [V] (logits), straight from the definition; later: minillm's reward."""
     name, w = loss.name, loss.reverse_weight
     p, q = jax.nn.softmax(teacher), jax.nn.softmax(student)

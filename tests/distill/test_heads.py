@@ -70,7 +70,7 @@ def test_groups_add_up(groups):
 def test_bfloat16_heads_are_summed_in_float32():
     head, hidden, batch, weight = parts(dtype=jnp.bfloat16)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (head, hidden))
-    exact = scored(*wide, batch, weight)
+    exact = scored(wide[0], wide[1], batch, weight)
     whole = scored(head, hidden, batch, weight)
     single = scored(head, hidden, batch, weight, chunk=1)
     assert single.d_head.dtype == jnp.float32 and single.d_hidden.dtype == jnp.bfloat16

@@ -1,6 +1,7 @@
 """`build_targets` against a plain-Python builder, on random logs with several rewinds."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ class Row:
     """One trajectory as a list of (token, source, discarded_by), with the places of its rewinds."""
 
     prompt: list[int]
-    log: list[tuple[int, int, int]]
+    log: Sequence[tuple[int, int, int]]
     rewind_at: list[int]
 
     def target(self, kind: str, transition: list[int]) -> list[tuple[int, int, int]]:

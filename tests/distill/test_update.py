@@ -181,6 +181,7 @@ def test_eight_devices_equal_one(devices):
     update = make_update(STUDENT, adamw(), OBJECTIVE, accumulate=2)
     step = jax.jit(update, donate_argnums=0, out_shardings=(layout, None))
     teachers = jax.device_put(head(), replicated(mesh))
+    others = {}
     with CompileClock() as clock:
         for batch in batches:
             state, others = step(state, teachers, jax.device_put(batch, batch_sharding(mesh)))

@@ -143,7 +143,10 @@ def test_live_columns_are_the_rows_tokens_in_order(history):
         if int(tape.cursor) + SEGMENT > tape.columns:
             packed, source = pack(tape)
             assert np.sort(source, axis=1).tolist() == [[*range(tape.columns)]] * 2
-            assert packed.positions.tolist() == np.take_along_axis(np.asarray(tape.positions), source, 1).tolist()
+            assert (
+                packed.positions.tolist()
+                == np.take_along_axis(np.asarray(tape.positions), np.asarray(source), 1).tolist()
+            )
             assert int(packed.cursor) == max(lengths)
             tape = packed
         if int(tape.cursor) + SEGMENT <= tape.columns:

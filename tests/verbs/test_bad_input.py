@@ -6,7 +6,8 @@ import shutil
 import jax
 import pytest
 
-from motab_jax import evaluate, export, report, synthesize, train
+import motab_jax.train as train
+from motab_jax import evaluate, export, report, synthesize
 from motab_jax.config import UserError
 from motab_jax.data.tokenizer import load_tokenizer
 from motab_jax.models.architecture import ModelConfig

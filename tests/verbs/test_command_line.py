@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from motab_jax import evaluate, export, plan, report, synthesize, train
+import motab_jax.train as train
+from motab_jax import evaluate, export, plan, report, synthesize
 from motab_jax.config import UserError, load_config, valid_keys
 from motab_jax.runtime import cli
 from motab_jax.runtime.paths import recipe_path
