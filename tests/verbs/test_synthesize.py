@@ -268,5 +268,5 @@ def test_the_schema_sees_what_is_wrong(records):
         assert len(faults(record | wrong, RECORD_SCHEMA)) >= 1, wrong
     for name in RECORD:
         assert faults({key: value for key, value in record.items() if key != name}, RECORD_SCHEMA) == [
-            f": without {name}"
+            f"$: {name!r} is a required property"
         ]
