@@ -101,10 +101,12 @@ def test_a_killed_process_takes_the_other_with_it_and_the_run_goes_on(victim, pa
 
 def test_a_run_folder_that_is_not_shared_is_refused_at_the_start(pair, tmp_path):
     each = [[f"run.dir={tmp_path / str(number)}"] for number in range(2)]
-    for process in finish_all(start_all("train", command(pair, tmp_path), own=each)):
-        assert process.returncode == 2, process.stderr
-        assert "not all processes of this run see the same folder" in process.stderr
-        assert "Traceback" not in process.stderr
+    ends = finish_all(start_all("train", command(pair, tmp_path), own=each))
+    # The first to leave may take the other with it, before that one has left by itself.
+    assert any(end.returncode == 2 for end in ends) and all(end.returncode for end in ends), ends
+    for end in ends:
+        assert "not all processes of this run see the same folder" in end.stderr or end.returncode != 2, end.stderr
+        assert "Traceback" not in end.stderr
     assert not list(tmp_path.glob("*/tiny/.seen-*"))
 
 
