@@ -85,8 +85,8 @@ class Ours:
             self.mesh, self.student.config, scan_layers=config.rollout.scan_layers, dtype=config.rollout.serve_dtype
         )
         session = Session(
-            config=config, mesh=self.mesh, student=self.student, teacher=teacher, tokenizer=None, source="", stop=-1,
-            vocab_size=vocabulary, rollout=numbers, serving=serve,
+            config=config, mesh=self.mesh, student=self.student, teacher=teacher, tokenizer=None, source="",
+            stop_id=-1, vocab_size=vocabulary, rollout_config=numbers, to_serving=serve,
         )  # fmt: skip
         programs = make_programs(session)
         state = programs.init(jax.tree.map(jnp.array, session.student.params))  # copies, for they are donated
