@@ -29,6 +29,7 @@ def test_a_module_and_its_function_of_one_name():
         function = getattr(importlib.import_module(home), name)
         assert module is importlib.import_module(f"motab_jax.{name}")
         assert getattr(module, name) is function
+        assert inspect.signature(module) == inspect.signature(function)
     with pytest.raises(TypeError, match="student"):  # the function's own complaint: it was called without arguments
         getattr(motab_jax, "rollout")()  # noqa: B009
 

@@ -123,6 +123,8 @@ def test_plain_text_with_a_line_end_is_taken_as_it_is(before, after):
         ("true", True),
         ("5", 5),
         ("1e-5", 1e-5),
+        ("0812", "0812"),
+        ("08.5", 8.5),
         ("'5'", "5"),
         ("[a, {b: 2}]", ["a", {"b": 2}]),
     ],
@@ -163,7 +165,14 @@ def test_a_mistake_is_blamed_on_where_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["run: {steps: 1}\nrun: {seed: 2}\n", "run: {keep: 1, keep: 2}\n", "[" * 5000, "a: 1\n---\n"]
+    "text",
+    [
+        "run: {steps: 1}\nrun: {seed: 2}\n",
+        "run: {keep: 1, keep: 2}\n",
+        "[" * 5000,
+        "a: 1\n---\n",
+        'run: {name: "\\ud83d"}',
+    ],
 )
 def test_a_file_that_is_not_one_tree(text, tmp_path):
     path = tmp_path / "my.yaml"

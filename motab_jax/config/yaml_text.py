@@ -4,13 +4,18 @@ Reading and writing agree on what a plain word means, so that every string is re
 `1e-5` is a number and `2026-11-27` is text. Left out: streams of several documents.
 """
 
+import json
 import re
 from typing import Any
 
 import yaml
 
-# PyYAML's own pattern takes 1e-5 for text.
-_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?$|[-+]?\.inf$|\.nan$", re.I)
+# PyYAML's own pattern takes 1e-5 for text. A number has a point or an exponent, so 0812 stays text.
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:e[-+]?[0-9]+)?|[0-9][0-9_]*e[-+]?[0-9]+|\.[0-9][0-9_]*(?:e[-+]?[0-9]+)?)$"
+    r"|[-+]?\.inf$|\.nan$",
+    re.I,
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,9 +52,15 @@ _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 def read_yaml(text: str) -> Any:
     """The value of a YAML document. Raises yaml.YAMLError."""
     try:
-        return _Loader(text).get_single_data()
+        return _checked(_Loader(text).get_single_data())
     except (RecursionError, ValueError) as error:  # too deeply nested; a number that Python doesn't read
         raise yaml.YAMLError(str(error)) from None
+
+
+def _checked(value: Any) -> Any:
+    """The value itself; ValueError where an escape made half of a surrogate pair, which is no character."""
+    json.dumps(value, ensure_ascii=False, default=str).encode()
+    return value
 
 
 def write_yaml(value: Any) -> str:
@@ -79,7 +90,7 @@ def read_override(text: str) -> Any:
     try:
         loader: Any = _Loader(text)
         node = loader.get_single_node()
-        return loader.construct_document(node) if node is not None and _is_marked(node, text) else text
+        return _checked(loader.construct_document(node)) if node is not None and _is_marked(node, text) else text
     except (yaml.YAMLError, RecursionError, ValueError):
         return text
 

@@ -3,6 +3,7 @@
 The import system sets a submodule as an attribute of its package, so a function of that name could not be there too.
 """
 
+import inspect
 import sys
 from types import ModuleType
 from typing import Any
@@ -18,4 +19,8 @@ class CallableModule(ModuleType):
 
 def make_callable(name: str) -> None:
     """Make the module `name` callable; `name` is its `__name__`, whose last part is also a function in it."""
-    sys.modules[name].__class__ = CallableModule
+    module = sys.modules[name]
+    module.__class__ = CallableModule
+    function = getattr(module, name.rpartition(".")[2], None)
+    if function is not None:  # not where the module runs as __main__
+        module.__dict__["__signature__"] = inspect.signature(function)

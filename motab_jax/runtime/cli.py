@@ -63,6 +63,9 @@ class Parser(argparse.ArgumentParser):
         Raises:
           UserError: for an unknown, missing or bad word, and for a bad configuration.
         """
+        if "--" in words:
+            self.error("unknown option '--'")
+        words = [word for word in words if word]
         args = self.parse_intermixed_args(
             [f"--{word}" if word.partition("=")[0] in self._words else word for word in words]
         )

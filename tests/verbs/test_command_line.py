@@ -75,6 +75,12 @@ def test_without_a_file_it_is_the_quickstart_recipe():
     assert given.profile and given.config == load_config(recipe_path("quickstart"), ["run.steps=3"])
 
 
+def test_a_lone_dash_pair_is_a_mistake_and_an_empty_word_is_none():
+    with pytest.raises(UserError, match="'--'"):
+        train.WORDS.parse(["--", "run.steps=3"])
+    assert train.WORDS.parse(["", "run.steps=3"]).config.run.steps == 3
+
+
 def test_a_verbs_own_words_are_no_overrides():
     given = synthesize.WORDS.parse(["output=a=b.jsonl", "run.steps=3", "only_correct=true", "run.name=output=x"])
     assert (str(given.output), given.sft, given.only_correct) == ("a=b.jsonl", None, True)
