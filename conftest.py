@@ -18,7 +18,7 @@ install_import_hook("motab_jax", "tests.typecheck.check")
 from motab_jax.runtime.compilation import enable_compilation_cache  # noqa: E402
 
 # The oracles need torch, which only the extra [parity] installs.
-collect_ignore = [] if importlib.util.find_spec("torch") else ["tests/parity"]
+collect_ignore = [] if importlib.util.find_spec("torch") else ["tests/parity", "tests/oracle.py"]
 
 
 # Linux gives a process 65,530 memory maps and XLA:CPU takes dozens for a program; without any left it crashes.

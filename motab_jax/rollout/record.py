@@ -78,7 +78,7 @@ class Row:
         return transition.join(decode(self.tokens[a:b].tolist()) for a, b in itertools.pairwise(edges))
 
 
-def _number(value: np.ndarray) -> float | None:
+def _number(value: np.floating) -> float | None:
     """A number for JSON; None for NaN and for a boundary that no step can cross."""
     return float(value) if abs(value) < NO_BOUNDARY else None
 

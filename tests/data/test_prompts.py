@@ -188,7 +188,7 @@ def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     for source in ("hub:a/b", "reasoning_gym:chain_sum"):
-        with pytest.raises(UserError, match=r"pip install motab_jax\[data\]"):
+        with pytest.raises(UserError, match=r"pip install '\.\[data\]'"):
             load_prompts(Section(source), split="train", count=1, seed=0)
 
 
