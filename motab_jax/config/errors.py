@@ -1,13 +1,23 @@
-"""Exceptions that a user sees as a message."""
+"""Exceptions that a user sees as one message: whose fault it is decides the exit status."""
 
 
-class UserError(Exception):
-    """A user's mistake. The message names the file, key or line and what to do; verbs exit with `status`."""
+class RunError(Exception):
+    """What ends a verb with one message and `status`; raise one of the classes below."""
+
+    status = 1
+
+
+class UserError(RunError):
+    """A user's mistake, which no retry mends. The message names the file, key or line and what to do."""
 
     status = 2
 
 
-class PeerMissing(UserError):
-    """A peer process did not join in time. Not a mistake in the configuration: exit status 1, so launchers retry."""
+class EnvironmentFailure(RunError):
+    """No mistake of the user's: the hub is down, a disk is full, a share is stale. Launchers start the run again."""
 
     status = 1
+
+
+class PeerMissing(EnvironmentFailure):
+    """A peer process did not join in time."""

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self
 
 from jax.errors import JaxRuntimeError
 
-from motab_jax.config import UserError, describe_keys, dump_config, load_config
+from motab_jax.config import RunError, UserError, describe_keys, dump_config, load_config
 from motab_jax.runtime.distributed import explain, leave
 from motab_jax.runtime.paths import recipe_path
 
@@ -118,7 +118,7 @@ def natural(text: str) -> int:
 def run_verb(work: Callable[[list[str]], int | None]) -> None:
     """Run a verb on the words of the command line and leave with its exit status.
 
-    A UserError becomes one line on standard error.
+    A RunError becomes one line on standard error.
     """
     # Models run in JAX: no advice to install torch. transformers reads this when it is imported.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -126,7 +126,7 @@ def run_verb(work: Callable[[list[str]], int | None]) -> None:
     try:
         status = _status_of(work)
         sys.stdout.flush()
-    except UserError as error:
+    except RunError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         status = error.status
     except KeyboardInterrupt:
