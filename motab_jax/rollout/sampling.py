@@ -6,7 +6,7 @@ order of the numbers (docs/decisions.md). Keys fold (row id, rewinds, position):
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int, Int32, Key
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
 BLOCK = 256
 
@@ -74,20 +74,25 @@ def _inverse_cdf(weights: Float[Array, "B V"], uniform: Float[Array, "B"]) -> In
     """Two-level inverse CDF: find the block whose cumulative weight passes u * total, then the token inside it."""
     rows, vocab = weights.shape
     blocks = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCK))).reshape(rows, -1, BLOCK)
-    edges = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
+    masses = jnp.sum(blocks, axis=-1)
+    edges = jnp.cumsum(masses, axis=-1)
     goal = uniform * edges[:, -1]
-    block = _first_above(edges, goal)
+    # Prefix sums round, each in an order of its own: the edge of an empty block may exceed that of the block before.
+    block = _last_true(masses > 0, _first_above(edges, goal))
     before = jnp.where(block > 0, jnp.take_along_axis(edges, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0)
     inner = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     inside = jnp.cumsum(inner, axis=-1)
-    index = _first_above(inside, jnp.minimum(goal - before, inside[:, -1] * (1 - 1e-7)))
-    # Rounding can give a token of weight zero; the nearest earlier kept token (or else the likeliest) is taken then.
-    order = jnp.arange(BLOCK)[None]
-    kept = (inner > 0) & (order <= index[:, None])
-    last = jnp.max(jnp.where(kept, order, -1), axis=-1)
-    return (block * BLOCK + jnp.where(last >= 0, last, jnp.argmax(inner, axis=-1))).astype(jnp.int32)
+    index = _last_true(inner > 0, _first_above(inside, jnp.minimum(goal - before, inside[:, -1] * (1 - 1e-7))))
+    return (block * BLOCK + index).astype(jnp.int32)
 
 
 def _first_above(edges: Float[Array, "B X"], goal: Float[Array, "B"]) -> Int[Array, "B"]:
     """First index whose edge exceeds the goal; the last index where rounding leaves none."""
     return jnp.minimum(jnp.sum(edges <= goal[:, None], axis=-1), edges.shape[-1] - 1)
+
+
+def _last_true(flags: Bool[Array, "B X"], index: Int[Array, "B"]) -> Int[Array, "B"]:
+    """The last index at or before the given one whose flag is true; where there is none, the first of all."""
+    order = jnp.arange(flags.shape[-1], dtype=jnp.int32)[None]
+    last = jnp.max(jnp.where(flags & (order <= index[:, None]), order, -1), axis=-1)
+    return jnp.where(last >= 0, last, jnp.argmax(flags, axis=-1))

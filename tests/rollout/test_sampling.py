@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from motab_jax.models.transformer import unembed
-from motab_jax.rollout.sampling import _nucleus_threshold, sample, uniforms
+from motab_jax.rollout.sampling import BLOCK, _nucleus_threshold, sample, uniforms
 from tests.rollout.pair import VOCAB, teacher
 
 DRAWS = 4096
@@ -101,6 +101,36 @@ def test_the_ends_of_the_uniform_never_leave_the_nucleus(vocab, uniform):
     for row, token in enumerate(np.asarray(drawn)):
         assert 0 <= token < vocab
         assert reference(logits[row], 0.7, min(50, vocab - 1), 0.9)[token] > 0
+
+
+def block_edge_uniforms(weights: np.ndarray) -> np.ndarray:
+    """Uniform numbers, multiples of 2^-23 as `uniforms` gives, whose goals lie at and beside all edges of blocks."""
+    blocks = np.pad(weights, (0, -len(weights) % BLOCK)).reshape(-1, BLOCK).sum(1, dtype=np.float64)
+    grid = np.rint(np.cumsum(blocks) / blocks.sum() * 2**23)[:, None] + np.arange(-2, 3)
+    return np.clip(grid.ravel(), 0, 2**23 - 1).astype(np.float32) * np.float32(2**-23)
+
+
+@pytest.mark.parametrize(
+    ("nucleus", "count"),
+    [(50, 0), (400, 0), *(pytest.param(n, 10**6, marks=pytest.mark.long) for n in (1, 2, 20, 120, 200, 400))],
+)
+def test_no_token_of_zero_weight_of_a_large_vocabulary(nucleus, count):
+    """Uniforms at the edges of blocks and `count` others, for a few tokens in a vocabulary of Qwen3's size."""
+    rng, vocab = np.random.default_rng(nucleus), 151_669
+
+    @jax.jit
+    def least_weight(logits, numbers):
+        tokens = jax.vmap(lambda u: sample(logits[None], u[None], temperature=1.0)[0])(numbers)
+        return jnp.min(jnp.exp(logits)[tokens])
+
+    for _ in range(3):
+        weights = np.zeros(vocab, np.float32)
+        weights[rng.choice(vocab, nucleus, replace=False)] = np.exp(-2 * rng.random(nucleus))
+        with np.errstate(divide="ignore"):
+            logits = np.log(weights)
+        others = rng.integers(0, 2**23, (count // 4096 + (count > 0), 4096)).astype(np.float32) * np.float32(2**-23)
+        for numbers in (block_edge_uniforms(weights), *others):
+            assert least_weight(logits, numbers) > 0
 
 
 def test_a_padded_vocabulary_is_never_sampled():
