@@ -7,7 +7,6 @@ standard output, one for each of several eval.preset.
 
 import contextlib
 import json
-from pathlib import Path
 
 from rich.console import Console
 
@@ -18,10 +17,11 @@ from motab_jax.runtime.compilation import enable_compilation_cache
 from motab_jax.runtime.distributed import initialize, is_main
 from motab_jax.runtime.files import open_output
 from motab_jax.runtime.progress import Progress
+from motab_jax.runtime.storage import path_word
 from motab_jax.session.session import open_session
 
 WORDS = Parser(__doc__)
-WORDS.word("output", "FILE.jsonl", "also write a line for each completion", type=Path)
+WORDS.word("output", "FILE.jsonl", "also write a line for each completion", type=path_word)
 
 
 def work(words: list[str]) -> int:

@@ -3,18 +3,17 @@
 The folder holds what transformers and vLLM load: config.json, safetensors, tokenizer files, generation_config.json.
 """
 
-from pathlib import Path
-
 from motab_jax.config import UserError, load_config
 from motab_jax.runtime.checkpoint import Checkpointer
 from motab_jax.runtime.cli import Parser, natural, run_verb
+from motab_jax.runtime.storage import path_word
 from motab_jax.session.export import export_student
 from motab_jax.session.session import open_session
 from motab_jax.training.programs import make_programs
 
 WORDS = Parser(__doc__, configured=False)
-WORDS.add_argument("run", metavar="RUN", type=Path)
-WORDS.add_argument("out", metavar="OUT", type=Path)
+WORDS.add_argument("run", metavar="RUN", type=path_word)
+WORDS.add_argument("out", metavar="OUT", type=path_word)
 WORDS.word("step", "N", "the checkpoint of this step; left out, the last one", type=natural)
 
 

@@ -11,7 +11,6 @@ config.json alone. Needs the extra [tpu]. Times are rooflines at vendors' peak r
 import argparse
 import contextlib
 import json
-from pathlib import Path
 
 import jax
 from rich.console import Console
@@ -21,6 +20,7 @@ from motab_jax.planning.search import Target, find_largest, find_mesh, make_plan
 from motab_jax.planning.tables import tables
 from motab_jax.runtime.cli import Parser, run_verb, truth
 from motab_jax.runtime.files import check_writable
+from motab_jax.runtime.storage import to_path
 
 DOES_NOT_FIT = 3
 
@@ -44,7 +44,7 @@ def work(words: list[str]) -> int:
     """The verb."""
     args = WORDS.parse(words)
     if args.json is not None:
-        check_writable("--json", Path(args.json))
+        check_writable("--json", to_path(args.json))
     jax.config.update("jax_platforms", "cpu")  # the host compiles; a TPU or GPU that is there has other things to do
     target, console = Target.of(args.topology, args.strayed), Console(highlight=False)
     console.width = console.width if console.is_terminal else 140
@@ -54,7 +54,7 @@ def work(words: list[str]) -> int:
     for table in tables(plan):
         console.print(table)
     if args.json is not None:
-        Path(args.json).write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")
+        to_path(args.json).write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")
     console.out(plan.verdict)
     return 0 if plan.fits else DOES_NOT_FIT
 

@@ -6,7 +6,6 @@ generated.
 
 import json
 import re
-from pathlib import Path
 
 from rich.console import Console
 
@@ -15,10 +14,11 @@ from motab_jax.evaluation.show import choose, show
 from motab_jax.runtime.cli import Parser, natural, run_verb
 from motab_jax.runtime.files import open_output
 from motab_jax.runtime.metrics import read_log
+from motab_jax.runtime.storage import path_word
 
 WORDS = Parser(__doc__, configured=False)
-WORDS.add_argument("run", metavar="RUN", type=Path)
-WORDS.word("svg", "FILE", "also draw them", type=Path)
+WORDS.add_argument("run", metavar="RUN", type=path_word)
+WORDS.word("svg", "FILE", "also draw them", type=path_word)
 WORDS.word("count", "3", "how many trajectories", type=natural, default=3)
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from motab_jax.config.base import Natural, NonNegative, Positive, Section, TopP
+from motab_jax.config.locations import Location
 from motab_jax.config.presets import DATA, EVAL
 
 
@@ -17,7 +18,7 @@ def _preset_of(name: str, table: dict[str, Any]) -> str:
 class PromptsSection(Section):
     """The keys that `data` and `eval` share: where prompts come from, how a record is read."""
 
-    path: str | None = None
+    path: Location | None = None
     fields: dict[str, str] = Field(default_factory=dict, description="prompt/answer/id/completion -> field name")
     answer_part: Literal["whole", "after_hashes", "boxed"] = Field(
         default="whole", description="what part of its field the answer is: all, what follows ####, the last box"

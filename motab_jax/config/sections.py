@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from motab_jax.config.base import Dtype, Natural, NonNegative, Positive, Section, Share, TopP
+from motab_jax.config.locations import Location
 from motab_jax.config.methods import METHODS
 from motab_jax.config.prompts import DataSection, EvalSection
 
@@ -17,7 +18,7 @@ class RunSection(Section):
     """The run: its folder, its length, what it keeps."""
 
     name: str = "quickstart"
-    dir: str = Field(default="runs", description="folder of runs; the run folder is dir/name")
+    dir: Location = Field(default="runs", description="folder of runs; the run folder is dir/name")
     steps: Positive = 100
     epochs: Positive | None = Field(
         default=None, description="passes over the prompts, in place of steps: rounded up to whole steps"
@@ -33,7 +34,7 @@ class RunSection(Section):
 class StudentSection(Section):
     """The student: a Hugging Face folder or hub id, or some of the teacher's layers."""
 
-    path: str | None = None
+    path: Location | None = None
     dtype: Dtype = "float32"
     init_from_teacher: dict[Literal["layers"], list[Natural]] | None = None
 
@@ -41,7 +42,7 @@ class StudentSection(Section):
 class TeacherSection(Section):
     """The frozen teacher."""
 
-    path: str | None = None
+    path: Location | None = None
     dtype: Dtype = "float32"
     quantize: Literal["int8"] | None = Field(default=None, description="int8: weights only, one scale per channel")
 

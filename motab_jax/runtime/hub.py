@@ -15,6 +15,7 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError, HTTPError
 
 from motab_jax.config import UserError
+from motab_jax.runtime.storage import to_path
 
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
@@ -33,7 +34,7 @@ def find_folder(path_or_hub_id: str | Path, files: Sequence[str] = MODEL_FILES) 
       UserError: it is neither; or the hub cannot be reached, or refuses.
     """
     text = str(path_or_hub_id)
-    folder = Path(text).expanduser()
+    folder = to_path(text)
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -85,7 +86,7 @@ def replaced(folder: str | Path) -> Iterator[Path]:
     Raises:
       UserError: the folder holds something else, or cannot be written.
     """
-    target = Path(folder).expanduser().resolve()
+    target = to_path(folder).resolve()
     partial, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("partial", "old"))
     _check_replaceable(target)
     try:

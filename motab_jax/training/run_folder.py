@@ -18,6 +18,7 @@ from motab_jax.runtime.distributed import barrier, is_main
 from motab_jax.runtime.files import write_atomically
 from motab_jax.runtime.hosts import any_process, from_main
 from motab_jax.runtime.metrics import MetricsLog, open_trackers
+from motab_jax.runtime.storage import to_path
 
 
 def open_run_folder(config: Config) -> Path:
@@ -29,7 +30,7 @@ def open_run_folder(config: Config) -> Path:
     Raises:
       UserError: the folder can't be written, holds a run of another configuration, or is not seen by all processes.
     """
-    folder = Path(config.run.dir) / config.run.name
+    folder = to_path(config.run.dir) / config.run.name
     if is_main():
         _check_writable(folder)
     _check_shared(folder)
