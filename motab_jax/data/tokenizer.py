@@ -1,4 +1,4 @@
-"""Tokenizers: load one, encode prompts, and find each token's bytes, the stop ids and the vocabulary's size.
+"""Tokenizers: load one, encode prompts, and find each token's bytes and the vocabulary's size.
 
 Templates and encoding are transformers'. `token_bytes` reads the tokenizer's own decoder description, and covers
 byte-level BPE (Qwen, Llama 3, SmolLM2), SentencePiece style with byte fallback (Llama 2, Gemma) and plain characters.
@@ -11,29 +11,77 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from motab_jax.config import UserError
-from motab_jax.runtime.hub import TOKENIZER_FILES, find_folder, load_generation_config, read_json
+from motab_jax.runtime.hub import TOKENIZER_FILES, find_folder, read_json
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _NO_EFFECT = ("Fuse", "Strip")  # they join pieces, or trim the very first one: not a token's own bytes
 _SHOWN = 3  # differing tokens in an error message
+# Words, contractions, digits, blank lines, tabs, several scripts: where descriptions of tokenizers differ.
+PROBE = "It's 12,345.678 + 9² = x;  we'll see.\n\nSo\tn = -3 (α∈ℝ), naïve 你好 café 🙂!\r\n\n\n  if n>=10: return 'ok'"
 
 
 def load_tokenizer(path_or_hub_id: str | Path) -> Any:
-    """The transformers tokenizer of a folder or a hub id. UserError if there is none or it is damaged."""
-    from transformers import AutoTokenizer
+    """The transformers tokenizer of a folder or a hub id.
 
+    It is what tokenizer.json describes. transformers' classes of single models, which tokenizer_config.json or
+    config.json may name, rebuild parts of that description, so they are used only where there is no tokenizer.json.
+
+    Raises:
+      UserError: there is no tokenizer, its files are damaged, or it does not tokenise as its tokenizer.json does.
+    """
     folder = find_folder(path_or_hub_id, TOKENIZER_FILES)
     _check_folder(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path_or_hub_id}: its tokenizer files cannot be loaded: {reason}") from None
+    described = (folder / "tokenizer.json").is_file()
+    tokenizer = _loaded(folder, path_or_hub_id, described)
     if not tokenizer.is_fast:
         raise UserError(f"{path_or_hub_id}: the tokenizer has no tokenizer.json form, which step detection needs")
+    if described:
+        _check_probe(tokenizer, folder / "tokenizer.json")
     tokenizer.name_or_path = str(path_or_hub_id)  # what messages about it name
     return tokenizer
+
+
+def _loaded(folder: Path, path_or_hub_id: str | Path, described: bool) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    with _LoadErrors(path_or_hub_id):
+        if described:
+            return PreTrainedTokenizerFast.from_pretrained(str(folder))
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+
+
+class _LoadErrors:
+    """Makes a UserError of what the libraries raise for damaged files."""
+
+    def __init__(self, path_or_hub_id: str | Path):
+        self.name = path_or_hub_id
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        kinds = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError)
+        # The tokenizers library raises Exception itself, no class of its own.
+        if kind is not None and (kind is Exception or issubclass(kind, kinds)):
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{self.name}: its tokenizer files cannot be loaded: {reason}") from None
+
+
+def _check_probe(tokenizer: Any, path: Path) -> None:
+    """UserError unless a text has the same tokens, and these the same text, as tokenizer.json alone gives them."""
+    from tokenizers import Tokenizer
+
+    alone = Tokenizer.from_file(str(path))
+    ids = alone.encode(PROBE, add_special_tokens=False).ids
+    if tokenizer.encode(PROBE, add_special_tokens=False) != ids or decode(tokenizer, ids) != alone.decode(ids):
+        import transformers
+
+        raise UserError(
+            f"{path}: transformers {transformers.__version__} loads another tokenizer than this file describes (a text "
+            "has other tokens); remove what contradicts it from tokenizer_config.json, or install another transformers"
+        )
 
 
 def encode_prompt(tokenizer: Any, prompt: str | list[dict], *, chat_template: bool, thinking: bool | None) -> list[int]:
@@ -65,23 +113,6 @@ def decode(tokenizer: Any, tokens: Sequence[int], *, special: bool = False) -> s
     return tokenizer.decode(list(tokens), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
 
 
-def stop_ids(tokenizer: Any, path_or_hub_id: str | Path) -> tuple[int, ...]:
-    """Ids that end a completion: the tokenizer's end token first, then those of generation_config.json.
-
-    Raises:
-      UserError: generation_config.json is damaged, or there is no stop id.
-    """
-    ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    listed = load_generation_config(path_or_hub_id).get("eos_token_id")
-    listed = listed if isinstance(listed, list) else [listed]
-    for value in listed:
-        if isinstance(value, int) and value not in ids:
-            ids.append(value)
-    if not ids:
-        raise UserError(f"{path_or_hub_id}: neither the tokenizer nor generation_config.json names an end token")
-    return tuple(ids)
-
-
 def vocab_size(tokenizer: Any) -> int:
     """Highest token id + 1, added tokens included; a model's padded vocabulary may be larger."""
     return max(tokenizer.get_vocab().values()) + 1
@@ -98,10 +129,8 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     added = tokenizer.added_tokens_decoder
     pieces = [b""] * vocab_size(tokenizer)
     for piece, index in tokenizer.get_vocab().items():
-        if index in added:  # added tokens stand for their own text, whatever the decoder
-            pieces[index] = b"" if added[index].special else piece.encode()
-        else:
-            pieces[index] = _decode_piece(piece, decoders)
+        is_special = index in added and added[index].special
+        pieces[index] = b"" if is_special else _decode_piece(piece, decoders)
     return pieces
 
 
@@ -170,7 +199,9 @@ def _decode_piece(piece: str, decoders: list[dict[str, Any]]) -> bytes:
     for decoder in decoders:
         kind = decoder["type"]
         if kind == "ByteLevel":
-            return b"".join(_BYTE_OF.get(character) or character.encode() for character in piece)
+            # A piece with any other character, as added tokens have, stands for itself.
+            known = [_BYTE_OF.get(character) for character in piece]
+            return piece.encode() if None in known else b"".join(byte for byte in known if byte is not None)
         if kind == "Metaspace":
             piece = piece.replace(decoder["replacement"], " ")
         elif kind == "Replace":

@@ -1,6 +1,8 @@
 """The student as a Hugging Face folder: weights, config.json, tokenizer, generation_config.json."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from motab_jax.models.hf.pretrained import save_pretrained
 from motab_jax.models.transformer import Params
@@ -9,14 +11,28 @@ from motab_jax.session.session import Session
 
 
 def export_student(session: Session, params: Params, folder: Path) -> None:
-    """Write the student's parameters, its tokenizer, and what its source says of generation and special tokens."""
+    """Write the student's parameters, and beside them the files of its source.
+
+    The tokenizer's files and the chat template are copied as they are. Of what the source says of generation one thing
+    is new: all stop tokens of the run end a completion, those too that the student learnt from its teacher.
+    """
     generation = load_generation_config(session.source)
-    generation.setdefault("eos_token_id", [int(i) for i in session.rollout_config.stop_ids])
     save_pretrained(
         folder,
         params,
         session.student.config,
-        tokenizer=session.tokenizer,
         source=session.source,
-        generation_config=generation,
+        generation_config=with_stop_ids(generation, [int(i) for i in session.rollout_config.stop_ids]),
     )
+
+
+def with_stop_ids(generation: dict[str, Any], stop_ids: Sequence[int]) -> dict[str, Any]:
+    """What generation_config.json says, and every one of these ids ends a completion.
+
+    >>> with_stop_ids({"eos_token_id": 0, "top_k": 20}, [0, 2])
+    {'eos_token_id': [0, 2], 'top_k': 20}
+    """
+    listed = generation.get("eos_token_id")
+    ids = list(listed) if isinstance(listed, list) else [] if listed is None else [listed]
+    missing = [index for index in stop_ids if index not in ids]
+    return {**generation, "eos_token_id": [*ids, *missing]} if missing else generation

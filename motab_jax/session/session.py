@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from motab_jax.config import Config, UserError
-from motab_jax.data.tokenizer import check_same_tokenizer, decode, load_tokenizer, stop_ids, token_bytes, vocab_size
+from motab_jax.data.stop_tokens import stop_ids
+from motab_jax.data.tokenizer import check_same_tokenizer, decode, load_tokenizer, token_bytes, vocab_size
 from motab_jax.models.hf.pretrained import load_pretrained
 from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.models.prune import init_from_teacher

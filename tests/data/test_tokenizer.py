@@ -3,16 +3,17 @@
 import json
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from motab_jax.config import UserError
+from motab_jax.data.stop_tokens import stop_ids
 from motab_jax.data.tasks import arithmetic
 from motab_jax.data.tokenizer import (
+    PROBE,
     check_same_tokenizer,
     encode_prompt,
     load_tokenizer,
-    stop_ids,
     token_bytes,
     vocab_size,
 )
@@ -105,21 +106,33 @@ def test_prompts_that_cannot_be_encoded(template, prompt, options, message):
         encode_prompt(byte_level(chat_template=template), prompt, **options)
 
 
-def test_stop_ids_join_tokenizer_and_generation_config(tmp_path):
+def test_stop_ids_join_the_tokenizer_and_both_files(tmp_path):
     tokenizer = byte_level()
     end = tokenizer.eos_token_id
     assert stop_ids(tokenizer, tmp_path) == (end,)
-    config = tmp_path / "generation_config.json"
-    config.write_text(json.dumps({"eos_token_id": [3, end]}))
-    assert stop_ids(tokenizer, tmp_path) == (end, 3)
-    config.write_text(json.dumps({"eos_token_id": 4}))
-    assert stop_ids(tokenizer, tmp_path) == (end, 4)
-    config.write_text('{"eos_token_id": ')
+    generation, config = tmp_path / "generation_config.json", tmp_path / "config.json"
+    config.write_text(json.dumps({"eos_token_id": [7, end, 8]}))
+    assert stop_ids(tokenizer, tmp_path) == (end, 7, 8), "config.json counts where there is no generation_config.json"
+    assert stop_ids(metaspace(), tmp_path) == (7, end, 8), "and where the tokenizer has no end token"
+    generation.write_text(json.dumps({"eos_token_id": 4}))
+    assert stop_ids(tokenizer, tmp_path) == (end, 4, 7, 8)
+    generation.write_text(json.dumps({"eos_token_id": None}))
+    assert stop_ids(tokenizer, tmp_path) == (end, 7, 8)
+    generation.write_text('{"eos_token_id": ')
     with pytest.raises(UserError, match="generation_config"):
         stop_ids(tokenizer, tmp_path)
+    generation.unlink()
     config.unlink()
     with pytest.raises(UserError, match="end token"):
         stop_ids(metaspace(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("value", ["2", 2.0, [[2]], -1, [3, 999_999], True, {"id": 2}])
+def test_a_stop_id_that_is_none_is_refused_by_file_and_key(tmp_path, name, value):
+    (tmp_path / name).write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(UserError, match=rf"{name}: eos_token_id .* is no token id; .* 0 to 258"):
+        stop_ids(byte_level(), tmp_path)
 
 
 def test_different_tokenizers_are_refused_with_the_first_difference():
@@ -154,3 +167,63 @@ def test_damaged_and_missing_folders(tmp_path):
         (tmp_path / "tokenizer.json").write_text(damaged)
         with pytest.raises(UserError, match=r"tokenizer\.json"):
             load_tokenizer(tmp_path)
+
+
+def test_added_tokens_have_the_bytes_that_decoding_gives_them():
+    """Gemma adds tokens of several spaces, written with the letter that its tokenizer writes for a space."""
+    spaces = metaspace()
+    spaces.backend_tokenizer.add_tokens([AddedToken(t, normalized=False) for t in ("▁▁", "<0x41>")])
+    letters = byte_level()
+    letters.backend_tokenizer.add_tokens([AddedToken(t, normalized=False) for t in ("Ġx", "ĠŁ漢")])
+    for tokenizer in (spaces, letters):
+        pieces = token_bytes(tokenizer)
+        for index, token in tokenizer.added_tokens_decoder.items():
+            if not token.special:
+                first = tokenizer.get_vocab()["a"]  # the decoder may trim the very first token
+                text = str(tokenizer.decode([first, index], clean_up_tokenization_spaces=False))
+                assert pieces[index].decode() == text.removeprefix("a")
+    assert token_bytes(spaces)[spaces.get_vocab()["▁▁"]] == b"  "
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        ({"model_type": "qwen2"}, {"tokenizer_class": "Qwen2Tokenizer"}),
+        ({"model_type": "llama"}, {"tokenizer_class": "LlamaTokenizerFast"}),
+        ({"model_type": "qwen3"}, {}),
+        ({"model_type": "qwen3", "max_window_layers": None, "use_cache": None}, {}),
+        ({"model_type": "llama", "attention_bias": None, "max_position_embeddings": 512.0}, {}),
+    ],
+)
+def test_a_tokenizer_is_what_its_file_describes(tmp_path, config, settings):
+    """Whatever class of transformers the folder names, and whatever transformers thinks of its config.json."""
+    backend = byte_level().backend_tokenizer
+    digits = pre_tokenizers.Split(Regex(r"\p{N}{1,3}|\s+|[^\s\p{N}]+"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>", **settings}))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(tmp_path)
+    ids = backend.encode(PROBE, add_special_tokens=False).ids
+    assert tokenizer.encode(PROBE, add_special_tokens=False) == ids
+    assert b"".join(token_bytes(tokenizer)[i] for i in ids) == PROBE.encode()
+    assert tokenizer.eos_token == "<eos>"
+
+
+def test_a_tokenizer_that_contradicts_its_file_is_refused(tmp_path, monkeypatch):
+    """As transformers 5.18 to 5.21 loaded some: they put another pre-tokenizer in."""
+    byte_level().save_pretrained(tmp_path)
+    loaded = byte_level()
+    loaded.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    monkeypatch.setattr(PreTrainedTokenizerFast, "from_pretrained", lambda folder: loaded)
+    with pytest.raises(UserError, match=r"tokenizer\.json: transformers .* loads another tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_model_that_the_tokenizers_library_does_not_know(tmp_path):
+    byte_level().save_pretrained(tmp_path)
+    description = json.loads((tmp_path / "tokenizer.json").read_text())
+    description["model"]["type"] = "Telepathy"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="its tokenizer files cannot be loaded"):
+        load_tokenizer(tmp_path)

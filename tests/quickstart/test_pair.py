@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from motab_jax.data.stop_tokens import stop_ids
 from motab_jax.data.tasks import arithmetic, pointers
 from motab_jax.data.tasks.arithmetic import ALPHABET
-from motab_jax.data.tokenizer import check_same_tokenizer, load_tokenizer, stop_ids
+from motab_jax.data.tokenizer import check_same_tokenizer, load_tokenizer
 from motab_jax.models.hf.pretrained import load_pretrained
 from motab_jax.models.transformer import Model, forward
 from motab_jax.quickstart import STUDENT, TEACHER, build

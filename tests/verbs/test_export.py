@@ -65,6 +65,26 @@ def test_transformers_reads_the_folder(finished, pair):
     )
 
 
+def test_the_export_has_the_students_own_files_and_all_stop_tokens(pair, tmp_path):
+    """The tokenizer's files byte for byte; the end token that the teacher taught beside the student's own."""
+    source = shutil.copytree(pair / "student", tmp_path / "source")
+    teacher = shutil.copytree(pair / "teacher", tmp_path / "teacher")
+    (source / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "temperature": 0.6}))
+    (source / "config.json").write_text(
+        (source / "config.json").read_text().replace('"eos_token_id": 1', '"eos_token_id": [1, 3]')
+    )
+    (teacher / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, 1]}))
+    changes = (f"student.path={source}", f"teacher.path={teacher}")
+    session = open_session(load_config(None, words(pair, tmp_path, *changes)[1:]), teacher=False)
+    export_student(session, session.student.params, tmp_path / "out")
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    assert all((tmp_path / "out" / name).read_bytes() == (source / name).read_bytes() for name in names)
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": [1, 3, 4], "temperature": 0.6}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [1, 3, 4]
+
+
 def test_a_student_from_the_hub_keeps_its_generation_config(pair, tmp_path, monkeypatch):
     """Sampling settings and token ids of the source reach the export, whether it is a folder or a hub id."""
     source = shutil.copytree(pair / "student", tmp_path / "source")

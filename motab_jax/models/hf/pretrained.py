@@ -21,6 +21,7 @@ from motab_jax.config import UserError
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf import weight_names
 from motab_jax.models.hf.tensorfile import Entry, TensorFiles, write_tensors
+from motab_jax.models.hf.tokenizer_files import copy_tokenizer_files, write_tokenizer_files
 from motab_jax.models.transformer import Params
 from motab_jax.runtime.distributed import barrier, is_main
 from motab_jax.runtime.hub import find_folder, load_generation_config, read_json, replaced, write_json
@@ -155,7 +156,7 @@ def save_pretrained(
       folder: where to write.
       params: parameters in training form.
       config: their architecture.
-      tokenizer: a transformers tokenizer to save with the model; None: none.
+      tokenizer: a transformers tokenizer to save with the model; None: the files of `source` are copied as they are.
       source: the folder or hub id that the model came from. What its config.json says beyond the architecture, such
           as token ids, is kept, and its generation_config.json too unless `generation_config` is given.
       generation_config: what generation_config.json says; its token ids are repeated in config.json.
@@ -170,7 +171,9 @@ def save_pretrained(
         with replaced(folder) as partial:
             write_tensors(partial, entries, max_shard_bytes)
             if tokenizer is not None:
-                tokenizer.save_pretrained(partial)
+                write_tokenizer_files(tokenizer, partial)
+            elif source is not None:
+                copy_tokenizer_files(source, partial)
             write_json(partial / "config.json", raw)
             if generation:
                 write_json(partial / "generation_config.json", generation)
