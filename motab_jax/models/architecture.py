@@ -1,6 +1,6 @@
 """The architecture in a Hugging Face `config.json`: one frozen description for Llama, Qwen2 and Qwen3 decoders.
 
-Anything that the forward pass does not implement is refused here by name, never approximated.
+Anything that the forward pass does not implement is refused by name (config_file.py), never approximated.
 Left out: weights and their names (hf/weight_names.py) and the mathematics (transformer.py).
 """
 
@@ -8,15 +8,9 @@ import dataclasses
 from typing import Any
 
 from motab_jax.config import UserError
+from motab_jax.models.config_file import ROPE_NEEDS, ROPE_READS, ConfigKeys, read_keys
 
 MODEL_TYPES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-ROPE_FIELDS = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": ("factor",),
-}
-YARN_OPTIONAL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,31 +60,28 @@ class ModelConfig:
     @classmethod
     def from_hf(cls, raw: dict[str, Any], where: str = "config.json") -> "ModelConfig":
         """Read a Hugging Face config; raises UserError naming an architecture or feature that is not implemented."""
-        kind = raw.get("model_type")
-        if kind not in MODEL_TYPES:
-            raise UserError(f"{where}: model_type '{kind}' is not implemented; implemented: {', '.join(MODEL_TYPES)}")
-        _refuse(raw, where)
+        keys = read_keys(raw, where)
+        kind = keys.model_type
         try:
             return cls(
                 model_type=kind,
-                vocab_size=raw["vocab_size"],
-                width=raw["hidden_size"],
-                mlp_width=raw["intermediate_size"],
-                num_layers=raw["num_hidden_layers"],
-                num_heads=raw["num_attention_heads"],
-                num_kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-                head_dim=raw.get("head_dim")
-                or (128 if kind == "qwen3" else raw["hidden_size"] // raw["num_attention_heads"]),
-                max_positions=raw.get("max_position_embeddings", 2048 if kind == "llama" else 32768),
-                rope=_read_rope(raw, where),
-                rms_eps=raw.get("rms_norm_eps", 1e-6),
-                tied=bool(raw.get("tie_word_embeddings", False)),
-                qkv_bias=kind == "qwen2" or bool(raw.get("attention_bias", False)),
-                o_bias=kind != "qwen2" and bool(raw.get("attention_bias", False)),
+                vocab_size=keys.vocab_size,
+                width=keys.hidden_size,
+                mlp_width=keys.intermediate_size,
+                num_layers=keys.num_hidden_layers,
+                num_heads=keys.num_attention_heads,
+                num_kv_heads=keys.num_key_value_heads or keys.num_attention_heads,
+                head_dim=keys.head_dim or (128 if kind == "qwen3" else keys.hidden_size // keys.num_attention_heads),
+                max_positions=_max_positions(keys),
+                rope=_read_rope(keys),
+                rms_eps=keys.rms_norm_eps,
+                tied=keys.tie_word_embeddings,
+                qkv_bias=kind == "qwen2" or keys.attention_bias,
+                o_bias=kind != "qwen2" and keys.attention_bias,
                 qk_norm=kind == "qwen3",
             )
-        except KeyError as error:
-            raise UserError(f"{where}: the key {error} is missing") from None
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
 
     def to_hf(self) -> dict[str, Any]:
         """The Hugging Face config of this architecture; `from_hf` reads it back to an equal one."""
@@ -118,34 +109,21 @@ class ModelConfig:
         return raw
 
 
-def _refuse(raw: dict[str, Any], where: str) -> None:
-    if raw.get("use_sliding_window") or "sliding_attention" in (raw.get("layer_types") or ()):
-        raise UserError(f"{where}: sliding-window attention is not implemented")
-    if raw.get("mlp_bias"):
-        raise UserError(f"{where}: mlp_bias is not implemented")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise UserError(f"{where}: hidden_act '{raw['hidden_act']}' is not implemented; implemented: silu")
-    if raw.get("quantization_config"):
-        raise UserError(f"{where}: quantized weights are not implemented; load an unquantized checkpoint")
-    if raw.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"{where}: partial_rotary_factor is not implemented")
+def _max_positions(keys: ConfigKeys) -> int:
+    """The positions that the model knows, or its family's default."""
+    return keys.max_position_embeddings or (2048 if keys.model_type == "llama" else 32768)
 
 
-def _read_rope(raw: dict[str, Any], where: str) -> Rope:
-    """Old configs say `rope_theta` and `rope_scaling`, new ones `rope_parameters`; both are read."""
-    scaling = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    theta = float(scaling.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0)
-    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
-    scaling.pop("type", None)
-    if kind not in ROPE_FIELDS:
-        raise UserError(f"{where}: rope scaling '{kind}' is not implemented; implemented: {', '.join(ROPE_FIELDS)}")
-    missing = [name for name in ROPE_FIELDS[kind] if scaling.get(name) is None]
-    if missing:
-        raise UserError(f"{where}: rope scaling '{kind}' lacks {', '.join(missing)}")
-    if kind == "yarn":
-        scaling.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings"))
-    known = (*ROPE_FIELDS[kind], *((*YARN_OPTIONAL, "original_max_position_embeddings") if kind == "yarn" else ()))
-    unknown = sorted(set(scaling) - {*known, "original_max_position_embeddings", "partial_rotary_factor"})
-    if unknown and kind != "default":
-        raise UserError(f"{where}: rope scaling '{kind}' has fields that are not implemented: {', '.join(unknown)}")
-    return Rope(theta, kind, tuple(sorted((name, scaling[name]) for name in known if scaling.get(name) is not None)))
+def _read_rope(keys: ConfigKeys) -> Rope:
+    """The rotary embedding with the fields that its kind uses."""
+    rope, kind = keys.rope, keys.rope.kind
+    names = {*ROPE_NEEDS[kind], *ROPE_READS[kind]}
+    found = {name: getattr(rope, name) for name in names if name in rope.model_fields_set}
+    if "original_max_position_embeddings" in names:
+        original = (
+            keys.original_max_position_embeddings or rope.original_max_position_embeddings or _max_positions(keys)
+        )
+        found["original_max_position_embeddings"] = original
+        if kind == "yarn" and rope.factor is None:
+            found["factor"] = _max_positions(keys) / original
+    return Rope(keys.theta, kind, tuple(sorted((name, value) for name, value in found.items() if value is not None)))

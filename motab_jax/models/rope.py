@@ -61,11 +61,11 @@ def _yarn(base: np.ndarray, rope: Rope, head_dim: int) -> tuple[np.ndarray, Numb
     def dimension(rotations: Number) -> float:
         return head_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
 
-    low, high = dimension(rope.get("beta_fast", 32)), dimension(rope.get("beta_slow", 1))
+    low, high = dimension(rope.get("beta_fast") or 32), dimension(rope.get("beta_slow") or 1)
     if rope.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
-    ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+    ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low or 0.001), 0.0, 1.0)
     return ramp * base / factor + (1.0 - ramp) * base, _yarn_attention(rope, factor)
 
 

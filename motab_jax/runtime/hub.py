@@ -58,7 +58,13 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: the file is missing") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: broken JSON at line {error.lineno}: {error.msg}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: broken JSON: lists or objects are nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{path}: broken JSON: {error}") from None
+    except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__} where an object is expected")

@@ -197,6 +197,26 @@ def test_older_configs_that_say_rope_scaling(name, tmp_path):
     assert load_pretrained(tmp_path)[1] == config
 
 
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"rope_scaling": YARN},  # beside the default rope_parameters that transformers wrote
+        {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3},  # from layer 3 on, which isn't there
+    ],
+    ids=["yarn by hand", "window without a layer"],
+)
+def test_what_users_add_to_a_config(added, tmp_path):
+    Case("qwen2").model().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    raw = json.loads(file.read_text())
+    del raw["layer_types"]
+    file.write_text(json.dumps(raw | added))
+    tokens, _ = tokens_and_positions()
+    expected = oracle_logits(AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager"), tokens)
+    params, config = load_pretrained(tmp_path)
+    assert difference(forward(params, config, jnp.asarray(tokens)), expected) <= TOLERANCE
+
+
 def test_a_gguf_vocabulary_tokenizes_as_transformers_reads_it(tmp_path):
     write_gguf(tmp_path / "tiny.gguf")
     convert(tmp_path / "ours", tmp_path / "tiny.gguf")
