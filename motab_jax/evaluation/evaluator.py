@@ -4,12 +4,13 @@ Left out: the summary's formulas (metrics.py), tables (show.py), the graders (gr
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from motab_jax.config import UserError
 from motab_jax.config.prompts import EvalSection
@@ -24,7 +25,7 @@ from motab_jax.rollout.record import Row
 from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.rollout.trajectory import KEPT
 from motab_jax.runtime.hosts import fetch
-from motab_jax.runtime.mesh import check_batch
+from motab_jax.runtime.mesh import batch_shard_count
 from motab_jax.session.prompts import EncodedPrompts, held_out_prompts
 from motab_jax.session.session import Session
 
@@ -51,8 +52,9 @@ class Evaluator:
           The metrics of `summarise`, the benchmark's `name`, `reverse_kl` in nats a token where it was requested, and
           `problems`: one dictionary for each completion.
         """
-        samples, size = self.section.samples, self.section.batch_size
+        samples = self.section.samples
         jobs = [(index, sample) for index in range(len(self.prompts.prompts)) for sample in range(samples)]
+        size = min(self.section.batch_size, len(jobs))
         graded, problems, kl_sum, kl_tokens = [], [], 0.0, 0
         for start in range(0, len(jobs), size):
             batch = jobs[start : start + size]
@@ -95,21 +97,20 @@ class Evaluator:
     def _generate_batch(
         self, student: Model, batch: list[tuple[int, int]], size: int
     ) -> tuple[list[tuple[str, int, str]], float, float]:
-        """Generate a batch of (prompt, sample) pairs, padded to `size` rows with its own last row.
+        """Generate a batch of (prompt, sample) pairs, in at least `size` rows, so that all batches are of one shape.
 
         Returns:
           (text, tokens, finish reason) of each pair; the sum of the reverse KL over their tokens; those tokens.
         """
         samples, session = self.section.samples, self.session
-        padded = batch + [batch[-1]] * (size - len(batch))
-        prompts = self.prompts.batch([i for i, _ in padded], [i * samples + s for i, s in padded], session.mesh)
+        indices, row_ids = [i for i, _ in batch], [i * samples + s for i, s in batch]
+        prompts = self.prompts.batch(indices, row_ids, session.mesh, rows=size)
         teacher = session.teacher if self.reverse_kl is not None else None
         key = jax.random.key(session.config.run.seed)
         trajectory = self.generate(student, teacher, prompts, key, self.rollout_config)
         kl, count = 0.0, 0.0
         if self.reverse_kl is not None:
-            is_real = jnp.arange(size) < len(batch)
-            sums = self.reverse_kl(student, teacher, trajectory, is_real, vocab_size=session.vocab_size)
+            sums = self.reverse_kl(student, teacher, trajectory)
             kl, count = (float(x) for x in sums)
         host = fetch(trajectory.slim(), session.mesh)
         rows = [Row(host, row) for row in range(len(batch))]
@@ -126,11 +127,7 @@ def make_evaluator(session: Session, section: EvalSection, prompts: EncodedPromp
       session: the models, tokenizer and mesh.
       section: sampling, batch size and whether the reverse KL is requested.
       prompts: the benchmark's.
-
-    Raises:
-      UserError: eval.batch_size is not divisible by the mesh's batch axes.
     """
-    check_batch(session.mesh, section.batch_size, "eval.batch_size")
     rollout_config = session.rollout_config.replace(
         monitor=dataclasses.replace(session.rollout_config.monitor, enabled=False),
         score_after=True,
@@ -144,19 +141,25 @@ def make_evaluator(session: Session, section: EvalSection, prompts: EncodedPromp
     def generate_to_evaluate(*arguments):  # compilations are counted by the function's name
         return per_group(*arguments)
 
-    reverse_kl = jax.jit(_reverse_kl_sum, static_argnames="vocab_size") if section.reverse_kl else None
+    reverse_kl = None
+    if section.reverse_kl:
+        reverse_kl = jax.jit(
+            functools.partial(_reverse_kl_sum, vocab_size=session.vocab_size, groups=batch_shard_count(session.mesh))
+        )
     return Evaluator(session, section, prompts, rollout_config, jax.jit(generate_to_evaluate), reverse_kl)
 
 
 def _reverse_kl_sum(
-    student: Model, teacher: Model, trajectory: Trajectory, is_real: Bool[Array, "B"], *, vocab_size: int
+    student: Model, teacher: Model, trajectory: Trajectory, *, vocab_size: int, groups: int
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """The sum over the real rows' tokens of KL(student || teacher) in nats, and the number of those tokens."""
+    """The sum over all tokens of KL(student || teacher) in nats, and the number of tokens.
+
+    groups: shards of the rows, each of which computes its own tokens' logits.
+    """
     objective = Objective(student=TokenLoss("reverse_kl"), vocab_size=vocab_size)
     batch = build_targets(trajectory, target="spliced", transition=jnp.zeros((0,), jnp.int32))
-    batch = dataclasses.replace(batch, kinds=jnp.where(is_real[:, None], batch.kinds, 0))
     weight = token_weights(batch.kinds, objective)
-    _, sums = batch_loss(student.params, student.config, teacher, batch, weight, objective)
+    _, sums = batch_loss(student.params, student.config, teacher, batch, weight, objective, groups=groups)
     return jnp.sum(sums), jnp.sum(batch.kinds > 0)
 
 

@@ -19,7 +19,7 @@ from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.models.transformer import Model, weight_specs
 from motab_jax.rollout import Prompts
 from motab_jax.runtime.hub import find_folder, read_json
-from motab_jax.runtime.mesh import batch_sharding, check_batch, check_heads, replicated
+from motab_jax.runtime.mesh import batch_sharding, check_heads, padded_rows, replicated
 from motab_jax.session.placement import layout, serving
 from motab_jax.session.rollout_config import make_rollout_config
 from motab_jax.session.session import Session, model_paths, needs_teacher
@@ -96,8 +96,7 @@ def abstract_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
 
 def abstract_prompts(config: Config, mesh: Mesh) -> Prompts:
     """The shapes of a step's prompts, as wide as data.max_prompt_tokens allows."""
-    rows, columns = config.rollout.batch_size, config.data.max_prompt_tokens
-    check_batch(mesh, rows, "rollout.batch_size")
+    rows, columns = padded_rows(mesh, config.rollout.batch_size), config.data.max_prompt_tokens
 
     def prompts() -> Prompts:
         per_row = jnp.zeros((rows,), jnp.int32)

@@ -97,7 +97,7 @@ def _caches(session: Session, student: Model, columns: int) -> dict[hlo.Dims, in
     """Dimensions of each model's cache on a device, and the bytes of an element."""
     mesh, config = session.mesh.shape, session.rollout_config
     slots = config.slots or session.config.rollout.batch_size
-    rows = slots // (mesh["data"] * mesh["fsdp"])
+    rows = -(-slots // (mesh["data"] * mesh["fsdp"]))
     models = (student, None if config.teacher_scores_after else session.teacher)
     return {
         (

@@ -25,7 +25,7 @@ class Completions(flax.struct.PyTreeNode):
     """The completions of a batch of prompts; C = max_new_tokens columns."""
 
     tokens: Int32[Array, "N C"]  # right-padded
-    lengths: Int32[Array, "N"]  # at least 1, a stop token included
+    lengths: Int32[Array, "N"]  # a stop token included; 0: the row is left out
 
 
 def from_completions(
@@ -45,14 +45,15 @@ def from_completions(
     """
     log = empty_log(teacher, prompts, config)
     tokens = jnp.pad(completions.tokens, ((0, 0), (0, log.tokens.shape[1] - completions.tokens.shape[1])))
-    last = jnp.take_along_axis(completions.tokens, completions.lengths[:, None] - 1, axis=1)
+    last = jnp.take_along_axis(completions.tokens, jnp.maximum(completions.lengths[:, None] - 1, 0), axis=1)
     stopped = jnp.any(last == config.stop_ids[None], axis=1)
+    finish = jnp.where(stopped, jnp.int32(FinishReason.STOP), jnp.int32(FinishReason.LENGTH))
     log = log.replace(
         tokens=tokens,
         sources=jnp.full_like(tokens, int(Source.TEACHER)),
         teacher_logprob=jnp.full_like(log.teacher_logprob, jnp.nan),
         length=completions.lengths,
-        finish=jnp.where(stopped, jnp.int32(FinishReason.STOP), jnp.int32(FinishReason.LENGTH)),
+        finish=jnp.where(completions.lengths > 0, finish, jnp.int32(FinishReason.RUNNING)),
     )
     return score_trajectories(teacher, log, config) if score and teacher is not None else log
 

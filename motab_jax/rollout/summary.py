@@ -15,13 +15,15 @@ from motab_jax.rollout.trajectory import FinishReason, Trajectory
 def statistics(trajectory: Trajectory) -> dict[str, Num[Array, ""]]:
     """The metrics of a batch: tokens by source, strays, rewinds, step values, lengths, truncation.
 
+    Rows that were left out of the rollout count nowhere.
+
     Args:
       trajectory: N rows, with the counters of their rollout.
 
     Returns:
       Numbers by the names of docs/records.md; NaN is the mean of nothing.
     """
-    used, kept, steps = trajectory.used, trajectory.kept, trajectory.steps
+    rows, used, kept, steps = trajectory.in_use, trajectory.used, trajectory.kept, trajectory.steps
     entered = jnp.arange(steps.start.shape[1])[None] < steps.count[:, None]
     student_steps, lengths = entered & (steps.source == Source.STUDENT), jnp.sum(kept, axis=1)
     counters = trajectory.counters
@@ -35,18 +37,18 @@ def statistics(trajectory: Trajectory) -> dict[str, Num[Array, ""]]:
         "tokens_student": jnp.sum(used & (trajectory.sources == Source.STUDENT)),
         "tokens_teacher": jnp.sum(used & (trajectory.sources == Source.TEACHER)),
         "tokens_discarded": jnp.sum(used & ~kept),
-        "strayed": jnp.mean(jnp.any(student_steps & steps.stray, axis=1).astype(jnp.float32)),
-        "rewinds": jnp.mean(trajectory.num_rewinds.astype(jnp.float32)),
+        "strayed": _mean(jnp.any(student_steps & steps.stray, axis=1).astype(jnp.float32), rows),
+        "rewinds": _mean(trajectory.num_rewinds.astype(jnp.float32), rows),
         "value": _mean(steps.value, student_steps),
         "boundary": _mean(steps.boundary, student_steps & (jnp.abs(steps.boundary) < NO_BOUNDARY)),
-        "length_mean": jnp.mean(lengths.astype(jnp.float32)),
+        "length_mean": _mean(lengths.astype(jnp.float32), rows),
         "length_max": jnp.max(lengths),
-        "truncated": jnp.mean((trajectory.finish == FinishReason.LENGTH).astype(jnp.float32)),
+        "truncated": _mean((trajectory.finish == FinishReason.LENGTH).astype(jnp.float32), rows),
     }
 
 
 def samples(trajectory: Trajectory, count: int) -> tuple[Int[Array, "C"], Trajectory]:
-    """Some rows to show: the first ones that were rewound, then others.
+    """Some rows to show: the first ones that were rewound, then others, then those that were left out.
 
     Args:
       trajectory: N rows.
@@ -55,11 +57,11 @@ def samples(trajectory: Trajectory, count: int) -> tuple[Int[Array, "C"], Trajec
     Returns:
       The rows' indices, and the rows without the teacher's distributions, with the counters of all.
     """
-    order = jnp.argsort(trajectory.num_rewinds == 0, stable=True)[:count]
+    order = jnp.argsort(jnp.where(trajectory.in_use, trajectory.num_rewinds == 0, 2), stable=True)[:count]
     return order, jax.tree.map(lambda x: x[order] if x.ndim else x, trajectory.slim())
 
 
-def _mean(values: Float[Array, "N M"], where: Bool[Array, "N M"]) -> Float[Array, ""]:
+def _mean(values: Float[Array, "*N"], where: Bool[Array, "*N"]) -> Float[Array, ""]:
     return _ratio(jnp.sum(jnp.where(where, values, 0.0)), jnp.sum(where))
 
 

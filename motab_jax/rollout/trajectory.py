@@ -92,6 +92,11 @@ class Trajectory(flax.struct.PyTreeNode):
         return self.replace(teacher_hidden=None, teacher_topk=None)
 
     @property
+    def in_use(self) -> Bool[Array, "N"]:
+        """The rows that were rolled out; the others only make the rows divide over the devices."""
+        return self.length > 0
+
+    @property
     def used(self) -> Bool[Array, "N E"]:
         """Log entries that hold a token."""
         return jnp.arange(self.tokens.shape[1])[None] < self.length[:, None]

@@ -222,16 +222,9 @@ def replicate_in_group(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
-def check_batch(mesh: Mesh, rows: int, key: str) -> None:
-    """Raise UserError naming the configuration key unless data * fsdp divides `rows`."""
-    groups = batch_shard_count(mesh)
-    if rows % groups:
-        below = rows - rows % groups
-        nearest = f"{below} or {below + groups}" if below else str(groups)
-        raise UserError(
-            f"{key}: {rows} rows do not divide over mesh.data * mesh.fsdp = "
-            f"{mesh.shape['data']} * {mesh.shape['fsdp']} = {groups}; use a multiple of {groups}, such as {nearest}"
-        )
+def padded_rows(mesh: Mesh, rows: int) -> int:
+    """The rows of a batch over the mesh: `rows`, and as many more as make them divide over data * fsdp."""
+    return rows + -rows % batch_shard_count(mesh)
 
 
 def valid_tensor_sizes(heads: int, kv_heads: int) -> list[int]:

@@ -16,7 +16,7 @@ from motab_jax.data.prompts import encode_all, has_held_out, load_prompts
 from motab_jax.data.records import Prompt
 from motab_jax.rollout import Prompts
 from motab_jax.rollout.config import UNLIMITED
-from motab_jax.runtime.mesh import local_row_indices, make_global_batch
+from motab_jax.runtime.mesh import local_row_indices, make_global_batch, padded_rows
 from motab_jax.session.session import Session
 
 
@@ -32,19 +32,24 @@ class EncodedPrompts:
         """Columns of a batch: the length of the longest prompt."""
         return max(len(ids) for ids in self.tokens)
 
-    def batch(self, indices: Sequence[int], row_ids: Sequence[int], mesh: Mesh) -> Prompts:
+    def batch(self, indices: Sequence[int], row_ids: Sequence[int], mesh: Mesh, rows: int | None = None) -> Prompts:
         """A batch of prompts on the devices, left-padded; each process fills in its own rows.
 
+        Rows are added until they divide over the devices: copies of the last prompt in which nothing is generated.
+
         Args:
-          indices: which prompts, one for each row; their number is divisible by the mesh's batch axes.
+          indices: which prompts, one for each row.
           row_ids: what the sampling keys of each row fold.
           mesh: the devices.
+          rows: the least number of rows; None: as many as there are indices.
         """
-        local = local_row_indices(mesh, len(indices))
-        tokens, lengths = pad_rows([self.tokens[indices[row]] for row in local], self.width, left=True)
-        ids = np.array(row_ids, np.int32)[local]
-        limits = np.full_like(lengths, UNLIMITED)
-        return Prompts(*make_global_batch(mesh, len(indices), (tokens, lengths, ids, limits)))
+        count, total = len(indices), padded_rows(mesh, rows or len(indices))
+        local = local_row_indices(mesh, total)
+        given = np.minimum(local, count - 1)
+        tokens, lengths = pad_rows([self.tokens[indices[row]] for row in given], self.width, left=True)
+        ids = np.array(row_ids, np.int32)[given]
+        limits = np.where(local < count, UNLIMITED, 0).astype(np.int32)
+        return Prompts(*make_global_batch(mesh, total, (tokens, lengths, ids, limits)))
 
 
 def pad_rows(

@@ -18,7 +18,6 @@ from motab_jax.runtime.clocks import now
 from motab_jax.runtime.compilation import enable_compilation_cache
 from motab_jax.runtime.distributed import initialize, is_main
 from motab_jax.runtime.hosts import any_process, fetch, from_main
-from motab_jax.runtime.mesh import check_batch
 from motab_jax.runtime.metrics import as_json
 from motab_jax.runtime.progress import Progress
 from motab_jax.session.prompts import EncodedPrompts, read_prompts, training_prompts
@@ -75,7 +74,6 @@ def _roll_out(log: RecordLog, config: Config, prompts: list[Prompt]) -> bool:
     """Roll out the trajectories that the log lacks, batch by batch; returns whether a signal stopped it."""
     enable_compilation_cache()
     session = open_session(config, teacher=True)
-    check_batch(session.mesh, config.rollout.batch_size, "rollout.batch_size")
     encoded = training_prompts(session, prompts)
     with log.opened() as file, Signals() as signals, Progress(log.total, "synthesize", done=log.done) as progress:
         if log.done:
@@ -106,8 +104,7 @@ def _batches(session: Session, encoded: EncodedPrompts, done: int) -> Iterator[t
     generate = _make_generator(session)
     for start in range(done // size * size, total, size):
         jobs = range(start, min(start + size, total))
-        rows = [*jobs, *[jobs[-1]] * (size - len(jobs))]  # the last batch is padded with its own last row
-        batch = encoded.batch([job // samples for job in rows], rows, session.mesh)
+        batch = encoded.batch([job // samples for job in jobs], jobs, session.mesh, rows=size)
         yield jobs, fetch(generate(batch, key).slim(), session.mesh)
 
 

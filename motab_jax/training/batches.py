@@ -16,7 +16,7 @@ from motab_jax.data.prompts import PromptStream
 from motab_jax.data.records import Prompt
 from motab_jax.rollout import Prompts
 from motab_jax.rollout.off_policy import Completions
-from motab_jax.runtime.mesh import local_row_indices, make_global_batch
+from motab_jax.runtime.mesh import local_row_indices, make_global_batch, padded_rows
 from motab_jax.session.prompts import EncodedPrompts, pad_rows
 from motab_jax.session.session import Session
 
@@ -37,10 +37,13 @@ class EncodedCompletions:
         )
 
     def batch(self, indices: Sequence[int], mesh: Mesh) -> Completions:
-        """The completions of these prompts on the devices, right-padded; each process fills in its own rows."""
-        local = local_row_indices(mesh, len(indices))
-        table = pad_rows([self.tokens[indices[row]] for row in local], self.width, left=False)
-        return Completions(*make_global_batch(mesh, len(indices), table))
+        """The completions of these prompts on the devices, right-padded; each process fills in its own rows.
+
+        Rows that are added until they divide over the devices have empty completions.
+        """
+        count, total = len(indices), padded_rows(mesh, len(indices))
+        rows = [self.tokens[indices[row]] if row < count else [] for row in local_row_indices(mesh, total)]
+        return Completions(*make_global_batch(mesh, total, pad_rows(rows, self.width, left=False)))
 
 
 def training_completions(session: Session, prompts: list[Prompt]) -> EncodedCompletions | None:

@@ -73,7 +73,8 @@ def measure_phase_costs(
         short_config = dataclasses.replace(
             config, skip_teacher=jnp.array(skip_teacher), eps0=jnp.float32(eps0), theta=jnp.float32(0.0)
         )
-        short = prompts.replace(limits=jnp.full_like(prompts.lengths, segments * size))
+        limits = jnp.full_like(prompts.lengths, segments * size)
+        short = prompts.replace(limits=limits if prompts.limits is None else jnp.minimum(prompts.limits, limits))
         return min(_seconds(program, student, teacher, short, short_config) for _ in range(3))
 
     alone = timed(1, skip_teacher=True)

@@ -19,7 +19,6 @@ from motab_jax.evaluation.evaluator import Evaluator, make_evaluator
 from motab_jax.runtime.checkpoint import Checkpointer
 from motab_jax.runtime.compilation import CompileClock
 from motab_jax.runtime.distributed import is_main
-from motab_jax.runtime.mesh import check_batch
 from motab_jax.session.prompts import held_out_prompts, training_prompts
 from motab_jax.session.session import Session, open_session
 from motab_jax.training.batches import Batches, open_batches, with_steps
@@ -67,7 +66,6 @@ def open_run(config: Config, compile_clock: CompileClock) -> Run:
     console = Console(quiet=not is_main())
     folder = open_run_folder(config)
     session = open_session(config)
-    check_batch(session.mesh, config.rollout.batch_size // config.optimizer.accumulate, "rollout.batch_size")
     prompts, evaluator = training_prompts(session), _make_evaluator(session)
     session = dataclasses.replace(session, config=with_steps(config, len(prompts.prompts)))
     batches = open_batches(session, prompts)

@@ -99,6 +99,8 @@ def _log_samples(
 ) -> None:
     """Append the records of R trajectories, which are these rows of the batch."""
     for index, row in enumerate(rows.tolist()):
+        if not trajectory.in_use[index]:
+            continue
         number, sample = divmod(row, run.session.config.rollout.samples_per_prompt)
         prompt = pending.batch.indices[number]
         encoded = run.batches.prompts

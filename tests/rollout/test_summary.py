@@ -59,13 +59,13 @@ def test_the_statistics_of_a_batch_by_hand():
         "tokens_student": 5 + 4 + 8,
         "tokens_teacher": 2,
         "tokens_discarded": 2,
-        "strayed": 1 / 4,
-        "rewinds": 1 / 4,
+        "strayed": 1 / 3,
+        "rewinds": 1 / 3,
         "value": (0.5 + 0.9 + 0.1 + 0.3) / 4,
         "boundary": (0.2 + 0.3 + 0.2) / 3,
-        "length_mean": (5 + 4 + 0 + 8) / 4,
+        "length_mean": (5 + 4 + 8) / 3,
         "length_max": 8,
-        "truncated": 1 / 4,
+        "truncated": 1 / 3,
     }
     assert describe(by_hand()) == pytest.approx(expected, rel=1e-6)
 

@@ -10,12 +10,12 @@ from motab_jax.config import UserError
 from motab_jax.planning.topologies import topology_devices
 from motab_jax.runtime.mesh import (
     batch_sharding,
-    check_batch,
     check_heads,
     layout_shardings,
     local_row_indices,
     make_global_batch,
     make_mesh,
+    padded_rows,
     replicated,
     valid_tensor_sizes,
 )
@@ -108,10 +108,6 @@ def test_a_process_places_the_rows_of_its_devices():
     assert placed["a"].sharding == batch_sharding(mesh)
 
 
-def test_a_batch_that_does_not_divide_is_named():
+def test_rows_are_added_until_they_divide():
     mesh = make_mesh(2, 2, 2)
-    check_batch(mesh, 8, "rollout.batch_size")
-    with pytest.raises(UserError, match=r"rollout.batch_size: 6 rows .* = 4; .* such as 4 or 8"):
-        check_batch(mesh, 6, "rollout.batch_size")
-    with pytest.raises(UserError, match=r"such as 4$"):
-        check_batch(mesh, 3, "eval.batch_size")
+    assert [padded_rows(mesh, rows) for rows in (1, 4, 6, 8, 250)] == [4, 4, 8, 8, 252]
