@@ -47,7 +47,8 @@ def work(words: list[str]) -> int:
             if is_main():
                 print(json.dumps(metrics), flush=True)
             rows.append(metrics)
-    console.print(evaluation_table(rows))
+    if is_main():
+        console.print(evaluation_table(rows))
     return 0
 
 

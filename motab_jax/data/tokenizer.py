@@ -5,9 +5,10 @@ byte-level BPE (Qwen, Llama 3, SmolLM2), SentencePiece style with byte fallback 
 Left out: WordPiece and other decoders (refused by name), tokenizers that need remote code.
 """
 
+import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ _NO_EFFECT = ("Fuse", "Strip")  # they join pieces, or trim the very first one: 
 _SHOWN = 3  # differing tokens in an error message
 # Words, contractions, digits, blank lines, tabs, several scripts: where descriptions of tokenizers differ.
 PROBE = "It's 12,345.678 + 9² = x;  we'll see.\n\nSo\tn = -3 (α∈ℝ), naïve 你好 café 🙂!\r\n\n\n  if n>=10: return 'ok'"
+_THOUGHT_TAGS = ("<think>", "</think>")
+_TAIL = 16  # tokens at a prompt's end that may hold an opening tag and white space after it
 
 
 def load_tokenizer(path_or_hub_id: str | Path) -> Any:
@@ -109,8 +112,32 @@ def encode_prompt(tokenizer: Any, prompt: str | list[dict], *, chat_template: bo
 
 
 def decode(tokenizer: Any, tokens: Sequence[int], *, special: bool = False) -> str:
-    """The text of token ids, without cleaning up spaces; special tokens are left out unless `special`."""
+    """The text of token ids, without cleaning up spaces; special tokens are left out unless `special`.
+
+    The tags of a thought stay where they are special tokens, too: they say where the answer begins.
+    """
+    texts, begin = [], 0
+    tags = {} if special else _special_thought_tags(tokenizer)
+    for position in [n for n, token in enumerate(tokens) if int(token) in tags] if tags else ():
+        texts += [_decode(tokenizer, tokens[begin:position], special), tags[int(tokens[position])]]
+        begin = position + 1
+    return "".join([*texts, _decode(tokenizer, tokens[begin:], special)])
+
+
+def _decode(tokenizer: Any, tokens: Sequence[int], special: bool) -> str:
     return tokenizer.decode(list(tokens), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+
+
+@functools.lru_cache(maxsize=8)
+def _special_thought_tags(tokenizer: Any) -> Mapping[int, str]:
+    """The ids and texts of those tags that are special tokens."""
+    added = tokenizer.added_tokens_decoder
+    return {index: token.content for index, token in added.items() if token.special and token.content in _THOUGHT_TAGS}
+
+
+def opens_thought(tokenizer: Any, prompt_tokens: Sequence[int]) -> bool:
+    """Whether a prompt ends in <think>, as some chat templates do, so that its completion begins inside a thought."""
+    return decode(tokenizer, prompt_tokens[-_TAIL:], special=True).rstrip().endswith(_THOUGHT_TAGS[0])
 
 
 def vocab_size(tokenizer: Any) -> int:

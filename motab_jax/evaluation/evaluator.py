@@ -17,13 +17,14 @@ from motab_jax.config.prompts import EvalSection
 from motab_jax.distill import Objective, TokenLoss, build_targets
 from motab_jax.distill.objective import batch_loss, token_weights
 from motab_jax.evaluation.metrics import Graded, summarise
-from motab_jax.grading.grade import grade
+from motab_jax.grading.grade import judge
 from motab_jax.models.transformer import Model
 from motab_jax.rollout import RolloutConfig, Trajectory, rollout
 from motab_jax.rollout.config import SamplingSpec
 from motab_jax.rollout.record import Row
 from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.rollout.trajectory import KEPT
+from motab_jax.runtime.distributed import is_main
 from motab_jax.runtime.hosts import fetch
 from motab_jax.runtime.mesh import batch_shard_count
 from motab_jax.session.prompts import EncodedPrompts, held_out_prompts
@@ -44,31 +45,37 @@ class Evaluator:
     def __call__(self, student: Model, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """Generate a completion for each prompt and sample, grade them, summarise.
 
+        A batch is graded while the next one is generated, by the main process alone.
+
         Args:
           student: in the serving layout.
           progress: called after each batch with the completions so far and in all.
 
         Returns:
           The metrics of `summarise`, the benchmark's `name`, `reverse_kl` in nats a token where it was requested, and
-          `problems`: one dictionary for each completion.
+          `problems`: one dictionary for each completion. In other processes than the main one, `name` and no problems.
         """
         samples = self.section.samples
         jobs = [(index, sample) for index in range(len(self.prompts.prompts)) for sample in range(samples)]
         size = min(self.section.batch_size, len(jobs))
-        graded, problems, kl_sum, kl_tokens = [], [], 0.0, 0
+        results, generated, kl_sum, kl_tokens = [], [], 0.0, 0.0
         for start in range(0, len(jobs), size):
             batch = jobs[start : start + size]
-            completions, kl, count = self._generate_batch(student, batch, size)
-            kl_sum, kl_tokens = kl_sum + kl, kl_tokens + count
-            for (index, sample), (text, length, finish) in zip(batch, completions, strict=True):
-                graded.append(self._grade(index, text, length, finish))
-                problems.append(self._problem(graded[-1], sample, text, finish))
+            trajectory, sums = self._dispatch_batch(student, batch, size)
+            results += [self._grade(*completion) for completion in generated]
+            if sums is not None:
+                kl_sum, kl_tokens = kl_sum + float(sums[0]), kl_tokens + float(sums[1])
+            host = fetch(trajectory, self.session.mesh)
+            generated = [(*job, Row(host, row)) for row, job in enumerate(batch)] if is_main() else []
             if progress is not None:
                 progress(min(start + size, len(jobs)), len(jobs))
-        metrics = {"name": self.name, **summarise(graded)}
+        results += [self._grade(*completion) for completion in generated]
+        if not is_main():
+            return {"name": self.name, "problems": []}
+        metrics = {"name": self.name, **summarise([graded for graded, _ in results])}
         if kl_tokens:
             metrics["reverse_kl"] = kl_sum / kl_tokens
-        return {**metrics, "problems": problems}
+        return {**metrics, "problems": [problem for _, problem in results]}
 
     @property
     def name(self) -> str:
@@ -76,31 +83,35 @@ class Evaluator:
         preset, source = self.section.preset, self.section.source
         return str(preset or source or self.session.config.data.source)
 
-    def _grade(self, index: int, text: str, length: int, finish: str) -> Graded:
-        prompt = self.prompts.prompts[index]
+    def _grade(self, index: int, sample: int, row: Row) -> tuple[Graded, dict[str, Any]]:
+        """A completion's grade, and its line in output=FILE.jsonl."""
+        prompt, text = self.prompts.prompts[index], self.session.decode(row.tokens[row.discarded_by == KEPT].tolist())
+        opened_thought = self.session.opens_thought(self.prompts.tokens[index])
+        verdict = judge(prompt, text, opened_thought=opened_thought)
         task = (prompt.extra or {}).get("task", "")
-        return Graded(index, task, grade(prompt, text), length, finish == "length")
-
-    def _problem(self, graded: Graded, sample: int, text: str, finish: str) -> dict[str, Any]:
-        """The line of a completion in output=FILE.jsonl."""
-        return {
+        problem = {
             "benchmark": self.name,
-            "id": self.prompts.prompts[graded.problem].id,
+            "id": prompt.id,
             "sample": sample,
-            "correct": graded.correct,
-            "score": graded.score,
+            "prompt": prompt.prompt,
             "text": text,
-            "tokens": graded.tokens,
-            "finish_reason": finish,
+            "answer": prompt.answer,
+            "extracted": verdict.answer,
+            "correct": verdict.correct,
+            "score": verdict.score,
+            "tokens": len(row.tokens),
+            "finish_reason": row.finish,
         }
+        return Graded(index, task, verdict.score, len(row.tokens), row.finish == "length"), problem
 
-    def _generate_batch(
+    def _dispatch_batch(
         self, student: Model, batch: list[tuple[int, int]], size: int
-    ) -> tuple[list[tuple[str, int, str]], float, float]:
-        """Generate a batch of (prompt, sample) pairs, in at least `size` rows, so that all batches are of one shape.
+    ) -> tuple[Trajectory, tuple[jax.Array, jax.Array] | None]:
+        """Have a batch of (prompt, sample) pairs generated, in at least `size` rows: all batches are of one shape.
 
         Returns:
-          (text, tokens, finish reason) of each pair; the sum of the reverse KL over their tokens; those tokens.
+          The trajectories, without the teacher's targets; the sum of the reverse KL over the pairs' tokens and those
+          tokens, where it is requested. Nothing waits for the devices.
         """
         samples, session = self.section.samples, self.session
         indices, row_ids = [i for i, _ in batch], [i * samples + s for i, s in batch]
@@ -108,16 +119,10 @@ class Evaluator:
         teacher = session.teacher if self.reverse_kl is not None else None
         key = jax.random.key(session.config.run.seed)
         trajectory = self.generate(student, teacher, prompts, key, self.rollout_config)
-        kl, count = 0.0, 0.0
+        sums = None
         if self.reverse_kl is not None:
             sums = self.reverse_kl(student, teacher, trajectory)
-            kl, count = (float(x) for x in sums)
-        host = fetch(trajectory.slim(), session.mesh)
-        rows = [Row(host, row) for row in range(len(batch))]
-        completions = [
-            (session.decode(r.tokens[r.discarded_by == KEPT].tolist()), len(r.tokens), r.finish) for r in rows
-        ]
-        return completions, kl, count
+        return trajectory.slim(), sums
 
 
 def make_evaluator(session: Session, section: EvalSection, prompts: EncodedPrompts) -> Evaluator:

@@ -15,7 +15,14 @@ from jax.sharding import Mesh
 
 from motab_jax.config import Config, UserError
 from motab_jax.data.stop_tokens import stop_ids
-from motab_jax.data.tokenizer import check_same_tokenizer, decode, load_tokenizer, token_bytes, vocab_size
+from motab_jax.data.tokenizer import (
+    check_same_tokenizer,
+    decode,
+    load_tokenizer,
+    opens_thought,
+    token_bytes,
+    vocab_size,
+)
 from motab_jax.models.hf.pretrained import load_pretrained
 from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.models.prune import init_from_teacher
@@ -46,8 +53,12 @@ class Session:
     to_serving: Callable[[Params], Model]  # jitted: the student's parameters to a model in the serving layout
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
+        """The text of token ids, without special tokens other than the tags of a thought."""
         return decode(self.tokenizer, tokens)
+
+    def opens_thought(self, prompt_tokens: Sequence[int]) -> bool:
+        """Whether a completion of this prompt begins inside a thought, which the prompt's template has opened."""
+        return opens_thought(self.tokenizer, prompt_tokens)
 
     def serve(self, params: Params) -> Model:
         """The student with these parameters in the serving layout: new arrays at each call."""

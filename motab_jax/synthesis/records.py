@@ -29,7 +29,9 @@ def make_record(
     description = describe(
         trajectory, row, session.decode, target=objective.target, transition=objective.transition_text
     )
-    correct = None if prompt.grader == "none" else is_correct(prompt, description["text"])
+    correct = None
+    if prompt.grader != "none":
+        correct = is_correct(prompt, description["text"], opened_thought=session.opens_thought(tokens))
     return {
         "id": prompt.id,
         "sample": sample,

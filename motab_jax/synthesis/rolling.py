@@ -81,7 +81,8 @@ def _roll_out(log: RecordLog, config: Config, prompts: list[Prompt]) -> bool:
         began = now()
         for jobs, host in _batches(session, encoded, log.done):
             records = _records(session, encoded, host, jobs)
-            file.write(b"".join(derived_files.to_line(record) for job, record in records if job >= log.done))
+            if is_main():  # decoding and grading are the writer's
+                file.write(b"".join(derived_files.to_line(record) for job, record in records if job >= log.done))
             file.flush()
             count, tokens, rewinds = len(jobs), host.length[: len(jobs)].sum(), host.num_rewinds[: len(jobs)].sum()
             speed = float(tokens) / (now() - began)

@@ -104,6 +104,8 @@ def begin(run: Run, checkpoints: Checkpointer) -> tuple[TrainState, RunProgress]
 def evaluate_student(run: Run, state: TrainState, when: str) -> dict[str, Any] | None:
     """Held-out metrics of the student as it is, without the single problems; None where nothing is held out.
 
+    Only the main process has them; the others have the benchmark's name.
+
     Args:
       run: the run.
       state: its training state.
@@ -113,5 +115,6 @@ def evaluate_student(run: Run, state: TrainState, when: str) -> dict[str, Any] |
         return None
     metrics = run.evaluator(run.session.serve(state.params))
     metrics.pop("problems")
-    run.console.out(f"{when}: accuracy {100 * metrics['accuracy']:.1f}% on {metrics['prompts']} held-out prompts")
+    if is_main():
+        run.console.out(f"{when}: accuracy {100 * metrics['accuracy']:.1f}% on {metrics['prompts']} held-out prompts")
     return metrics

@@ -63,7 +63,7 @@ def log_step(
     statistics, seconds = {name: value.item() for name, value in statistics.items()}, pending.seconds
     generated = statistics["tokens_student"] + statistics["tokens_teacher"]
     split = costs.split if costs is not None and pending.batch.on_policy else split_off_policy
-    if config.sample_every and (step % config.sample_every == 0 or step == 1):
+    if is_main() and config.sample_every and (step % config.sample_every == 0 or step == 1):
         _log_samples(run, logs.trajectories, pending, rows, trajectory)
     metrics = {
         **{name: value.item() for name, value in update_metrics.items()},
@@ -110,9 +110,9 @@ def _log_samples(
 
 def finish(run: Run, state: TrainState, progress: RunProgress, after: dict[str, Any] | None) -> None:
     """Write summary.json; print trajectories, the held-out metrics before and after, and where the student is."""
-    summary = _summary(run, state, progress, after)
     if not is_main():
         return
+    summary = _summary(run, state, progress, after)
     write_summary(run.folder, summary)
     show(run.console, summary, choose(read_log(run.folder / "trajectories.jsonl"), SAMPLES), run.session.decode)
     totals = f"{summary['steps']} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s"

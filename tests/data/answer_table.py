@@ -1,7 +1,7 @@
 r"""Answers and what a mathematician would say of them: (gold, completion, right).
 
 Where math-verify says otherwise and the grader follows it, there is no row but a line here:
-- 0.333333 is right for 1/3: it rounds to six places.
+- 0.333333 is right for 1/3: it rounds to six places (0.003333 isn't right for 1/300: four digits).
 - \pi/2 is wrong for 90^\circ: it drops the degree sign.
 - \{1,2\} is right for (1,2): it reads the pair as an interval, and the interval as a set of two.
 25 and 0.25 are both right for 25\% on purpose: data sets write percentages both ways.
@@ -24,7 +24,8 @@ MATH = [
     ("4", r"\boxed{3} wait, no: \boxed{4}", True),
     ("3", r"\boxed{3} wait, no: \boxed{4}", False),
     ("3", r"\boxed{3}. Check: 4 + 5 = 9, so the answer to the check is 9.", True),
-    ("7", r"\boxed{7}, written in \boxed{} as you asked", True),
+    ("7", r"\boxed{7}, written in \boxed{} as you asked", False),  # the last box is the answer
+    ("7", r"\boxed{6 \boxed{7}", True),
     ("7", r"I shall use \boxed{}. The answer is 7.", True),
     ("3", r"<think>\boxed{4}</think> \boxed{3}", True),
     ("4", r"<think>\boxed{4}", False),
@@ -128,6 +129,44 @@ MATH = [
     (r"\log_2 3", r"\boxed{\frac{\ln 3}{\ln 2}}", True),
     ("1024", r"\boxed{2^{10}}", True),
     ("120", r"\boxed{5!}", True),
+    # small differences
+    (r"2^{-99}", r"\boxed{2^{-98}}", False),
+    (r"\frac{1}{2^{99}}", r"\boxed{2^{-99}}", True),
+    (r"\frac{1}{2004!}", r"\boxed{\frac{1}{2006!}}", False),
+    (r"\frac{2^{2005}+1}{3 \cdot 2^{2006}}", r"\boxed{\frac{1}{3 \cdot 2^{2006}}}", False),
+    (r"(2^{-99}, 1)", r"\boxed{(2^{-98}, 1)}", False),
+    (r"x=2^{-99}", r"\boxed{x=2^{-98}}", False),
+    (r"2^{-99}x", r"\boxed{\frac{x}{2^{99}}}", True),
+    (r"\sqrt{10^{40}+1}", r"\boxed{10^{20}}", False),
+    (r"\sqrt{5+2\sqrt{6}}", r"\boxed{\sqrt{2}+\sqrt{3}}", True),
+    ("0.0000001", r"\boxed{0.0000002}", False),
+    (r"\frac{1}{300}", r"\boxed{0.003333}", False),
+    (r"10^{-20}\pi", r"\boxed{10^{-21}\pi}", False),
+    # lists with an ellipsis
+    (r"1, 2, \ldots, n", r"\boxed{1, 3, 5, \ldots, 2n-1}", False),
+    (r"1, 2, \ldots, n", r"\boxed{1,2,\dots,n}", True),
+    (r"1, 3, \ldots, 2n-1", r"\boxed{1,3,...,-1+2n}", True),
+    (r"1,2,\ldots,100", r"\boxed{1,2,\ldots,99}", False),
+    (r"1:2:3:\ldots", r"\boxed{1:4:9:\ldots}", False),
+    (r"\{\frac12, \frac14, \ldots\}", r"\boxed{\{1/2,1/4,\dots\}}", True),
+    ("1,2,3", r"\boxed{1,\ldots,3}", False),
+    (r"\frac{1}{3}", r"\boxed{0.333333\ldots}", True),
+    # equal wherever both are real
+    (r"\sqrt{1/n}", r"\boxed{\frac{1}{\sqrt n}}", True),
+    (r"\frac{1}{\sqrt{x+1}}", r"\boxed{\sqrt{\frac{1}{x+1}}}", True),
+    (r"\sqrt{1/n}", r"\boxed{\frac{1}{n}}", False),
+    ("|x|", r"\boxed{x}", False),
+    (r"\sqrt{x^2}", r"\boxed{x}", False),
+    # the letters of Unicode
+    (r"\frac12", r"\boxed{½}", True),
+    ("½", r"\boxed{0.5}", True),
+    ("½", r"\boxed{0.25}", False),
+    (r"\frac52", r"\boxed{2½}", True),
+    (r"\frac{x}{8}", r"\boxed{⅛x}", True),
+    ("x^{2}", r"\boxed{x²}", True),
+    (r"\sqrt{2}", r"\boxed{√2}", True),
+    (r"\pi", r"\boxed{π}", True),
+    (r"(-\infty, 2]", r"\boxed{x ≤ 2}", True),
     (r"\binom{5}{2}", r"\boxed{10}", True),
     # nothing, and what is broken
     ("3", "", False),
@@ -137,7 +176,9 @@ MATH = [
     ("3", r"\boxed{\frac{}{}}", False),
     ("3", r"\boxed{3}}}}", True),
     ("3", r"\boxed{\left\{ 3 \right.}", True),
-    ("3", r"\boxed{3} and then \boxed{", True),
+    ("3", r"\boxed{3} and then \boxed{", False),
+    ("3", r"<answer>3</answer> or \boxed{", False),
+    ("4", r"<think>3</think> \boxed{4} <think>", False),
     ("3", r"\boxed{3", False),  # cut off: it may have been going to be 37
     ("3", r"\boxed{\frac{3}{", False),
     (r"\frac{1}{2}", r"\boxed{\frac{1}{2}", False),
@@ -171,6 +212,7 @@ CHOICES = [
     ("C", "<think>Answer: C</think> Answer: D", False),
     ("C", "<think>Answer: C", False),
     ("C", r"Answer: C, that is \boxed{", False),
+    ("C", r"\boxed{C} or \boxed{", False),
     ("C", "", False),
 ]
 

@@ -12,8 +12,10 @@ from motab_jax.data.tasks import arithmetic
 from motab_jax.data.tokenizer import (
     PROBE,
     check_same_tokenizer,
+    decode,
     encode_prompt,
     load_tokenizer,
+    opens_thought,
     token_bytes,
     vocab_size,
 )
@@ -227,3 +229,33 @@ def test_a_model_that_the_tokenizers_library_does_not_know(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match="its tokenizer files cannot be loaded"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("is_special", [True, False])
+def test_the_tags_of_a_thought_stay_in_a_text_whatever_their_flag(is_special):
+    tokenizer = byte_level()
+    for tag in ("<think>", "</think>"):
+        tokenizer.add_tokens([AddedToken(tag, special=is_special)], special_tokens=is_special)
+    text = "a é.\n<think>b</think><think>"
+    ids = tokenizer.encode(f"{text}<eos>", add_special_tokens=False)
+    assert decode(tokenizer, ids) == text
+    assert decode(tokenizer, ids, special=True) == f"{text}<eos>"
+    assert decode(tokenizer, []) == ""
+
+
+@pytest.mark.parametrize("is_special", [True, False])
+@pytest.mark.parametrize(
+    ("end", "opened"),
+    [
+        ("<think>", True),
+        ("<think>\n", True),
+        ("<think>\n\n</think>\n\n", False),
+        ("mention <think> here", False),
+        ("", False),
+    ],
+)
+def test_a_prompt_that_ends_in_an_opening_tag_opens_a_thought(is_special, end, opened):
+    tokenizer = byte_level()
+    for tag in ("<think>", "</think>"):
+        tokenizer.add_tokens([AddedToken(tag, special=is_special)], special_tokens=is_special)
+    assert opens_thought(tokenizer, tokenizer.encode(f"a question{end}", add_special_tokens=False)) is opened

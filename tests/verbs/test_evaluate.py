@@ -5,7 +5,9 @@ import json
 import pytest
 from rich.console import Console
 
+import motab_jax.data.tokenizer as tokenizer_module
 from motab_jax import evaluate
+from motab_jax.data.extract import extract_answer
 from motab_jax.evaluation.show import evaluation_table
 from tests.data import fake_hub
 from tests.verbs.helpers import read_lines, words
@@ -16,6 +18,10 @@ SUMS = {
         {"problem": f"{n}+1=", "answer": str(n + 1), "unique_id": f"test/{n}"} for n in range(3)
     ],
     ("openai/gsm8k", "main", "test"): [{"question": f"{n}+2=", "answer": f"#### {n + 2}"} for n in range(2)],
+}
+FIELDS = {
+    *("benchmark", "id", "sample", "prompt", "text", "answer", "extracted", "correct", "score", "tokens"),
+    "finish_reason",
 }
 
 
@@ -33,8 +39,25 @@ def test_several_benchmarks_give_a_line_and_a_row_each(pair, tmp_path, capsys, m
         *(("math500", f"test/{n}", sample) for n in range(3) for sample in range(2)),
         *(("gsm8k", str(n), sample) for n in (1, 2) for sample in range(2)),
     ]
+    for problem in problems:
+        assert set(problem) == FIELDS and isinstance(problem["score"], float)
+        assert problem["text"] and problem["correct"] is (problem["score"] == 1.0)
+    assert [(p["prompt"], p["answer"]) for p in problems[::2]] == [
+        ("0+1=", "1"), ("1+1=", "2"), ("2+1=", "3"), ("0+2=", "2"), ("1+2=", "3")
+    ]  # fmt: skip
+    assert [p["extracted"] for p in problems] == [extract_answer(p["text"]) for p in problems]
+    assert any(problem["extracted"] for problem in problems)
     rows = [line for line in said.err.splitlines() if line.startswith("│")]
     assert len(rows) == 2 and "math500" in rows[0] and "gsm8k" in rows[1]
+
+
+def test_where_the_prompt_opens_a_thought_a_completion_must_close_it(pair, tmp_path, monkeypatch):
+    fake_hub.install(monkeypatch, SUMS)
+    monkeypatch.setattr(tokenizer_module, "_THOUGHT_TAGS", ("=", "@"))  # the tiny tokenizer spells no <think>
+    output = tmp_path / "problems.jsonl"
+    changes = ["eval.preset=math500", "eval.samples=2", "eval.instruction=null", "eval.reverse_kl=false"]
+    assert evaluate.work([*words(pair, tmp_path, *changes), f"output={output}"]) == 0
+    assert [(bool(p["text"]), p["extracted"], p["correct"]) for p in read_lines(output)] == 6 * [(True, "", False)]
 
 
 def figures(**changes):

@@ -11,9 +11,10 @@ import signal
 
 import pytest
 
+import motab_jax.data.tokenizer as tokenizer_module
 from motab_jax import synthesize
 from motab_jax.config import UserError, load_config
-from motab_jax.grading.grade import extract_answer
+from motab_jax.data.extract import extract_answer
 from motab_jax.runtime.cli import STOPPED
 from motab_jax.session.prompts import read_prompts
 from motab_jax.synthesis import rolling
@@ -107,7 +108,7 @@ def test_the_stitched_target_keeps_what_was_discarded(records, pair, tmp_path):
             assert other["target_text"] == f"{before}{rewind['discarded_text']}However,{after}"
 
 
-def test_correct_compares_with_the_answer(records, pair, tmp_path):
+def test_correct_compares_with_the_answer(records, pair, tmp_path, monkeypatch):
     """The same prompts again, read from a file whose answers are what the first two samples said, right or altered."""
     rows = []
     for number, record in enumerate(records[::2]):
@@ -119,6 +120,12 @@ def test_correct_compares_with_the_answer(records, pair, tmp_path):
     again = synthesized(pair, tmp_path, "data.source=jsonl", f"data.path={path}")
     assert [record["tokens"] for record in again] == [record["tokens"] for record in records]
     assert [record["correct"] for record in again[::2]] == [{0: True, 1: False, 2: None}[n % 3] for n in range(PROMPTS)]
+    # The tiny tokenizer spells no <think>. Where the prompt ends in one, a completion has to close the thought first.
+    monkeypatch.setattr(tokenizer_module, "_THOUGHT_TAGS", ("=", "@"))
+    folder = tmp_path / "thinking"
+    folder.mkdir()
+    thinking = synthesized(pair, folder, "data.source=jsonl", f"data.path={path}", "data.count=3")
+    assert [record["correct"] for record in thinking[::2]] == [False, False, None]
 
 
 @pytest.fixture

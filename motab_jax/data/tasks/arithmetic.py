@@ -155,7 +155,10 @@ def final_answer(text: str) -> str | None:
     match = _FINAL_ANSWER.search(text)
     if match is None:
         return None
-    return match[1] if match[1].isalpha() else str(int(match[1]))
+    if match[1].isalpha():
+        return match[1]
+    digits = match[1].lstrip("-").lstrip("0")  # as text: int() refuses thousands of digits
+    return f"-{digits}" if digits and match[1].startswith("-") else digits or "0"
 
 
 def corrupt(problem: Problem, steps: int, rng: random.Random, *, lines: int | None = None) -> str:
