@@ -6,6 +6,10 @@ class RunError(Exception):
 
     status = 1
 
+    def __str__(self) -> str:
+        """The message; a name in it may come from a file, so control characters and half surrogates are escaped."""
+        return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in super().__str__())
+
 
 class UserError(RunError):
     """A user's mistake, which no retry mends. The message names the file, key or line and what to do."""

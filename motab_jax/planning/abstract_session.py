@@ -6,7 +6,6 @@ a token, and the transition text as none.
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,10 +14,10 @@ from jax.sharding import Mesh
 
 from motab_jax.config import Config
 from motab_jax.models.architecture import ModelConfig
+from motab_jax.models.hf.pretrained import read_config
 from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.models.transformer import Model, weight_specs
 from motab_jax.rollout import Prompts
-from motab_jax.runtime.hub import find_folder, read_json
 from motab_jax.runtime.mesh import batch_sharding, check_heads, padded_rows, replicated
 from motab_jax.session.placement import layout, serving
 from motab_jax.session.rollout_config import make_rollout_config
@@ -63,16 +62,11 @@ def open_abstract_session(config: Config, mesh: Mesh) -> Session:
 def model_configs(config: Config) -> tuple[ModelConfig, ModelConfig | None]:
     """The architectures of student and teacher; None for a teacher that the run does not use."""
     student_path, teacher_path = model_paths(config, teacher=needs_teacher(config))
-    teacher = _read_model_config(teacher_path) if needs_teacher(config) and teacher_path else None
+    teacher = read_config(teacher_path) if needs_teacher(config) and teacher_path else None
     layers = config.student.init_from_teacher
     if layers is None or teacher is None:
-        return _read_model_config(student_path), teacher
+        return read_config(student_path), teacher
     return dataclasses.replace(teacher, num_layers=len(layers.get("layers", ()))), teacher
-
-
-def _read_model_config(path: str | Path) -> ModelConfig:
-    file = find_folder(path, ["config.json"]) / "config.json"
-    return ModelConfig.from_hf(read_json(file), str(file))
 
 
 def _abstract_model(config: ModelConfig, dtype: str, shardings: Any) -> Model:

@@ -23,7 +23,7 @@ from motab_jax.data.tokenizer import (
     token_bytes,
     vocab_size,
 )
-from motab_jax.models.hf.pretrained import load_pretrained
+from motab_jax.models.hf.pretrained import load_pretrained, read_config
 from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.models.prune import init_from_teacher
 from motab_jax.models.transformer import Model, Params
@@ -82,6 +82,8 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, dcn_data=sizes.dcn_data)
     needed = needs_teacher(config) if teacher is None else teacher or config.student.init_from_teacher is not None
     student_path, teacher_path = model_paths(config, teacher=needed)
+    for path in filter(None, (student_path, teacher_path if needed else None)):
+        read_config(path)  # a folder that is no model is called that, not one without a tokenizer
     tokenizer = load_tokenizer(teacher_path or student_path)
     all_stop_ids = stop_ids(tokenizer, teacher_path or student_path)
     stop_id = all_stop_ids[0]

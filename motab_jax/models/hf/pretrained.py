@@ -7,7 +7,7 @@ Left out: pickled weights, quantized weights, and finding or downloading the fol
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from motab_jax.config import UserError
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf import weight_names
-from motab_jax.models.hf.tensorfile import Entry, TensorFiles, write_tensors
+from motab_jax.models.hf.tensorfile import Entry, TensorFiles, listed, other_contents, write_tensors
 from motab_jax.models.hf.tokenizer_files import copy_tokenizer_files, write_tokenizer_files
 from motab_jax.models.transformer import Params
 from motab_jax.runtime.distributed import barrier, is_main
@@ -28,7 +28,6 @@ from motab_jax.runtime.hub import find_folder, load_generation_config, read_json
 
 ShardingsOf = Callable[[ModelConfig], Any]
 MAX_SHARD_BYTES = 5_000_000_000
-LISTED = 20  # tensors in an error message
 WRITING_SECONDS = 3600  # that the other processes wait for the first to write a model
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Keys of a source's config.json that may be wrong for the saved model, whose layers may be fewer.
@@ -49,12 +48,12 @@ def load_pretrained(
       shardings: from the config to the shardings of the parameters, a tree like theirs; None: the first device.
 
     Raises:
-      UserError: a folder or file is missing, damaged or pickled, the architecture is not implemented, or tensors are
-          missing, unexpected or misshapen (they are listed by name).
+      UserError: a folder or file is missing, damaged or pickled, the architecture is not implemented, tensors are
+          missing, unexpected or misshapen (they are listed by name), or one holds NaN or infinity.
     """
     folder = find_folder(path_or_hub_id)
-    config = ModelConfig.from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
-    with TensorFiles(folder) as files:
+    config = _config_of(folder)
+    with TensorFiles(folder, weight_names.plain_names) as files:
         _check_tensors(files, config, folder)
         wanted = weight_names.tensors(config)
         stored = jnp.result_type(*{files.dtype(tensor.name) for tensor in wanted})
@@ -71,6 +70,19 @@ def load_pretrained(
             # Waiting frees the host's copy before the next weight is read.
             flat[path] = jax.block_until_ready(_load_weight(read, shapes[path], sharding))
     return flax.traverse_util.unflatten_dict(flat), config
+
+
+def read_config(path_or_hub_id: str | Path) -> ModelConfig:
+    """The architecture of a Hugging Face folder or hub id, without its weights. UserError as from `load_pretrained`."""
+    return _config_of(find_folder(path_or_hub_id, ["config.json", "adapter_config.json"]))
+
+
+def _config_of(folder: Path) -> ModelConfig:
+    file = folder / "config.json"
+    found = None if file.exists() else other_contents(folder)
+    if found:
+        raise UserError(f"{folder}: {found}")
+    return ModelConfig.from_hf(read_json(file), str(file))
 
 
 def _load_weight(read: Callable[[weight_names.Spans], np.ndarray], shape: tuple[int, ...], sharding: Any) -> jax.Array:
@@ -107,8 +119,13 @@ def _read(
 
 
 def _check_tensors(files: TensorFiles, config: ModelConfig, folder: Path) -> None:
+    names = files.names()
+    if config.num_layers > len(names):  # before anything is made for each layer
+        raise UserError(
+            f"{folder}: config.json says num_hidden_layers = {config.num_layers}, the weights are of "
+            f"{weight_names.layers_in(names)} layers"
+        )
     expected = {tensor.name: tensor.shape for tensor in weight_names.tensors(config)}
-    names = {name for name in files.names() if not name.endswith("rotary_emb.inv_freq")}
     if config.tied and weight_names.HEAD_NAME in names:
         names.remove(weight_names.HEAD_NAME)
         if weight_names.EMBED_NAME in names and not files.equal(weight_names.HEAD_NAME, weight_names.EMBED_NAME):
@@ -126,15 +143,9 @@ def _check_tensors(files: TensorFiles, config: ModelConfig, folder: Path) -> Non
         "unexpected": sorted(names - set(expected)),
         "misshapen": misshapen,
     }
-    wrong = [f"{kind}: {_list(names)}" for kind, names in kinds.items() if names]
+    wrong = [f"{kind}: {listed(names)}" for kind, names in kinds.items() if names]
     if wrong:
         raise UserError(f"{folder}: the weights do not fit config.json; {'; '.join(wrong)}")
-
-
-def _list(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
 
 
 def save_pretrained(

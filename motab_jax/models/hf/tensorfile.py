@@ -8,7 +8,7 @@ Left out: what the tensors mean (weight_names.py).
 import contextlib
 import json
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -22,21 +22,56 @@ from motab_jax.runtime.hub import read_json, write_json
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Of each dtype: the integers that its bits are, with and without a sign, and the bits of infinity.
+_BITS = {
+    DTYPES["F32"]: (np.int32, np.uint32, 0x7F800000),
+    DTYPES["F16"]: (np.int16, np.uint16, 0x7C00),
+    DTYPES["BF16"]: (np.int16, np.uint16, 0x7F80),
+}
+_CHECKED_AT_ONCE = 1 << 17  # numbers, few enough to stay in a core's cache
+LISTED = 20  # tensors in an error message
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names, and how many there are beyond them."""
+    names = list(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 class TensorFiles:
     """The tensors of a folder, by name. Headers are read at once, a tensor when it is asked for. A context manager.
 
-    Raises UserError if a file is missing, half-downloaded or not safetensors.
+    Args:
+      folder: where the files are.
+      rename: from the names in the files to {name to use: name in the files}; tensors that it leaves out don't count.
+
+    Raises UserError if a file is missing, half-downloaded or not safetensors, or the index and its files disagree.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(
+        self, folder: Path, rename: Callable[[set[str]], dict[str, str]] = lambda names: {n: n for n in names}
+    ):
+        self._folder = folder
         self._stack = contextlib.ExitStack()
         self._slices: dict[str, Any] = {}
+        stored: dict[str, Any] = {}
         with contextlib.ExitStack() as opened:
-            for path in weight_files(folder):
+            indexed = weight_files(folder)
+            for path, wanted in indexed.items():
                 file = opened.enter_context(_open(path))
-                self._slices |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                held = set(file.keys())
+                if lacking := sorted(wanted - held):
+                    raise UserError(
+                        f"{folder / INDEX}: names tensors that {path.name} does not hold: {listed(lacking)}; "
+                        "download the model again"
+                    )
+                elsewhere = set().union(*(names for other, names in indexed.items() if other != path))
+                stored |= {name: file.get_slice(name) for name in held - elsewhere}
+            try:
+                self._slices = {name: stored[held] for name, held in rename(set(stored)).items()}
+            except UserError as error:
+                raise UserError(f"{folder}: {error}") from None
             self._stack = opened.pop_all()
 
     def __enter__(self) -> Self:
@@ -58,21 +93,45 @@ class TensorFiles:
         """A tensor's dtype. UserError for one that is not float32, float16 or bfloat16."""
         stored = self._slices[name].get_dtype()
         if stored not in DTYPES:
-            raise UserError(f"the tensor {name} is stored as {stored}; implemented: {', '.join(DTYPES)}")
+            raise UserError(
+                f"{self._folder}: the tensor {name} is stored as {stored}; implemented: {', '.join(DTYPES)}"
+            )
         return DTYPES[stored]
 
     def read(self, name: str, spans: Sequence[tuple[int, int]] | None = None) -> np.ndarray:
-        """A tensor, or these spans (first, one past the last) of its dimensions, read from disk now."""
-        return self._slices[name][... if spans is None else tuple(slice(*span) for span in spans)]
+        """A tensor, or these spans (first, one past the last) of its dimensions, read from disk now.
+
+        Raises:
+          UserError: a number in it is NaN or infinite.
+        """
+        values = self._slices[name][... if spans is None else tuple(slice(*span) for span in spans)]
+        if not is_finite(values):
+            raise UserError(
+                f"{self._folder}: the tensor {name} holds NaN or infinity: the model is damaged, or was saved after "
+                "its training diverged; take another copy of it"
+            )
+        return values
 
     def equal(self, one: str, other: str, rows: int = 4096) -> bool:
-        """Whether two tensors are the same, compared some rows at a time."""
+        """Whether two tensors are the same, compared some rows at a time. UserError as from `read`."""
         shape = self.shape(one)
         if not shape or shape != self.shape(other) or self.dtype(one) != self.dtype(other):
             return False
-        a, b = self._slices[one], self._slices[other]
-        cuts = [slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
-        return all(np.array_equal(a[cut], b[cut]) for cut in cuts)
+        rest = [(0, size) for size in shape[1:]]
+        cuts = [[(start, min(start + rows, shape[0])), *rest] for start in range(0, shape[0], rows)]
+        return all(np.array_equal(self.read(one, cut), self.read(other, cut)) for cut in cuts)
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Whether no number is NaN or infinite; of float32, float16 or bfloat16.
+
+    The bits of such a number are an integer at or above infinity's, of either sign: two maxima, and no copy.
+    """
+    signed, unsigned, infinity = _BITS[values.dtype]
+    negative = infinity | 1 << (8 * values.dtype.itemsize - 1)
+    flat = values.reshape(-1)
+    parts = (flat[start : start + _CHECKED_AT_ONCE] for start in range(0, flat.size, _CHECKED_AT_ONCE))
+    return all(p.view(signed).max() < infinity and p.view(unsigned).max() < negative for p in parts)
 
 
 @contextlib.contextmanager
@@ -87,18 +146,25 @@ def _open(path: Path) -> Iterator[Any]:
         yield file
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights. UserError if there are none, or only pickled ones."""
-    if (folder / SINGLE).exists():
-        return [folder / SINGLE]
-    if (folder / INDEX).exists():
-        names = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-            raise UserError(f"{folder / INDEX}: weight_map does not say which file holds which tensor")
-        shards = sorted(set(names.values()))
-        if outside := [name for name in shards if Path(name).name != name]:
-            raise UserError(f"{folder / INDEX}: {outside[0]} is not a file of this folder")
-        return [folder / name for name in shards]
+def weight_files(folder: Path) -> dict[Path, set[str]]:
+    """The files that hold a folder's weights, and which tensors the index says they hold (none without an index).
+
+    Raises:
+      UserError: there are none, or only others than safetensors, or two sets of them.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    shards = _indexed(index) if index.exists() else {}
+    if single.exists() and shards.keys() - {single}:
+        # transformers takes the one file; after a model was saved twice into a folder either may be the stale one.
+        if all(path.exists() for path in shards):
+            raise UserError(
+                f"{folder}: holds {SINGLE} and also the files of {INDEX}; remove those that are not the model"
+            )
+        return {single: set()}
+    if single.exists() or shards:
+        return shards or {single: set()}
+    if found := other_contents(folder):
+        raise UserError(f"{folder}: {found}")
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickled:
         raise UserError(
@@ -106,6 +172,33 @@ def weight_files(folder: Path) -> list[Path]:
             "convert them to safetensors"
         )
     raise UserError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
+
+
+def _indexed(index: Path) -> dict[Path, set[str]]:
+    """The files of an index, and the tensors of each."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{index}: weight_map does not say which file holds which tensor")
+    if outside := [name for name in names.values() if Path(name).name != name]:
+        raise UserError(f"{index}: {outside[0]} is not a file of this folder")
+    shards: dict[Path, set[str]] = {index.with_name(name): set() for name in sorted(set(names.values()))}
+    for tensor, name in names.items():
+        shards[index.with_name(name)].add(tensor)
+    return shards
+
+
+def other_contents(folder: Path) -> str | None:
+    """What a folder without a model's own files holds instead, and what to do about it; None if that isn't known."""
+    if (folder / "adapter_config.json").exists():
+        return (
+            "holds an adapter (LoRA) without its base model; merge the two (peft: merge_and_unload, then "
+            "save_pretrained) and name that folder"
+        )
+    if files := sorted(folder.glob("*.gguf")):
+        return f"holds GGUF weights; convert them first: python -m motab_jax.models.hf.gguf NEW_FOLDER {files[0]}"
+    if (folder / "export" / "config.json").exists():
+        return f"a run's folder; its model is {folder / 'export'}"
+    return None
 
 
 class Entry(NamedTuple):

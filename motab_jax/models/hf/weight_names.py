@@ -6,6 +6,7 @@ Left out: reading and writing files (pretrained.py).
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import flax.traverse_util
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from motab_jax.config import UserError
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.transformer import WeightSpec, weight_specs
 
@@ -87,6 +89,45 @@ TABLE: dict[Path, tuple[str, Layout]] = {
 }
 EMBED_NAME = TABLE["embed",][0]
 HEAD_NAME = TABLE["head",][0]
+
+
+# What wrappers put before the names: data parallelism, adapters after they were merged.
+WRAPPERS = ("module.", "base_model.model.")
+# Extra heads, vision towers and constants, which transformers leaves out of these families too.
+IGNORED = re.compile(r"(model\.)?(mtp|visual)\.|.*rotary_emb\.inv_freq$")
+
+
+def plain_names(stored: set[str]) -> dict[str, str]:
+    """{the name as transformers writes it: the name in the file} of the tensors that count.
+
+    Files of wrapped models say `module.`, `base_model.model.` or `_orig_mod.`, those of a model without its head
+    leave out `model.`.
+
+    Raises:
+      UserError: there are adapters beside the weights, or two tensors have the same name.
+    """
+    if adapters := sorted(name for name in stored if ".lora_" in name):
+        raise UserError(
+            f"holds adapter weights ({adapters[0]}, ...); merge them into the model (peft: merge_and_unload) and save"
+        )
+    plain = {name: name.replace("_orig_mod.", "") for name in stored}
+    for prefix in WRAPPERS:
+        if all(name.startswith(prefix) for name in plain.values()):
+            plain = {held: name.removeprefix(prefix) for held, name in plain.items()}
+    plain = {held: name for held, name in plain.items() if not IGNORED.match(name)}
+    if EMBED_NAME.removeprefix("model.") in plain.values():
+        plain = {held: name if name == HEAD_NAME else f"model.{name}" for held, name in plain.items()}
+    by_name = {name: held for held, name in plain.items()}
+    if len(by_name) < len(plain):
+        twice = sorted(held for held, name in plain.items() if by_name[name] != held)
+        raise UserError(f"two tensors have one name: {twice[0]} and {by_name[plain[twice[0]]]}")
+    return by_name
+
+
+def layers_in(names: set[str]) -> int:
+    """How many layers these tensors are of."""
+    layers = [int(found[1]) for name in names if (found := re.match(r"model\.layers\.(\d{1,9})\.", name))]
+    return max(layers, default=-1) + 1
 
 
 class Tensor(NamedTuple):
