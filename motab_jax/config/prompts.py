@@ -1,5 +1,6 @@
 """The sections `data` and `eval`: where prompts come from, and how they are read and graded."""
 
+import datetime
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -39,8 +40,22 @@ class DataSection(PromptsSection):
     count: Positive | None = Field(default=None, description="use only the first so many prompts")
     max_prompt_tokens: Positive = 64
     chat_template: bool = False
-    thinking: bool | None = None
+    thinking: bool | None = Field(default=None, description="the chat template's enable_thinking; empty: its default")
+    template_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="other variables of the chat template; strftime_now: YYYY-MM-DD is the date that it prints",
+    )
     shuffle_seed: Natural = 0
+
+    @field_validator("template_args")
+    @classmethod
+    def _date_is_one(cls, variables: dict[str, Any]) -> dict[str, Any]:
+        if "strftime_now" in variables:
+            try:
+                datetime.date.fromisoformat(str(variables["strftime_now"]))
+            except ValueError:
+                raise ValueError("strftime_now is the date that the template prints, YYYY-MM-DD") from None
+        return variables
 
     @field_validator("preset")
     @classmethod

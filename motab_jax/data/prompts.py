@@ -18,7 +18,7 @@ import numpy as np
 from motab_jax.config import UserError
 from motab_jax.data.records import FIELDS, LETTERS, Prompt, RecordRules, instructed, read_record
 from motab_jax.data.tasks import arithmetic, pointers
-from motab_jax.data.tokenizer import encode_prompt
+from motab_jax.data.templates import PromptForm, encode_prompts
 from motab_jax.runtime.storage import to_path
 
 TASKS = {"arithmetic": arithmetic, "pointers": pointers}
@@ -103,40 +103,28 @@ def _load(data: PromptSource, split: str, count: int | None, seed: int) -> list[
 
 
 def encode_all(
-    prompts: list[Prompt],
-    tokenizer: Any,
-    *,
-    chat_template: bool,
-    thinking: bool | None,
-    max_prompt_tokens: int,
-    path: str | Path | None,
+    prompts: list[Prompt], tokenizer: Any, form: PromptForm, *, max_prompt_tokens: int, path: str | Path | None
 ) -> list[list[int]]:
     """Token ids of every prompt.
 
     Args:
       prompts: the prompts, texts or chats.
       tokenizer: of transformers.
-      chat_template: whether a text is made the user's message of a chat.
-      thinking: the template's `enable_thinking`; None for its default.
+      form: how they become text.
       max_prompt_tokens: the most that a prompt may have.
       path: the data file, for errors.
 
     Raises:
-      UserError: naming the first prompt that is too long or can't be encoded.
+      UserError: naming the first prompt that can't be encoded, or else the first that is too long.
     """
-    encoded = []
-    for prompt in prompts:
-        where = f"{path}: prompt '{prompt.id}'" if path else f"prompt '{prompt.id}'"
-        try:
-            ids = encode_prompt(tokenizer, prompt.prompt, chat_template=chat_template, thinking=thinking)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+    names = [f"{path}: prompt '{prompt.id}'" if path else f"prompt '{prompt.id}'" for prompt in prompts]
+    encoded = encode_prompts(tokenizer, [prompt.prompt for prompt in prompts], form, names)
+    for name, ids in zip(names, encoded, strict=True):
         if len(ids) > max_prompt_tokens:
             raise UserError(
-                f"{where} has {len(ids)} tokens, more than data.max_prompt_tokens={max_prompt_tokens}; "
+                f"{name} has {len(ids)} tokens, more than data.max_prompt_tokens={max_prompt_tokens}; "
                 f"raise data.max_prompt_tokens to at least {len(ids)} or drop the prompt"
             )
-        encoded.append(ids)
     return encoded
 
 

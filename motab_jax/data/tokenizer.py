@@ -1,6 +1,6 @@
-"""Tokenizers: load one, encode prompts, and find each token's bytes and the vocabulary's size.
+"""Tokenizers: load one, and find each token's bytes and the vocabulary's size.
 
-Templates and encoding are transformers'. `token_bytes` reads the tokenizer's own decoder description, and covers
+`token_bytes` reads the tokenizer's own decoder description, and covers
 byte-level BPE (Qwen, Llama 3, SmolLM2), SentencePiece style with byte fallback (Llama 2, Gemma) and plain characters.
 Left out: WordPiece and other decoders (refused by name), tokenizers that need remote code.
 """
@@ -87,30 +87,6 @@ def _check_probe(tokenizer: Any, path: Path) -> None:
         )
 
 
-def encode_prompt(tokenizer: Any, prompt: str | list[dict], *, chat_template: bool, thinking: bool | None) -> list[int]:
-    """Token ids of one prompt, special tokens included, ready for the completion to follow.
-
-    Args:
-      tokenizer: of transformers.
-      prompt: a text, or chat messages.
-      chat_template: a text becomes one user message, followed by the header of the assistant's message.
-      thinking: the template's `enable_thinking`; None for its default.
-
-    Raises:
-      UserError: the template is missing, lacks `enable_thinking` or refuses the messages; messages without a
-          template; a prompt without a token.
-    """
-    if chat_template:
-        ids = _apply_template(tokenizer, prompt, thinking)
-    elif isinstance(prompt, str):
-        ids = tokenizer.encode(prompt, add_special_tokens=True)
-    else:
-        raise UserError("a prompt is a list of chat messages; set data.chat_template=true")
-    if not ids:
-        raise UserError("a prompt encodes to no token at all")
-    return [int(i) for i in ids]
-
-
 def decode(tokenizer: Any, tokens: Sequence[int], *, special: bool = False) -> str:
     """The text of token ids, without cleaning up spaces; special tokens are left out unless `special`.
 
@@ -189,23 +165,6 @@ def _check_folder(folder: Path) -> None:
         # The tokenizers library reports a wrong layout with an exception of no type of its own, so look first.
         if (folder / name).is_file() and name == "tokenizer.json" and not isinstance(content.get("model"), dict):
             raise UserError(f"{folder / name}: not a tokenizer description (it has no 'model')")
-
-
-def _apply_template(tokenizer: Any, prompt: str | list[dict], thinking: bool | None) -> list[int]:
-    from jinja2 import TemplateError
-
-    template = tokenizer.chat_template
-    if not template:
-        raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; set data.chat_template=false")
-    options = {} if thinking is None else {"enable_thinking": thinking}
-    if options and "enable_thinking" not in str(template):
-        raise UserError(f"{tokenizer.name_or_path}: the chat template has no thinking switch; set data.thinking=null")
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    try:
-        # A template writes its own special tokens, so the text is encoded without adding any.
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **options))
-    except TemplateError as error:
-        raise UserError(f"{tokenizer.name_or_path}: the chat template refuses a prompt: {error}") from None
 
 
 def _flatten(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from motab_jax.config import Config
 from motab_jax.config.prompts import EvalSection
 from motab_jax.data.prompts import encode_all, has_held_out, load_prompts
 from motab_jax.data.records import Prompt
+from motab_jax.data.templates import PromptForm
 from motab_jax.rollout import Prompts
 from motab_jax.rollout.config import UNLIMITED
 from motab_jax.runtime.mesh import local_row_indices, make_global_batch, padded_rows
@@ -107,8 +108,7 @@ def _encode(session: Session, prompts: list[Prompt], path: str | None) -> Encode
     tokens = encode_all(
         prompts,
         session.tokenizer,
-        chat_template=data.chat_template,
-        thinking=data.thinking,
+        PromptForm(data.chat_template, data.thinking, data.template_args),
         max_prompt_tokens=data.max_prompt_tokens,
         path=path,
     )

@@ -21,6 +21,7 @@ from motab_jax.config.sections import ObjectiveSection, RunSection
 from motab_jax.data.records import Prompt
 from motab_jax.runtime.distributed import is_main
 from motab_jax.runtime.files import write_atomically
+from motab_jax.runtime.hosts import from_main
 
 FIELDS = (
     *("id", "sample", "prompt", "prompt_tokens", "text", "tokens", "sources", "target_text", "steps", "rewinds"),
@@ -32,6 +33,7 @@ FIELDS = (
 FREE = frozenset(
     {
         *("method", "optimizer", "mesh", "eval", "log", "data.count", "data.max_prompt_tokens"),
+        "data.template_args",  # the token ids of the prompts are compared
         *("rollout.batch_size", "rollout.slots", "rollout.segment_tokens", "rollout.scan_layers"),
         *("rollout.targets", "rollout.targets_k", "rollout.targets_dtype"),
         *("backtrack.teacher_batch", "backtrack.teacher_rows"),
@@ -105,6 +107,27 @@ def open_existing(path: Path, sidecar: Path, config: Config, prompts: Sequence[P
     if done == total and valid_bytes < size:
         raise UserError(f"{path} holds more than the {total} records asked for; raise data.count, or name a new file")
     return RecordLog(path, sidecar, config, total, done, valid_bytes, size)
+
+
+def check_tokens(log: RecordLog, prompt_tokens: Sequence[Sequence[int]]) -> None:
+    """UserError, in all processes, unless the log's records were made from the token ids that their prompts have now.
+
+    Chat templates that print the date, and tokenizers that were replaced, give the same text other ids.
+
+    Args:
+      log: the log as `open_existing` found it.
+      prompt_tokens: of all prompts.
+    """
+    samples, wrong = log.config.rollout.samples_per_prompt, 0
+    for number, (_, record) in enumerate(itertools.islice(read_records(log.path), log.done) if is_main() else (), 1):
+        if list(record["prompt_tokens"]) != list(prompt_tokens[(number - 1) // samples]):
+            wrong = number
+            break
+    if wrong := from_main(wrong):
+        raise UserError(
+            f"{log.path}, line {wrong}: its prompt had other token ids when this record was made. Does the chat "
+            "template print the date? Set data.template_args={strftime_now: YYYY-MM-DD} to that day; or name a new file"
+        )
 
 
 def read_records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

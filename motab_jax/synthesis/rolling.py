@@ -24,7 +24,7 @@ from motab_jax.session.prompts import EncodedPrompts, read_prompts, training_pro
 from motab_jax.session.session import Session, open_session
 from motab_jax.synthesis import derived_files
 from motab_jax.synthesis.output_files import OutputFiles, write_derived
-from motab_jax.synthesis.record_log import RecordLog, open_existing
+from motab_jax.synthesis.record_log import RecordLog, check_tokens, open_existing
 from motab_jax.synthesis.records import make_record
 
 
@@ -75,6 +75,8 @@ def _roll_out(log: RecordLog, config: Config, prompts: list[Prompt]) -> bool:
     enable_compilation_cache()
     session = open_session(config, teacher=True)
     encoded = training_prompts(session, prompts)
+    if log.done:
+        check_tokens(log, encoded.tokens)
     with log.opened() as file, Signals() as signals, Progress(log.total, "synthesize", done=log.done) as progress:
         if log.done:
             progress.print(f"resuming at record {log.done + 1} of {log.total}")

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from motab_jax.config import Config
 from motab_jax.data.completions import encode_completions
 from motab_jax.data.prompts import PromptStream
-from motab_jax.data.records import Prompt
 from motab_jax.rollout import Prompts
 from motab_jax.rollout.off_policy import Completions
 from motab_jax.runtime.mesh import local_row_indices, make_global_batch, padded_rows
@@ -46,12 +45,19 @@ class EncodedCompletions:
         return Completions(*make_global_batch(mesh, total, pad_rows(rows, self.width, left=False)))
 
 
-def training_completions(session: Session, prompts: list[Prompt]) -> EncodedCompletions | None:
+def training_completions(session: Session, prompts: EncodedPrompts) -> EncodedCompletions | None:
     """The prompts' completions, truncated to rollout.max_new_tokens; None where no step trains on them."""
     config = session.config
     if config.rollout.on_policy == 1 or config.rollout.off_policy != "data":
         return None
-    tokens = encode_completions(prompts, session.tokenizer, stop=session.stop_id, path=config.data.path)
+    tokens = encode_completions(
+        prompts.prompts,
+        prompts.tokens,
+        session.tokenizer,
+        stop=session.stop_id,
+        stop_ids=session.rollout_config.stop_ids.tolist(),
+        path=config.data.path,
+    )
     width, longest = config.rollout.max_new_tokens, max(len(ids) for ids in tokens)
     truncated = sum(len(ids) > width for ids in tokens)
     return EncodedCompletions([ids[:width] for ids in tokens], width, truncated, longest)
@@ -99,7 +105,7 @@ def open_batches(session: Session, prompts: EncodedPrompts) -> Batches:
     """The batches of a run over these prompts, from the beginning of the stream."""
     config = session.config
     stream = PromptStream(len(prompts.prompts), fresh_prompts(config), config.data.shuffle_seed)
-    return Batches(session, prompts, training_completions(session, prompts.prompts), stream)
+    return Batches(session, prompts, training_completions(session, prompts), stream)
 
 
 def is_on_policy(config: Config, step: int) -> bool:

@@ -12,6 +12,7 @@ from motab_jax.config import UserError
 from motab_jax.data.prompts import PromptStream, encode_all, has_held_out, load_prompts
 from motab_jax.data.records import Prompt
 from motab_jax.data.tasks import arithmetic
+from motab_jax.data.templates import PromptForm
 from motab_jax.data.tokenizer import load_tokenizer
 from motab_jax.grading.grade import is_correct
 
@@ -218,12 +219,12 @@ def test_too_long_prompt_is_named_before_work_starts(tmp_path):
     arithmetic.write_tokenizer(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     prompts = [Prompt("first", "1+1=", None, "none"), Prompt("second", "1+1+1+1=", None, "none")]
-    options = {"chat_template": False, "thinking": None, "path": "data.jsonl"}
+    options = {"form": PromptForm(), "path": "data.jsonl"}
     assert [len(ids) for ids in encode_all(prompts, tokenizer, max_prompt_tokens=9, **options)] == [5, 9]
     with pytest.raises(UserError, match=r"data\.jsonl: prompt 'second' has 9 tokens.*raise data\.max_prompt_tokens"):
         encode_all(prompts, tokenizer, max_prompt_tokens=8, **options)
-    with pytest.raises(UserError, match=r"prompt 'first': .*no chat template"):
-        encode_all(prompts, tokenizer, max_prompt_tokens=9, chat_template=True, thinking=None, path=None)
+    with pytest.raises(UserError, match="no chat template"):
+        encode_all(prompts, tokenizer, form=PromptForm(chat_template=True), max_prompt_tokens=9, path=None)
 
 
 def test_stream_epochs_are_whole_and_reshuffled():

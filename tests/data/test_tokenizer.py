@@ -13,19 +13,12 @@ from motab_jax.data.tokenizer import (
     PROBE,
     check_same_tokenizer,
     decode,
-    encode_prompt,
     load_tokenizer,
     opens_thought,
     token_bytes,
     vocab_size,
 )
 from tests.data import fake_hub
-
-TEMPLATE = (
-    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
-THINKING = TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}no{% endif %}"
 
 
 def byte_level(**settings) -> PreTrainedTokenizerFast:
@@ -76,36 +69,6 @@ def test_unknown_decoder_is_refused_by_name():
     backend.decoder = decoders.WordPiece()
     with pytest.raises(UserError, match="WordPiece"):
         token_bytes(PreTrainedTokenizerFast(tokenizer_object=backend))
-
-
-def test_chat_template_opens_the_assistants_turn():
-    tokenizer = byte_level(chat_template=THINKING)
-    ids = encode_prompt(tokenizer, "hi", chat_template=True, thinking=None)
-    assert tokenizer.decode(ids) == "[user]hi[assistant]"
-    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    ids = encode_prompt(tokenizer, messages, chat_template=True, thinking=False)
-    assert tokenizer.decode(ids) == "[system]s[user]u[assistant]no"
-    assert encode_prompt(tokenizer, "a", chat_template=False, thinking=None) == tokenizer.encode("a")
-
-
-@pytest.mark.parametrize(
-    ("template", "prompt", "options", "message"),
-    [
-        (None, "hi", {"chat_template": True, "thinking": None}, "no chat template"),
-        (TEMPLATE, "hi", {"chat_template": True, "thinking": True}, "thinking switch"),
-        ("{{ raise_exception('no system') }}", "hi", {"chat_template": True, "thinking": None}, "no system"),
-        (
-            TEMPLATE,
-            [{"role": "user", "content": "x"}],
-            {"chat_template": False, "thinking": None},
-            "chat_template=true",
-        ),
-        (TEMPLATE, "", {"chat_template": False, "thinking": None}, "no token"),
-    ],
-)
-def test_prompts_that_cannot_be_encoded(template, prompt, options, message):
-    with pytest.raises(UserError, match=message):
-        encode_prompt(byte_level(chat_template=template), prompt, **options)
 
 
 def test_stop_ids_join_the_tokenizer_and_both_files(tmp_path):

@@ -246,7 +246,7 @@ def test_a_long_completion_is_cut_and_counted(pair, tmp_path):
     recipe, *changes = method_words("sft", pair, tmp_path, "teacher.path=null", "rollout.max_new_tokens=12")
     session = open_session(load_config(recipe, changes))
     assert session.teacher is None
-    found = training_completions(session, training_prompts(session).prompts)
+    found = training_completions(session, training_prompts(session))
     texts = [session.tokenizer.encode(arithmetic.solution(p), add_special_tokens=False) for p in PROBLEMS]
     whole = [[*ids, session.stop_id] for ids in texts]
     assert found is not None and found.tokens == [ids[:12] for ids in whole]

@@ -136,6 +136,17 @@ def copy(written, tmp_path):
     return tmp_path / "out.jsonl"
 
 
+def test_records_of_prompts_that_had_other_tokens_are_not_mixed_with_new_ones(copy, pair):
+    """As with a template that prints the date: the text of the prompt is the same, what the models read is not."""
+    *lines, _ = copy.read_text().splitlines(keepends=True)
+    record = json.loads(lines[4])
+    lines[4] = json.dumps({**record, "prompt_tokens": [*record["prompt_tokens"], 3]}) + "\n"
+    copy.write_text("".join(lines))
+    with pytest.raises(UserError, match=r"out\.jsonl, line 5: .*other token ids.*strftime_now"):
+        synthesize_to(copy, pair)
+    assert copy.read_text() == "".join(lines)
+
+
 def test_a_run_killed_twice_goes_on_to_the_same_file(written, pair, tmp_path):
     """On the 8 devices of the undisturbed one. The second time in the middle of a line, too."""
     log, chance = tmp_path / "out.jsonl", random.Random(5)
