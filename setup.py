@@ -53,6 +53,8 @@ EXTRAS = {
     "rivals": ["torch==2.13.0", "trl==1.16.*", "pytest>=8"],
     "data": ["datasets>=4", "reasoning-gym>=0.1.20"],
     "gguf": ["gguf>=0.17"],
+    "gcs": ["gcsfs>=2025.2"],
+    "s3": ["s3fs>=2025.2"],
     "tensorboard": ["tensorboardX>=2.6"],
     "wandb": ["wandb>=0.19"],
     "trackio": ["trackio>=0.2"],

@@ -6,6 +6,7 @@ The folder holds what transformers and vLLM load: config.json, safetensors, toke
 from motab_jax.config import UserError, load_config
 from motab_jax.runtime.checkpoint import Checkpointer
 from motab_jax.runtime.cli import Parser, natural, run_verb
+from motab_jax.runtime.staging import local_copy
 from motab_jax.runtime.storage import path_word
 from motab_jax.session.export import export_student
 from motab_jax.session.session import open_session
@@ -27,7 +28,7 @@ def work(words: list[str]) -> int:
         raise UserError(f"{out}: there is something in it already; give a new folder")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: a file; give a new folder")
-    session = open_session(load_config(run / "config.yaml"))
+    session = open_session(load_config(local_copy(run / "config.yaml")))
     programs = make_programs(session)
     with Checkpointer(run / "checkpoints", session.config.run.keep) as checkpoints:
         step = checkpoints.latest() if args.step is None else args.step

@@ -7,7 +7,7 @@ run.seed, not on its batch. The same command again resumes; a signal (SIGTERM, S
 
 from motab_jax.runtime.cli import Parser, run_verb, truth
 from motab_jax.runtime.storage import path_word
-from motab_jax.synthesis.output_files import OutputFiles, check_files
+from motab_jax.synthesis.output_files import check_files, open_files
 from motab_jax.synthesis.rolling import synthesize
 
 WORDS = Parser(__doc__)
@@ -24,7 +24,7 @@ WORDS.word("only_correct", "true", "leave out what isn't known to be right", typ
 def work(words: list[str]) -> int:
     """The verb."""
     args = WORDS.parse(words)
-    files = OutputFiles(args.output, args.sft, args.preferences, args.only_correct)
+    files = open_files(args.output, args.sft, args.preferences, args.only_correct)
     check_files(files)
     return synthesize(args.config, files)
 

@@ -16,7 +16,7 @@ names() { grep -hoE '^[a-z0-9-]+==' "$@" | sed 's/==//' | sort -u; }
 
 # One resolution of all extras together, so that the locks agree.
 echo "setuptools>=77" > "$scratch/build.in" # for --no-build-isolation
-compile --extra test --extra tpu --extra cuda --extra data --extra gguf ../setup.py "$scratch/build.in" \
+compile --extra test --extra tpu --extra cuda --extra data --extra gguf --extra gcs ../setup.py "$scratch/build.in" \
   --output-file "$scratch/all.txt"
 
 # lock NAME INCLUDED EXTRA...: what the extras need; a package that the lock INCLUDED pins is left to it.
@@ -36,6 +36,7 @@ lock test base test
 lock data base data gguf
 lock tpu data tpu
 lock cuda data cuda
+lock gcs data gcs
 
 {
   echo "# Written by requirements/lock.sh. The tools of launch/xpk.sh and launch/sky.yaml, for an environment of their own."

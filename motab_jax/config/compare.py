@@ -9,7 +9,18 @@ from motab_jax.config.base import Section
 # Keys and sections that may differ when a run resumes: what was computed so far doesn't depend on them. Another mesh
 # changes the last bits of its numbers.
 FREE = frozenset(
-    {"run.steps", "run.epochs", "run.keep", "run.save_every", "run.sample_every", "run.dir", "run.name", "log", "mesh"}
+    {
+        "run.steps",
+        "run.epochs",
+        "run.keep",
+        "run.save_every",
+        "run.upload_every",
+        "run.sample_every",
+        "run.dir",
+        "run.name",
+        "log",
+        "mesh",
+    }
 )
 
 

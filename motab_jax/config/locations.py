@@ -1,12 +1,20 @@
 """Places that a user names: paths of this machine, and URLs of buckets. Left out: reading and writing there."""
 
 import re
-from typing import Annotated
+from typing import Annotated, NamedTuple
 from urllib.parse import unquote
 
 from pydantic import AfterValidator
 
-SCHEMES: tuple[str, ...] = ()  # of buckets
+
+class Bucket(NamedTuple):
+    """What reads and writes the buckets of a scheme."""
+
+    package: str
+    extra: str  # of setup.py
+
+
+BUCKETS = {"gs": Bucket("gcsfs", "gcs"), "s3": Bucket("s3fs", "s3")}
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -37,10 +45,13 @@ def check_location(location: str) -> str:
         if not rest.startswith("/"):
             raise ValueError(f"write file:// with three slashes and the whole path, file:///{rest.lstrip('./')}")
         return unquote(rest)
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{name}://" for name in (*SCHEMES, "file"))
+    if scheme not in BUCKETS:
+        known = ", ".join(f"{name}://" for name in (*BUCKETS, "file"))
         raise ValueError(f"nothing here reads or writes {scheme}://; give a path, or a URL with {known}")
-    return location
+    bucket, _, name = rest.partition("/")
+    if not bucket:
+        raise ValueError(f"names no bucket; write {scheme}://BUCKET/PATH")
+    return f"{scheme}://{bucket}/{name.strip('/')}".rstrip("/")
 
 
 Location = Annotated[str, AfterValidator(check_location)]

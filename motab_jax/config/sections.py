@@ -26,6 +26,9 @@ class RunSection(Section):
     seed: Natural = 0
     eval_every: Natural = Field(default=0, description="evaluate every n steps (0: before and after only)")
     save_every: Positive = 50
+    upload_every: Positive = Field(
+        default=60, description="seconds between uploads of the logs, where run.dir or output= is on a bucket"
+    )
     keep: Positive = Field(default=2, description="checkpoints kept")
     sample_every: Natural = Field(default=10, description="write sample trajectories every n steps (0: never)")
     max_skipped: Positive = Field(default=5, description="stop after so many skipped (non-finite) updates in a row")

@@ -19,7 +19,7 @@ from motab_jax.config import UserError
 from motab_jax.data.records import FIELDS, LETTERS, Prompt, RecordRules, instructed, read_record
 from motab_jax.data.tasks import arithmetic, pointers
 from motab_jax.data.templates import PromptForm, encode_prompts
-from motab_jax.runtime.storage import to_path
+from motab_jax.runtime.staging import local_copy
 
 TASKS = {"arithmetic": arithmetic, "pointers": pointers}
 POOL = {"train": 20_000, "held_out": 1_000}  # prompts of a generated source where no count is given
@@ -226,7 +226,7 @@ def _reasoning_gym(task: str, split: str, count: int | None, seed: int) -> list[
 def _existing_file(path: str | None, kind: str) -> Path:
     if not path:
         raise UserError(f"data.source={kind} needs data.path, the file to read")
-    file = to_path(path)
+    file = local_copy(path)
     if not file.is_file():
         raise UserError(f"{path}: no such file; data.path (or eval.path) names a {kind} file")
     return file

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from motab_jax.config import UserError
 from motab_jax.runtime.digest import digests
+from motab_jax.runtime.storage import AnyPath, to_path
 
 # What orbax and tensorstore raise on folders that are damaged or hold something else; lack of memory is not among them.
 _DAMAGE = (ValueError, KeyError, TypeError, OSError, AttributeError, EOFError)
@@ -51,8 +52,9 @@ class Checkpointer:
       UserError: the folder can't be made or written.
     """
 
-    def __init__(self, folder: str | Path, keep: int):
-        self.folder = Path(folder).absolute()
+    def __init__(self, folder: str | AnyPath, keep: int):
+        path = to_path(folder)
+        self.folder = path.absolute() if isinstance(path, Path) else path
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )

@@ -16,6 +16,8 @@ from jax.errors import JaxRuntimeError
 from motab_jax.config import RunError, UserError, describe_keys, dump_config, load_config
 from motab_jax.runtime.distributed import explain, leave
 from motab_jax.runtime.paths import recipe_path
+from motab_jax.runtime.staging import local_copy, shown
+from motab_jax.runtime.storage import BucketErrors, check_packages
 
 STOPPED = 75
 
@@ -74,10 +76,11 @@ class Parser(argparse.ArgumentParser):
             if len(paths) > 1:
                 self.error(f"one configuration file at most, but got {', '.join(paths)}")
             overrides = [word for word in args.words if "=" in word]
-            args.config = load_config(paths[0] if paths else recipe_path("quickstart"), overrides)
+            args.config = load_config(local_copy(paths[0]) if paths else recipe_path("quickstart"), overrides)
             if args.print_config:
                 print(dump_config(args.config), end="")
                 raise SystemExit(0)
+            check_packages(args.config)
         for name in self._required:
             if getattr(args, name) is None:
                 self.error(f"{self._words[name].replace('  # ', ' is missing: ')}")
@@ -127,7 +130,7 @@ def run_verb(work: Callable[[list[str]], int | None]) -> None:
         status = _status_of(work)
         sys.stdout.flush()
     except RunError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(shown(str(error)).split())}", file=sys.stderr)
         status = error.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -143,7 +146,8 @@ def run_verb(work: Callable[[list[str]], int | None]) -> None:
 
 def _status_of(work: Callable[[list[str]], int | None]) -> int:
     try:
-        return work(sys.argv[1:]) or 0
+        with BucketErrors():
+            return work(sys.argv[1:]) or 0
     except SystemExit as printed:  # --help, --print-config
         return int(printed.code or 0)
 

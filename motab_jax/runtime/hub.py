@@ -7,6 +7,7 @@ Left out: the weights inside the folder (models/hf/tensorfile.py).
 import contextlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError, HTTPError
 
 from motab_jax.config import UserError
-from motab_jax.runtime.storage import to_path
+from motab_jax.runtime.staging import local_copy, put
+from motab_jax.runtime.storage import AnyPath, BucketErrors, check_bucket, to_path
 
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
@@ -24,10 +26,10 @@ _UNREACHABLE = (HTTPError, HFValidationError, OSError)
 
 
 def find_folder(path_or_hub_id: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
-    """The folder itself, or the hub's snapshot of the model, downloaded where the local cache lacks it.
+    """The folder itself, or the bucket's or the hub's files of the model, downloaded where the local cache lacks them.
 
     Args:
-      path_or_hub_id: a folder, or OWNER/NAME on the hub.
+      path_or_hub_id: a folder, its URL on a bucket, or OWNER/NAME on the hub.
       files: patterns of the file names to download.
 
     Raises:
@@ -35,6 +37,8 @@ def find_folder(path_or_hub_id: str | Path, files: Sequence[str] = MODEL_FILES) 
     """
     text = str(path_or_hub_id)
     folder = to_path(text)
+    if not isinstance(folder, Path):
+        return local_copy(text, files)
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -87,12 +91,18 @@ def replaced(folder: str | Path) -> Iterator[Path]:
     """Yields an empty sibling folder to write in, which is renamed to `folder` when the block ends without error.
 
     A process killed while writing leaves `.NAME.partial` and nothing half-written; the next call removes it.
-    An existing folder is replaced if it holds a model and nothing else.
+    An existing folder is replaced if it holds a model and nothing else. On a bucket, whose folders can't be renamed,
+    config.json is removed first and put last.
 
     Raises:
       UserError: the folder holds something else, or cannot be written.
     """
-    target = to_path(folder).resolve()
+    target = to_path(folder)
+    if not isinstance(target, Path):
+        with _replaced_on_bucket(target) as partial:
+            yield partial
+        return
+    target = target.resolve()
     partial, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("partial", "old"))
     _check_replaceable(target)
     try:
@@ -111,7 +121,26 @@ def replaced(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _check_replaceable(target: Path) -> None:
+@contextlib.contextmanager
+def _replaced_on_bucket(target: AnyPath) -> Iterator[Path]:
+    """Yields a folder of this machine, which is uploaded at the end: config.json last, as a sign that all is there."""
+    check_bucket(target)
+    with BucketErrors(target):
+        _check_replaceable(target)
+    with tempfile.TemporaryDirectory(prefix="motab_jax-") as temporary:
+        partial = Path(temporary)
+        yield partial
+        names = sorted(path.name for path in partial.iterdir() if path.name != "config.json")
+        with BucketErrors(target):
+            (target / "config.json").unlink(missing_ok=True)
+            for name in names:
+                put(partial / name, target / name)
+            for stale in {path.name for path in target.iterdir()} - set(names):
+                (target / stale).unlink(missing_ok=True)
+            put(partial / "config.json", target / "config.json")
+
+
+def _check_replaceable(target: AnyPath) -> None:
     if not target.exists():
         return
     if not target.is_dir():

@@ -15,6 +15,7 @@ import numpy as np
 
 from motab_jax.config import UserError
 from motab_jax.runtime.distributed import is_main
+from motab_jax.runtime.storage import AnyPath, to_path
 
 
 class Tracker(NamedTuple):
@@ -99,9 +100,9 @@ class MetricsLog:
         self.close()
 
 
-def read_log(path: str | Path) -> list[dict]:
+def read_log(path: str | AnyPath) -> list[dict]:
     """The records of a log, in order; a half-written last line is left out."""
-    lines = Path(path).read_bytes().splitlines()
+    lines = to_path(path).read_bytes().splitlines()
     return [json.loads(line) for line in lines if _step_of(line) is not None]
 
 

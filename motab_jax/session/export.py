@@ -1,16 +1,16 @@
 """The student as a Hugging Face folder: weights, config.json, tokenizer, generation_config.json."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from motab_jax.models.hf.pretrained import save_pretrained
 from motab_jax.models.transformer import Params
 from motab_jax.runtime.hub import load_generation_config
+from motab_jax.runtime.storage import AnyPath
 from motab_jax.session.session import Session
 
 
-def export_student(session: Session, params: Params, folder: Path) -> None:
+def export_student(session: Session, params: Params, folder: AnyPath) -> None:
     """Write the student's parameters, and beside them the files of its source.
 
     The tokenizer's files and the chat template are copied as they are. Of what the source says of generation one thing

@@ -8,6 +8,8 @@ from motab_jax.config import UserError
 from motab_jax.data.records import Prompt
 from motab_jax.data.tokenizer import decode, load_tokenizer
 from motab_jax.runtime.files import check_writable
+from motab_jax.runtime.staging import Staged, shown
+from motab_jax.runtime.storage import AnyPath, check_bucket
 from motab_jax.session.session import model_paths
 from motab_jax.synthesis import derived_files
 from motab_jax.synthesis.record_log import RecordLog
@@ -21,6 +23,7 @@ class OutputFiles:
     sft: Path | None = None
     preferences: Path | None = None
     only_correct: bool = False
+    staged: tuple[Staged, ...] = ()  # the folders on buckets that some of the files are uploaded to
 
     @property
     def parquet(self) -> bool:
@@ -37,6 +40,32 @@ class OutputFiles:
         """The record log: the output itself, or a file beside it that the output is derived from."""
         apart = self.parquet or self.only_correct
         return self.output.with_name(self.output.name + ".all.jsonl") if apart else self.output
+
+
+def open_files(
+    output: AnyPath, sft: AnyPath | None = None, preferences: AnyPath | None = None, only_correct: bool = False
+) -> OutputFiles:
+    """The output files as files of this machine; where one is on a bucket, with what the bucket holds of it.
+
+    Raises:
+      UserError, EnvironmentFailure: a bucket can't be written to.
+    """
+    folders: dict[AnyPath, Staged] = {}
+
+    def local(path: AnyPath) -> Path:
+        if isinstance(path, Path):
+            return path
+        if path.parent not in folders:
+            check_bucket(path.parent)
+            folders[path.parent] = Staged(path.parent, last=(path.name, path.name + ".all.jsonl"))
+        return folders[path.parent].local / path.name
+
+    paths = [None if path is None else local(path) for path in (output, sft, preferences)]
+    files = OutputFiles(local(output), *paths[1:], only_correct=only_correct, staged=tuple(folders.values()))
+    held = [files.output, files.sidecar, dataclasses.replace(files, only_correct=True).log]
+    for staged in files.staged:
+        staged.pull([path.name for path in held if path.parent == staged.local])
+    return files
 
 
 def check_files(files: OutputFiles) -> None:
@@ -87,4 +116,5 @@ def write_derived(files: OutputFiles, log: RecordLog, prompts: list[Prompt]) -> 
         pairs = (derived_files.to_line(pair) for _, record in records() for pair in pairs_of(record))
         counts[files.preferences] = derived_files.write_lines(files.preferences, pairs)
     for path, count in counts.items():
-        print(f"{path}: {count} lines" if path != files.output else f"{path}: {count} of {log.total} records")
+        lines = f"{count} lines" if path != files.output else f"{count} of {log.total} records"
+        print(f"{shown(str(path))}: {lines}")

@@ -1,5 +1,6 @@
 """`synthesize`: roll out the trajectories that a record log lacks, batch by batch, then write the derived files."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from motab_jax.runtime.distributed import initialize, is_main
 from motab_jax.runtime.hosts import any_process, fetch, from_main
 from motab_jax.runtime.metrics import as_json
 from motab_jax.runtime.progress import Progress
+from motab_jax.runtime.staging import shown
 from motab_jax.session.prompts import EncodedPrompts, read_prompts, training_prompts
 from motab_jax.session.session import Session, open_session
 from motab_jax.synthesis import derived_files
@@ -46,6 +48,14 @@ def synthesize(config: Config, files: OutputFiles) -> int:
     if files.parquet:
         derived_files.prompt_type(prompts)
     initialize()
+    with contextlib.ExitStack() as opened:
+        for staged in files.staged:
+            opened.enter_context(staged.pushing(config.run.upload_every))
+        return _complete(config, files, prompts)
+
+
+def _complete(config: Config, files: OutputFiles, prompts: list[Prompt]) -> int:
+    """Complete the record log and write what is derived from it; the exit status."""
     log = open_existing(files.log, files.sidecar, config, prompts)
     log = dataclasses.replace(log, done=from_main(log.done))
     console = Console(quiet=not is_main())
@@ -54,7 +64,7 @@ def synthesize(config: Config, files: OutputFiles) -> int:
             console.out("stopped by a signal; the same command goes on from there")
             return STOPPED
     else:
-        console.out(f"{log.path} holds all {log.total} records already")
+        console.out(f"{shown(str(log.path))} holds all {log.total} records already")
     if is_main():
         write_derived(files, log, prompts)
     return 0

@@ -49,10 +49,11 @@ def train(config: Config, *, profile: bool = False) -> int:
         session, programs, config = run.session, run.programs, run.session.config
         with contextlib.ExitStack() as opened:
             signals = opened.enter_context(Signals())
-            checkpoints = opened.enter_context(Checkpointer(run.folder / "checkpoints", config.run.keep))
+            checkpoints = opened.enter_context(Checkpointer(run.storage.target / "checkpoints", config.run.keep))
 
             # Begin at the newest checkpoint, or fresh.
             state, progress = begin(run, checkpoints)
+            opened.enter_context(run.storage.pushing(config.run.upload_every))
             logs = open_logs(opened, config, run.folder, int(state.step))
             write_config(run.folder, config)
 
@@ -144,6 +145,7 @@ def train(config: Config, *, profile: bool = False) -> int:
                 stopped = any_process(signals.received)
                 if step % config.run.save_every == 0 or step == config.run.steps or stopped:
                     log_step(run, logs, progress, bar, costs, pending)
+                    run.storage.push()
                     checkpoints.save(step, state, {"stream": pending.batch.stream, **dataclasses.asdict(progress)})
                     pending = None
                 if stopped:
@@ -157,6 +159,7 @@ def train(config: Config, *, profile: bool = False) -> int:
 
         # Evaluate the trained student, export it, summarise the run.
         after = evaluate_student(run, state, "after")
-        export_student(session, state.params, run.folder / "export")
+        export_student(session, state.params, run.storage.target / "export")
         finish(run, state, progress, after)
+        run.storage.push()
     return 0

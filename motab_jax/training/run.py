@@ -19,6 +19,7 @@ from motab_jax.evaluation.evaluator import Evaluator, make_evaluator
 from motab_jax.runtime.checkpoint import Checkpointer
 from motab_jax.runtime.compilation import CompileClock
 from motab_jax.runtime.distributed import is_main
+from motab_jax.runtime.staging import Staged
 from motab_jax.session.prompts import held_out_prompts, training_prompts
 from motab_jax.session.session import Session, open_session
 from motab_jax.training.batches import Batches, open_batches, with_steps
@@ -35,9 +36,14 @@ class Run:
     evaluator: Evaluator | None  # None: nothing is held out
     programs: Programs
     learning_rates: Float[np.ndarray, "steps"]  # of each step, so that logging needs nothing from a busy device
-    folder: Path
+    storage: Staged  # the run folder
     console: Console
     compile_clock: CompileClock
+
+    @property
+    def folder(self) -> Path:
+        """The run folder on this machine; checkpoints and the export are in `storage.target`."""
+        return self.storage.local
 
 
 @dataclasses.dataclass
@@ -64,7 +70,7 @@ def open_run(config: Config, compile_clock: CompileClock) -> Run:
       UserError: for whatever is wrong with folder, models, tokenizer, prompts or mesh.
     """
     console = Console(quiet=not is_main())
-    folder = open_run_folder(config)
+    storage = open_run_folder(config)
     session = open_session(config)
     prompts, evaluator = training_prompts(session), _make_evaluator(session)
     session = dataclasses.replace(session, config=with_steps(config, len(prompts.prompts)))
@@ -73,7 +79,7 @@ def open_run(config: Config, compile_clock: CompileClock) -> Run:
         console.out(str(batches.completions))
     programs = make_programs(session)
     learning_rates = np.asarray(jax.jit(jax.vmap(programs.schedule))(jnp.arange(session.config.run.steps)))
-    return Run(session, batches, evaluator, programs, learning_rates, folder, console, compile_clock)
+    return Run(session, batches, evaluator, programs, learning_rates, storage, console, compile_clock)
 
 
 def _make_evaluator(session: Session) -> Evaluator | None:

@@ -14,14 +14,18 @@ import jax
 
 from motab_jax.config import Config, UserError, dump_config, load_config
 from motab_jax.config.compare import differences
+from motab_jax.config.locations import scheme_of
 from motab_jax.runtime.distributed import barrier, is_main
 from motab_jax.runtime.files import write_atomically
 from motab_jax.runtime.hosts import any_process, from_main
 from motab_jax.runtime.metrics import MetricsLog, open_trackers
-from motab_jax.runtime.storage import to_path
+from motab_jax.runtime.staging import Staged
+from motab_jax.runtime.storage import AnyPath, check_bucket, to_path
+
+STAGED = ("config.yaml", "metrics.jsonl", "trajectories.jsonl", "summary.json")  # what a resumed run needs or replaces
 
 
-def open_run_folder(config: Config) -> Path:
+def open_run_folder(config: Config) -> Staged:
     """Make the folder run.dir/run.name, or open it again.
 
     The configuration is not written yet (see `write_config`), so that a command that fails for a bad path leaves no run
@@ -31,10 +35,14 @@ def open_run_folder(config: Config) -> Path:
       UserError: the folder can't be written, holds a run of another configuration, or is not seen by all processes.
     """
     folder = to_path(config.run.dir) / config.run.name
-    if is_main():
-        _check_writable(folder)
-    _check_shared(folder)
-    path = folder / "config.yaml"
+    if isinstance(folder, Path):
+        if is_main():
+            _check_writable(folder)
+        _check_shared(folder)
+    else:
+        _check_bucket(folder)
+    staged = Staged(folder, STAGED if is_main() else STAGED[:1])
+    path = staged.local / "config.yaml"
     if path.is_file():
         changed = differences(load_config(path), config)
         if changed:
@@ -42,7 +50,19 @@ def open_run_folder(config: Config) -> Path:
                 f"{folder} holds a run of another configuration ({', '.join(changed)} differ); "
                 "give this one its own run.name, or delete the folder"
             )
-    return folder
+    return staged
+
+
+def _check_bucket(folder: AnyPath) -> None:
+    """UserError unless checkpoints can be kept on this bucket, and the main process can write there."""
+    if scheme_of(str(folder)) != "gs":
+        raise UserError(
+            f"run.dir={folder.parent}: checkpoints can be kept on gs:// or on a path that all hosts share; other "
+            "buckets hold models, data and outputs"
+        )
+    if is_main():
+        check_bucket(folder)
+    barrier("the run folder is made")
 
 
 def _check_writable(folder: Path) -> None:

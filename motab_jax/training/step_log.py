@@ -116,7 +116,7 @@ def finish(run: Run, state: TrainState, progress: RunProgress, after: dict[str, 
     write_summary(run.folder, summary)
     show(run.console, summary, choose(read_log(run.folder / "trajectories.jsonl"), SAMPLES), run.session.decode)
     totals = f"{summary['steps']} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s"
-    run.console.out(f"{totals}; the student is in {run.folder / 'export'}")
+    run.console.out(f"{totals}; the student is in {run.storage.target / 'export'}")
 
 
 def _summary(run: Run, state: TrainState, progress: RunProgress, after: dict[str, Any] | None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from motab_jax.models.hf.tokenizer_files import copy_tokenizer_files, write_toke
 from motab_jax.models.transformer import Params
 from motab_jax.runtime.distributed import barrier, is_main
 from motab_jax.runtime.hub import find_folder, load_generation_config, read_json, replaced, write_json
+from motab_jax.runtime.storage import AnyPath
 
 ShardingsOf = Callable[[ModelConfig], Any]
 MAX_SHARD_BYTES = 5_000_000_000
@@ -149,7 +150,7 @@ def _check_tensors(files: TensorFiles, config: ModelConfig, folder: Path) -> Non
 
 
 def save_pretrained(
-    folder: str | Path,
+    folder: str | AnyPath,
     params: Params,
     config: ModelConfig,
     *,
