@@ -73,7 +73,9 @@ class EvalSection(PromptsSection):
     split: str = "held_out"
     prompts: Positive = 500
     samples: Positive = 1
-    batch_size: Positive = 128
+    batch_size: Positive | None = Field(
+        default=None, description="completions generated at a time; empty: 128 on CPUs, else what the memory holds"
+    )
     temperature: NonNegative = 0.0
     top_p: TopP = 1.0
     max_new_tokens: Positive | None = Field(default=None, description="empty: as rollout.max_new_tokens")

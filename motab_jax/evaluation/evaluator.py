@@ -1,32 +1,25 @@
 """Held-out evaluation of a student: generate, grade, summarise; on request the reverse KL to the teacher.
 
-Left out: the summary's formulas (metrics.py), tables (show.py), the graders (grading/).
+Left out: its programs (programs.py), the summary's formulas (metrics.py), tables (show.py), the graders (grading/).
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from motab_jax.config import UserError
 from motab_jax.config.prompts import EvalSection
-from motab_jax.distill import Objective, TokenLoss, build_targets
-from motab_jax.distill.objective import batch_loss, token_weights
 from motab_jax.evaluation.metrics import Graded, summarise
+from motab_jax.evaluation.programs import EvaluationPrograms, make_evaluation_programs
 from motab_jax.grading.grade import judge
 from motab_jax.models.transformer import Model
-from motab_jax.rollout import RolloutConfig, Trajectory, rollout
-from motab_jax.rollout.config import SamplingSpec
+from motab_jax.rollout import Trajectory
 from motab_jax.rollout.record import Row
-from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.rollout.trajectory import KEPT
 from motab_jax.runtime.distributed import is_main
 from motab_jax.runtime.hosts import fetch
-from motab_jax.runtime.mesh import batch_shard_count
 from motab_jax.session.prompts import EncodedPrompts, held_out_prompts
 from motab_jax.session.session import Session
 
@@ -38,9 +31,7 @@ class Evaluator:
     session: Session
     section: EvalSection
     prompts: EncodedPrompts
-    rollout_config: RolloutConfig
-    generate: Callable  # jitted: (student, teacher, prompts, key, config) -> trajectories
-    reverse_kl: Callable | None  # jitted: see _reverse_kl_sum; None: not requested
+    programs: EvaluationPrograms
 
     def __call__(self, student: Model, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """Generate a completion for each prompt and sample, grade them, summarise.
@@ -57,7 +48,7 @@ class Evaluator:
         """
         samples = self.section.samples
         jobs = [(index, sample) for index in range(len(self.prompts.prompts)) for sample in range(samples)]
-        size = min(self.section.batch_size, len(jobs))
+        size = min(self.programs.rows, len(jobs))
         results, generated, kl_sum, kl_tokens = [], [], 0.0, 0.0
         for start in range(0, len(jobs), size):
             batch = jobs[start : start + size]
@@ -113,59 +104,30 @@ class Evaluator:
           The trajectories, without the teacher's targets; the sum of the reverse KL over the pairs' tokens and those
           tokens, where it is requested. Nothing waits for the devices.
         """
-        samples, session = self.section.samples, self.session
+        samples, session, programs = self.section.samples, self.session, self.programs
         indices, row_ids = [i for i, _ in batch], [i * samples + s for i, s in batch]
         prompts = self.prompts.batch(indices, row_ids, session.mesh, rows=size)
-        teacher = session.teacher if self.reverse_kl is not None else None
+        teacher = session.teacher if programs.reverse_kl is not None else None
         key = jax.random.key(session.config.run.seed)
-        trajectory = self.generate(student, teacher, prompts, key, self.rollout_config)
+        trajectory = programs.generate(student, teacher, prompts, key, programs.rollout_config)
         sums = None
-        if self.reverse_kl is not None:
-            sums = self.reverse_kl(student, teacher, trajectory)
+        if programs.reverse_kl is not None:
+            sums = programs.reverse_kl(student, teacher, trajectory)
         return trajectory.slim(), sums
 
 
-def make_evaluator(session: Session, section: EvalSection, prompts: EncodedPrompts) -> Evaluator:
+def make_evaluator(
+    session: Session, section: EvalSection, prompts: EncodedPrompts, programs: EvaluationPrograms | None = None
+) -> Evaluator:
     """An evaluator of one benchmark.
 
     Args:
       session: the models, tokenizer and mesh.
       section: sampling, batch size and whether the reverse KL is requested.
       prompts: the benchmark's.
+      programs: those of the section; None: they are made.
     """
-    rollout_config = session.rollout_config.replace(
-        monitor=dataclasses.replace(session.rollout_config.monitor, enabled=False),
-        score_after=True,
-        targets=dataclasses.replace(session.rollout_config.targets, kind="hidden", dtype=None),
-        sampling=SamplingSpec(section.temperature, 0, section.top_p),
-        max_new_tokens=section.max_new_tokens or session.config.rollout.max_new_tokens,
-    )
-
-    per_group = run_per_group(rollout, session.mesh, (False, False, True, False))
-
-    def generate_to_evaluate(*arguments):  # compilations are counted by the function's name
-        return per_group(*arguments)
-
-    reverse_kl = None
-    if section.reverse_kl:
-        reverse_kl = jax.jit(
-            functools.partial(_reverse_kl_sum, vocab_size=session.vocab_size, groups=batch_shard_count(session.mesh))
-        )
-    return Evaluator(session, section, prompts, rollout_config, jax.jit(generate_to_evaluate), reverse_kl)
-
-
-def _reverse_kl_sum(
-    student: Model, teacher: Model, trajectory: Trajectory, *, vocab_size: int, groups: int
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """The sum over all tokens of KL(student || teacher) in nats, and the number of tokens.
-
-    groups: shards of the rows, each of which computes its own tokens' logits.
-    """
-    objective = Objective(student=TokenLoss("reverse_kl"), vocab_size=vocab_size)
-    batch = build_targets(trajectory, target="spliced", transition=jnp.zeros((0,), jnp.int32))
-    weight = token_weights(batch.kinds, objective)
-    _, sums = batch_loss(student.params, student.config, teacher, batch, weight, objective, groups=groups)
-    return jnp.sum(sums), jnp.sum(batch.kinds > 0)
+    return Evaluator(session, section, prompts, programs or make_evaluation_programs(session, section))
 
 
 def open_evaluators(session: Session) -> list[Evaluator]:

@@ -5,7 +5,6 @@ a token, and the transition text as none.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -88,17 +87,12 @@ def abstract_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
     return _replicated_array(mesh, key.shape, key.dtype)
 
 
-def abstract_prompts(config: Config, mesh: Mesh) -> Prompts:
-    """The shapes of a step's prompts, as wide as data.max_prompt_tokens allows."""
-    rows, columns = padded_rows(mesh, config.rollout.batch_size), config.data.max_prompt_tokens
+def abstract_prompts(config: Config, mesh: Mesh, rows: int) -> Prompts:
+    """The shapes of a batch of at least `rows` prompts, as wide as data.max_prompt_tokens allows."""
+    rows, columns = padded_rows(mesh, rows), config.data.max_prompt_tokens
 
     def prompts() -> Prompts:
         per_row = jnp.zeros((rows,), jnp.int32)
         return Prompts(jnp.zeros((rows, columns), jnp.int32), per_row, per_row, per_row)
 
     return jax.tree.map(lambda x: x.update(sharding=batch_sharding(mesh)), jax.eval_shape(prompts))
-
-
-def bytes_per_device(tree: Any) -> int:
-    """Bytes that a tree of arrays, or of their shapes with shardings, takes on each device."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

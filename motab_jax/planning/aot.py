@@ -17,15 +17,16 @@ import jax
 from jax.sharding import Mesh
 
 from motab_jax.config import Config, UserError
+from motab_jax.evaluation.programs import EvaluationPrograms
 from motab_jax.models.transformer import Model, Params
 from motab_jax.planning import hlo
 from motab_jax.planning.abstract_session import (
     abstract_key,
     abstract_prompts,
-    bytes_per_device,
     open_abstract_session,
 )
 from motab_jax.rollout.state import tape_columns
+from motab_jax.runtime.mesh import bytes_per_device
 from motab_jax.session.placement import PerWeightRelayout, teacher_serving
 from motab_jax.session.session import Session
 from motab_jax.training.programs import make_programs
@@ -53,10 +54,16 @@ class CompiledRun:
 Pending = Callable[[], CompiledProgram]  # waits until the program is compiled
 
 
-def compile_programs(config: Config, mesh: Mesh) -> CompiledRun:
+def compile_programs(config: Config, mesh: Mesh, memory: float | None = None) -> CompiledRun:
     """Compile every program of an on-policy run for the devices of a mesh.
 
-    The rollout is one program: prefill of the prompts, decoding, the teacher's scoring and its interventions.
+    The rollout is one program: prefill of the prompts, decoding, the teacher's scoring and its interventions. So is an
+    evaluation's generation, of as many completions at a time as the run would choose.
+
+    Args:
+      config: the run.
+      mesh: the devices.
+      memory: bytes of a device; None: not known.
 
     Raises:
       UserError: as `open_abstract_session`, and for a run in which the student never generates.
@@ -73,7 +80,7 @@ def compile_programs(config: Config, mesh: Mesh) -> CompiledRun:
             )
             session = dataclasses.replace(session, teacher=teacher)
             pending.append(compiled)
-        programs = make_programs(session)
+        programs = make_programs(session, memory=memory)
         if programs.on_policy is None:
             raise UserError("only runs with on-policy steps are planned: rollout.on_policy is 0")
         params, head = programs.state.params, programs.teacher_head
@@ -81,7 +88,7 @@ def compile_programs(config: Config, mesh: Mesh) -> CompiledRun:
         other = state_bytes - bytes_per_device(params) + teacher_bytes
         compiled, student = _compile(pool, "relayout", session.to_serving, (params,), other)
         pending.append(compiled)
-        prompts, key = abstract_prompts(config, mesh), abstract_key(mesh)
+        prompts, key = abstract_prompts(config, mesh, config.rollout.batch_size), abstract_key(mesh)
         caches = _caches(session, student, tape_columns(prompts, session.rollout_config))
         arguments = (student, session.teacher, prompts, key, session.rollout_config)
         compiled, trajectory = _compile(pool, "rollout", programs.on_policy, arguments, state_bytes, list(caches))
@@ -89,8 +96,29 @@ def compile_programs(config: Config, mesh: Mesh) -> CompiledRun:
         other = teacher_bytes - _model_bytes(head)
         compiled, _ = _compile(pool, "update", programs.update, (programs.state, head, trajectory), other)
         pending.append(compiled)
+        if programs.evaluation is not None:
+            pending += _evaluation(pool, session, programs.evaluation, student, state_bytes)
+        arrays = jax.tree.leaves(programs.state)
+        compiled, _ = _compile(pool, "digest", programs.digest, (arrays,), teacher_bytes)
+        pending.append(compiled)
         cache_bytes = sum(2 * math.prod(dims) * itemsize for dims, itemsize in caches.items())
         return CompiledRun([wait() for wait in pending], cache_bytes)
+
+
+def _evaluation(
+    pool: Executor, session: Session, programs: EvaluationPrograms, student: Model, state_bytes: int
+) -> list[Pending]:
+    """The evaluation's programs; the training state is in memory meanwhile, and the teacher."""
+    scores = programs.reverse_kl is not None
+    teacher, idle = session.teacher if scores else None, 0 if scores else _model_bytes(session.teacher)
+    prompts, key = abstract_prompts(session.config, session.mesh, programs.rows), abstract_key(session.mesh)
+    arguments = (student, teacher, prompts, key, programs.rollout_config)
+    compiled, trajectory = _compile(pool, "evaluation", programs.generate, arguments, state_bytes + idle)
+    if programs.reverse_kl is None:
+        return [compiled]
+    arguments = (student, teacher, trajectory)
+    reverse_kl, _ = _compile(pool, "evaluation's reverse KL", programs.reverse_kl, arguments, state_bytes)
+    return [compiled, reverse_kl]
 
 
 def _caches(session: Session, student: Model, columns: int) -> dict[hlo.Dims, int]:

@@ -80,13 +80,14 @@ def step_sizes(config: Config, mesh: Mapping[str, int], teacher_share: float = T
       teacher_share: share of the tokens, from 0 to 1, that the teacher is taken to generate.
     """
     rollout, optimizer, stored = config.rollout, config.optimizer, config.student.dtype
-    teacher_bytes = _itemsize(config.teacher.dtype)
+    teacher_bytes, groups = _itemsize(config.teacher.dtype), mesh["data"] * mesh["fsdp"]
+    slots = rollout.slots or rollout.batch_size
     return StepSizes(
         data=mesh["data"],
         fsdp=mesh["fsdp"],
         tensor=mesh["tensor"],
-        rows=rollout.batch_size,
-        slots=rollout.slots or rollout.batch_size,
+        rows=rollout.batch_size + -rollout.batch_size % groups,
+        slots=slots + -slots % groups,
         prompt=config.data.max_prompt_tokens,
         new=rollout.max_new_tokens,
         segment=rollout.segment_tokens,

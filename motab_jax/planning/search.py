@@ -23,6 +23,9 @@ Say = Callable[[str], None]
 ADVICE = {  # what makes each program smaller
     "teacher relayout": "a larger mesh.tensor",
     "relayout": "a larger mesh.tensor, rollout.serve_dtype=bfloat16",
+    "evaluation": "a smaller eval.batch_size or eval.max_new_tokens, a larger mesh.tensor",
+    "evaluation's reverse KL": "a smaller eval.batch_size, eval.reverse_kl=false",
+    "digest": "a larger mesh.fsdp or mesh.tensor",
     "update": "optimizer.remat=full, optimizer.compute_dtype=bfloat16, a larger mesh.fsdp or mesh.tensor, "
     "a smaller rollout.max_new_tokens",
 }
@@ -186,7 +189,7 @@ def make_plan(config: Config, target: Target) -> Plan:
     sizes = step_sizes(config, mesh, target.teacher_share)
     compiled = None
     if target.devices is not None:
-        compiled = compile_programs(config, make_mesh(*mesh.values(), devices=target.devices))
+        compiled = compile_programs(config, make_mesh(*mesh.values(), devices=target.devices), target.limit)
     return Plan(
         config, target, sizes, step_costs(student, teacher, sizes, target.chip),
         memory_by_arithmetic(student, teacher, sizes), compiled,
@@ -202,7 +205,7 @@ def find_mesh(config: Config, target: Target, say: Say) -> Plan:
       say: called with a line for each mesh that was tried.
 
     Raises:
-      UserError: no mesh divides both models' heads and the batch.
+      UserError: no mesh divides both models' heads.
     """
     plan = None
     for mesh in candidate_meshes(config, target)[:TRIES]:
@@ -211,15 +214,12 @@ def find_mesh(config: Config, target: Target, say: Say) -> Plan:
         if plan.fits:
             break
     if plan is None:
-        raise UserError(
-            f"no mesh of {target.count} devices divides both models' heads and rollout.batch_size="
-            f"{config.rollout.batch_size} evenly; change the batch, or the topology"
-        )
+        raise UserError(f"no mesh of {target.count} devices divides both models' heads; give another topology")
     return plan
 
 
 def candidate_meshes(config: Config, target: Target) -> list[dict[str, int]]:
-    """Meshes that divide everything: those that fit by arithmetic, the fastest first; then the others, least first."""
+    """Meshes that divide both models' heads: fastest first; those that don't fit by arithmetic come last."""
     student, teacher = model_configs(config)
     tensors = set(valid_tensor_sizes(*student.heads))
     if teacher is not None:
@@ -228,7 +228,7 @@ def candidate_meshes(config: Config, target: Target) -> list[dict[str, int]]:
     for tensor in tensors:
         for fsdp in range(1, target.count // tensor + 1):
             data, rest = divmod(target.count, tensor * fsdp)
-            if rest or config.rollout.batch_size % (data * fsdp * config.optimizer.accumulate):
+            if rest:
                 continue
             mesh = {"data": data, "fsdp": fsdp, "tensor": tensor}
             sizes = step_sizes(config, mesh, target.teacher_share)

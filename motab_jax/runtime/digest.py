@@ -37,13 +37,14 @@ def digests(tree: Any) -> list[int]:
         else:
             by_leaf[index] = zlib.crc32(np.ascontiguousarray(leaf).tobytes())
     for indices in on_devices.values():  # one program takes arrays of one set of devices
-        sums = jax.device_get(_weighted_sums([leaves[index] for index in indices]))
+        sums = jax.device_get(weighted_sums([leaves[index] for index in indices]))
         by_leaf.update(zip(indices, map(int, sums), strict=True))
     return [by_leaf[index] for index in range(len(leaves))]
 
 
 @jax.jit
-def _weighted_sums(arrays: list[Shaped[Array, "..."]]) -> list[UInt32[Array, ""]]:
+def weighted_sums(arrays: list[Shaped[Array, "..."]]) -> list[UInt32[Array, ""]]:
+    """The digests of arrays that are on one set of devices, there."""
     return [_weighted_sum(array) for array in arrays]
 
 

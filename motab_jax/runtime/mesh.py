@@ -166,6 +166,17 @@ def platform_of(mesh: Mesh) -> str:
     return mesh.devices.flat[0].platform
 
 
+def bytes_per_device(tree: Any) -> int:
+    """Bytes that a tree of arrays, or of their shapes with shardings, takes on each device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def device_memory(mesh: Mesh) -> float | None:
+    """Bytes of memory that one of this process's devices gives to arrays; None on CPUs, or where it doesn't say."""
+    stats = None if platform_of(mesh) == "cpu" else mesh.local_devices[0].memory_stats()
+    return None if stats is None else stats.get("bytes_limit")
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device has in full."""
     return NamedSharding(mesh, PartitionSpec())

@@ -1,6 +1,6 @@
-"""The run's jitted programs: the on-policy rollout, the off-policy one, the update; and the training state's layout.
+"""The run's jitted programs: rollouts, update, evaluation and digest; and the training state's layout.
 
-Left out: the evaluation's program (evaluation/evaluator.py).
+Runs, plans and tests take them from here. The relayouts are in the session (session/placement.py).
 """
 
 import dataclasses
@@ -25,11 +25,13 @@ from motab_jax.distill import (
     make_update,
     select_teacher_head,
 )
+from motab_jax.evaluation.programs import EvaluationPrograms, make_evaluation_programs
 from motab_jax.rollout import Trajectory, rollout
 from motab_jax.rollout.monitor import next_boundary
 from motab_jax.rollout.off_policy import from_completions, generate_with_teacher
 from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.rollout.summary import samples, statistics
+from motab_jax.runtime.digest import weighted_sums
 from motab_jax.runtime.mesh import batch_shard_count, batch_sharding, platform_of, replicated
 from motab_jax.session.placement import layout
 from motab_jax.session.session import Session, transition_ids
@@ -48,6 +50,8 @@ class Programs:
     state: TrainState  # shapes, dtypes and shardings of the training state (the layout `update`)
     update: Callable  # (state, donated; teacher head; trajectories) -> (state, metrics)
     rollout_summary: Callable  # slim trajectories -> (statistics, indices of some rows, those rows), replicated
+    evaluation: EvaluationPrograms | None  # of the benchmark that the run is measured by; None: several are named
+    digest: Callable  # a list of arrays -> their digests; each checkpoint has those of the training state
     schedule: Callable  # step, from 0 -> learning rate
     teacher_head: Any  # what the loss needs of the teacher's weights; None: nothing
 
@@ -70,8 +74,12 @@ def make_objective(config: Config, vocab_size: int) -> Objective:
     )
 
 
-def make_programs(session: Session) -> Programs:
+def make_programs(session: Session, *, memory: float | None = None) -> Programs:
     """Make the programs; nothing is compiled yet, and the models' weights may be ShapeDtypeStructs.
+
+    Args:
+      session: the models and the mesh.
+      memory: bytes of a device, on which the evaluation's batch depends; None: as the device says.
 
     Raises:
       UserError: the losses need what rollout.targets does not keep, or the tokenizer can't encode the transition text.
@@ -103,6 +111,10 @@ def make_programs(session: Session) -> Programs:
         state=state,
         update=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
         rollout_summary=jax.jit(_rollout_summary, out_shardings=replicated(session.mesh)),
+        evaluation=None
+        if isinstance(session.config.eval.preset, tuple)
+        else make_evaluation_programs(session, session.config.eval, memory=memory),
+        digest=weighted_sums,
         schedule=schedule,
         teacher_head=head,
     )

@@ -20,7 +20,7 @@ from motab_jax.runtime.checkpoint import Checkpointer
 from motab_jax.runtime.compilation import CompileClock
 from motab_jax.runtime.distributed import is_main
 from motab_jax.runtime.staging import Staged
-from motab_jax.session.prompts import held_out_prompts, training_prompts
+from motab_jax.session.prompts import EncodedPrompts, held_out_prompts, training_prompts
 from motab_jax.session.session import Session, open_session
 from motab_jax.training.batches import Batches, open_batches, with_steps
 from motab_jax.training.programs import Programs, make_programs
@@ -72,23 +72,25 @@ def open_run(config: Config, compile_clock: CompileClock) -> Run:
     console = Console(quiet=not is_main())
     storage = open_run_folder(config)
     session = open_session(config)
-    prompts, evaluator = training_prompts(session), _make_evaluator(session)
+    prompts, held_out = training_prompts(session), _held_out(session)
     session = dataclasses.replace(session, config=with_steps(config, len(prompts.prompts)))
     batches = open_batches(session, prompts)
     if batches.completions is not None and batches.completions.truncated:
         console.out(str(batches.completions))
     programs = make_programs(session)
+    evaluator = None
+    if held_out is not None:
+        evaluator = make_evaluator(session, session.config.eval, held_out, programs.evaluation)
     learning_rates = np.asarray(jax.jit(jax.vmap(programs.schedule))(jnp.arange(session.config.run.steps)))
     return Run(session, batches, evaluator, programs, learning_rates, storage, console, compile_clock)
 
 
-def _make_evaluator(session: Session) -> Evaluator | None:
-    """The evaluator of the one benchmark that the run is measured by; None where nothing is held out."""
+def _held_out(session: Session) -> EncodedPrompts | None:
+    """The prompts of the one benchmark that the run is measured by; None where nothing is held out."""
     section = session.config.eval
     if isinstance(section.preset, tuple):
         raise UserError("eval.preset is a list; a run is measured by one benchmark, and `evaluate` takes several")
-    held_out = held_out_prompts(session, section)
-    return None if held_out is None else make_evaluator(session, section, held_out)
+    return held_out_prompts(session, section)
 
 
 def begin(run: Run, checkpoints: Checkpointer) -> tuple[TrainState, RunProgress]:

@@ -123,7 +123,7 @@ def _summary(run: Run, state: TrainState, progress: RunProgress, after: dict[str
     before, compiled = progress.before, run.compile_clock.read()
     programs = {name: getattr(run.programs, name) for name in ("off_policy", "update")}
     programs["rollout"] = run.programs.on_policy
-    programs["generate"] = None if run.evaluator is None else run.evaluator.generate
+    programs["generate"] = None if run.evaluator is None else run.evaluator.programs.generate
     return {
         "name": run.session.config.run.name,
         "accuracy_before": None if before is None else before["accuracy"],
