@@ -10,7 +10,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from motab_jax.models.topk import mass_threshold
 
 SMALLEST_TAIL = 1e-6  # probability; a tail below it is rounding (see `with_tail`)
 HEAD_MASS = 0.5  # the AKL paper's mu
@@ -67,7 +69,11 @@ def jsd(
 
 
 def adaptive_kl(
-    student_logits: Float[Array, "*N V"], teacher_logits: Float[Array, "*N V"], *, head_mass: float = HEAD_MASS
+    student_logits: Float[Array, "*N V"],
+    teacher_logits: Float[Array, "*N V"],
+    *,
+    head_mass: float = HEAD_MASS,
+    sharded: bool = False,
 ) -> Float32[Array, "*N"]:
     """AKL (arXiv 2404.02657) in nats: w KL(p_T || p_S) + (1 - w) KL(p_S || p_T), with a weight w for each token.
 
@@ -78,6 +84,7 @@ def adaptive_kl(
       teacher_logits: the teacher's logits.
       head_mass: the largest probability of the head's tokens together (the paper's mu). The likeliest token is
           always in the head; tokens of equal probability are all in it, or none is.
+      sharded: whether the vocabulary is sharded over devices (see `mass_threshold`).
 
     Returns:
       The divergence of each token.
@@ -85,7 +92,7 @@ def adaptive_kl(
     student, teacher = student_logits.astype(jnp.float32), teacher_logits.astype(jnp.float32)
     p, q = (jax.nn.softmax(jax.lax.stop_gradient(x), axis=-1) for x in (teacher, student))
     difference = jnp.abs(p - q)
-    in_head = jnp.sum(jnp.where(p >= _head_threshold(p, head_mass), difference, 0.0), axis=-1)
+    in_head = jnp.sum(jnp.where(_in_head(p, head_mass, sharded=sharded), difference, 0.0), axis=-1)
     # Between equal distributions the difference is 0, and so are both divergences: the weight doesn't matter then.
     weight = in_head / jnp.maximum(jnp.sum(difference, axis=-1), jnp.finfo(jnp.float32).tiny)
     return weight * forward_kl(student, teacher) + (1.0 - weight) * reverse_kl(student, teacher)
@@ -130,23 +137,11 @@ def with_tail(logprobs: Float[Array, "*N K"]) -> Float32[Array, "*N K+1"]:
     return jnp.concatenate([logprobs, jnp.log(jnp.where(tail > SMALLEST_TAIL, tail, SMALLEST_TAIL))], axis=-1)
 
 
-def _head_threshold(p: Float32[Array, "*N V"], mass: float) -> Float32[Array, "*N 1"]:
-    """The least probability such that the tokens at or above it have at most `mass` together; at most the largest.
-
-    It is found by bisection over the bit patterns of float32, which order as the numbers do: nothing sorts the
-    vocabulary (docs/decisions.md).
-    """
-    high = jax.lax.bitcast_convert_type(jnp.max(p, axis=-1, keepdims=True), jnp.int32)
-
-    def halve(_, bounds):
-        low, high = bounds
-        middle = low + (high - low) // 2
-        at_least = p >= jax.lax.bitcast_convert_type(middle, jnp.float32)
-        fits = jnp.sum(jnp.where(at_least, p, 0.0), axis=-1, keepdims=True) <= mass
-        return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
-
-    _, high = jax.lax.fori_loop(0, 31, halve, (jnp.zeros_like(high), high))
-    return jax.lax.bitcast_convert_type(high, jnp.float32)
+def _in_head(p: Float32[Array, "*N V"], mass: float | Float32[Array, ""], *, sharded: bool) -> Bool[Array, "*N V"]:
+    """The likeliest tokens, as many as have at most `mass` together, and at least those of the highest probability."""
+    # The largest probability at which the tokens have more than `mass`: those above it have at most that.
+    threshold = mass_threshold(p, lambda at_least: at_least > mass, sharded=sharded)
+    return (p > threshold) | (p == jnp.max(p, axis=-1, keepdims=True))
 
 
 def _dot(gradient: Float[Array, "*N V"], tangent: Float[Array, "*N V"]) -> Float[Array, "*N"]:

@@ -29,7 +29,7 @@ from motab_jax.distill.sampled import mean_reward_to_go, policy_gradient, reinfo
 from motab_jax.distill.targets import LOSS_KINDS, TargetBatch, TokenKind, targets_name
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.topk import TopK
-from motab_jax.models.transformer import Model, Params, encode, unembed
+from motab_jax.models.transformer import Model, Params, common_columns, encode, unembed
 
 # A chunk's logits and tokens on each device: what a CPU's cache holds. Accelerators take more, since the head's
 # gradient goes to memory and back for each chunk; 4 times as much keeps temporaries under a tenth of those of all
@@ -64,14 +64,13 @@ class TokenLoss:
         """Whether the loss needs the teacher's log-probability of the sampled token."""
         return self.trained and self.name in SAMPLED_LOSSES
 
-    @property
-    def divergence(self) -> Callable[[Array, Array], Array]:
-        """Its divergence: a function of the student's and the teacher's logits."""
+    def divergence(self, *, sharded: bool = False) -> Callable[[Array, Array], Array]:
+        """Its divergence: a function of the student's and the teacher's logits, of a vocabulary that may be sharded."""
         return {
             "forward_kl": forward_kl,
             "reverse_kl": reverse_kl,
             "jsd": functools.partial(jsd, reverse_weight=self.reverse_weight),
-            "adaptive_kl": adaptive_kl,
+            "adaptive_kl": functools.partial(adaptive_kl, sharded=sharded),
             "entropy_gated_kl": functools.partial(entropy_gated_kl, gate=self.gate),
             "minillm": reverse_kl,  # of a single step
         }[self.name]
@@ -87,7 +86,8 @@ class Objective:
     transition: TokenLoss = TokenLoss()
     temperature: float = 1.0
     normalize: str = "token"  # or sequence
-    vocab_size: int = 0
+    vocab_size: int | None = None  # the tokenizer's; None: no model is padded
+    sharded_vocab: bool = False  # over devices
 
     def loss_of(self, kind: TokenKind) -> TokenLoss:
         """The loss of a kind of token."""
@@ -162,7 +162,9 @@ def token_losses(
                     scaled, labels, _teacher_logprob(teacher, labels, temperature, teacher_logprob)
                 )
             else:
-                losses = loss.divergence(*_comparable(student_logits, teacher, temperature))
+                losses = loss.divergence(sharded=objective.sharded_vocab)(
+                    *_comparable(student_logits, teacher, temperature)
+                )
             if loss.name == "minillm":
                 assert reward_to_go is not None
                 losses = losses + reinforce(student_logits / temperature, labels, reward_to_go)
@@ -178,6 +180,7 @@ def _comparable(student_logits: Array, teacher: Array | TopK | None, temperature
         student_logprobs = jnp.take_along_axis(student_logits, teacher.ids, axis=-1) - total
         return with_tail(student_logprobs), with_tail(teacher.logprobs)
     assert teacher is not None, "a divergence needs the teacher's distribution"
+    student_logits, teacher = common_columns(student_logits, teacher)
     return student_logits / temperature, teacher / temperature
 
 
@@ -232,7 +235,7 @@ def batch_loss(
     """
     hidden, _ = encode(params, config, batch.tokens, batch.positions)
     hidden, batch, weight = flatten_groups((hidden, batch, weight), groups)
-    chunk_tokens = chunk_tokens or tokens_per_chunk(objective.vocab_size, jax.default_backend())
+    chunk_tokens = chunk_tokens or tokens_per_chunk(config.vocab_size, jax.default_backend())
     return _differentiable_loss(config, objective, chunk_tokens, head_params(params), hidden, teacher, batch, weight)
 
 
@@ -272,7 +275,7 @@ def objective_loss_sums(
       UserError: the batch lacks the teacher's distributions that a loss needs.
       ValueError: it lacks the teacher's log-probabilities of the tokens.
     """
-    targets, vocab_size = targets_name(batch), objective.vocab_size
+    targets = targets_name(batch)
     check_targets(objective, targets)
     if targets != "hidden" and objective.needs_logprob and batch.teacher_logprob is None:
         raise ValueError("the losses need the teacher's log-probabilities: build_targets(..., logprobs=True)")
@@ -280,19 +283,19 @@ def objective_loss_sums(
     def teacher_of(batch: TargetBatch) -> Array | TopK | None:
         if batch.teacher_topk is not None or batch.teacher_hidden is None or teacher is None:
             return batch.teacher_topk
-        return unembed(teacher.params, teacher.config, batch.teacher_hidden, vocab_size)
+        return unembed(teacher.params, teacher.config, batch.teacher_hidden, objective.vocab_size)
 
     def losses_of(logits: Array, batch: TargetBatch) -> Array:
         teacher_target = teacher_of(batch)
         return token_losses(
-            logits[..., :vocab_size], teacher_target, batch.tokens, batch.kinds, objective,
+            logits, teacher_target, batch.tokens, batch.kinds, objective,
             teacher_logprob=batch.teacher_logprob, reward_to_go=batch.reward_to_go,
         )  # fmt: skip
 
     def reward_of(logits: Array, batch: TargetBatch) -> Array:
         temperature = objective.temperature
         teacher_logprob = _teacher_logprob(teacher_of(batch), batch.tokens, temperature, batch.teacher_logprob)
-        return teacher_log_ratio(logits[..., :vocab_size] / temperature, batch.tokens, teacher_logprob)
+        return teacher_log_ratio(logits / temperature, batch.tokens, teacher_logprob)
 
     chunk_tokens = min(weight.shape[1], chunk_tokens)
     if objective.rewarded_kinds:

@@ -149,7 +149,7 @@ def make_gradient(
     platform, shards = jax.default_backend(), 1
     if mesh is not None:
         platform, shards = platform_of(mesh), mesh.shape["tensor"]
-    chunk_tokens = tokens_per_chunk(-(-objective.vocab_size // shards), platform)
+    chunk_tokens = tokens_per_chunk(-(-config.vocab_size // shards), platform)
     micro_tokens = micro_tokens or MICRO_TOKENS.get(platform, MICRO_TOKENS_ELSEWHERE)
 
     def gradient(params: Params, teacher: Model | None, batch: TargetBatch) -> tuple[Totals, Float[Array, ""]]:

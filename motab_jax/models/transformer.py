@@ -277,7 +277,9 @@ def unembed(
       params: parameters, in training or serving form; only the head or the embedding is read.
       config: their architecture.
       hidden: what `encode` gives.
-      vocab_size: V; None: all rows of the head. The padded rows of a larger head are dropped.
+      vocab_size: the tokenizer's; None: all V rows of the head are tokens. The logits of padded rows are -inf: they
+          have no probability and no gradient. They are not dropped: V is a multiple of the devices that the vocabulary
+          is sharded over where the tokenizer's size is not.
     """
     if "head" in params:
         logits = weight_einsum("...d,dv->...v", hidden, params["head"], jnp.float32)
@@ -285,7 +287,18 @@ def unembed(
         logits = weight_einsum("...d,vd->...v", hidden, params["embed"], jnp.float32)
     else:  # unrolled layers: a CPU, for which the embedding [V,D] is a head in transposed form
         logits = transposed_matmul(params["embed"], hidden, jnp.float32)
-    return logits if vocab_size is None else logits[..., :vocab_size]
+    if vocab_size is None:
+        return logits
+    is_token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) < vocab_size
+    return jnp.where(is_token, logits, -jnp.inf)
+
+
+def common_columns(
+    left: Float[Array, "*N V"], right: Float[Array, "*N W"]
+) -> tuple[Float[Array, "*N X"], Float[Array, "*N X"]]:
+    """The logits of two models of one tokenizer, without the columns that one of them alone is padded with."""
+    size = min(left.shape[-1], right.shape[-1])
+    return left[..., :size], right[..., :size]
 
 
 def rms_norm(x: Float[Array, "*N D"], weight: Float[Array, "D"], eps: float) -> Float[Array, "*N D"]:

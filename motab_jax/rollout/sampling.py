@@ -1,14 +1,19 @@
 """Sampling one token a row: temperature, top-k, top-p, and an inverse CDF at one uniform number a row.
 
-The vocabulary is never sorted: top-p finds its threshold by bisection over the bit patterns of float32, which have the
-order of the numbers (docs/decisions.md). Keys fold (row id, rewinds, position): a token depends on nothing else.
+The vocabulary is never sorted, nor gathered where devices share it. Keys fold (row id, rewinds, position): a token
+depends on nothing else.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
-BLOCK = 256
+from motab_jax.models.topk import mass_threshold
+from motab_jax.runtime.mesh import replicate_in_group, tensor_shards
+
+BLOCK, MIN_BLOCKS = 256, 16
 
 
 def uniforms(row_keys: Key[Array, "B"], num_rewinds: Int[Array, "B"], position: Int[Array, "B"]) -> Float32[Array, "B"]:
@@ -45,45 +50,56 @@ def sample(
     if temperature == 0.0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / temperature
-    if 0 < top_k < logits.shape[-1]:
-        threshold = jax.lax.top_k(logits, top_k)[0][:, -1:]
-        logits = jnp.where(logits >= threshold, logits, -jnp.inf)
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    if 0 < top_k < logits.shape[-1]:
+        weights = jnp.where(weights >= _top_k_threshold(weights, top_k), weights, 0.0)
     if top_p < 1.0:
         weights = jnp.where(weights >= _nucleus_threshold(weights, top_p), weights, 0.0)
     return _inverse_cdf(weights, uniform)
 
 
+def _top_k_threshold(weights: Float32[Array, "B V"], top_k: int) -> Float32[Array, "B 1"]:
+    """The top_k-th largest weight."""
+    sharded = tensor_shards(weights.shape[-1]) > 1
+    return mass_threshold(weights, lambda number: number >= top_k, sharded=sharded, counted=True)
+
+
 def _nucleus_threshold(weights: Float32[Array, "B V"], top_p: float | Float32[Array, ""]) -> Float32[Array, "B 1"]:
     """The largest weight such that the tokens at or above it hold a share >= top_p of the total."""
     goal = top_p * jnp.sum(weights, axis=-1, keepdims=True)
-    high = jax.lax.bitcast_convert_type(jnp.max(weights, axis=-1, keepdims=True), jnp.int32) + 1
-
-    def halve(_, bounds):
-        low, high = bounds
-        middle = low + (high - low) // 2
-        at_least = weights >= jax.lax.bitcast_convert_type(middle, jnp.float32)
-        enough = jnp.sum(jnp.where(at_least, weights, 0.0), axis=-1, keepdims=True) >= goal
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    low, _ = jax.lax.fori_loop(0, 31, halve, (jnp.zeros_like(high), high))
-    return jax.lax.bitcast_convert_type(low, jnp.float32)
+    return mass_threshold(weights, lambda mass: mass >= goal, sharded=tensor_shards(weights.shape[-1]) > 1)
 
 
 def _inverse_cdf(weights: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int32[Array, "B"]:
     """Two-level inverse CDF: find the block whose cumulative weight passes u * total, then the token inside it."""
     rows, vocab = weights.shape
-    blocks = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCK))).reshape(rows, -1, BLOCK)
-    masses = jnp.sum(blocks, axis=-1)
+    blocks, size = block_shape(vocab)
+    blocks = jnp.pad(weights, ((0, 0), (0, blocks * size - vocab))).reshape(rows, blocks, size)
+    masses = replicate_in_group(jnp.sum(blocks, axis=-1))
     edges = jnp.cumsum(masses, axis=-1)
     goal = uniform * edges[:, -1]
     # Prefix sums round, each in an order of its own: the edge of an empty block may exceed that of the block before.
     block = _last_true(masses > 0, _first_above(edges, goal))
     before = jnp.where(block > 0, jnp.take_along_axis(edges, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0)
-    inner = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    inner = replicate_in_group(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0])
     inside = jnp.cumsum(inner, axis=-1)
     index = _last_true(inner > 0, _first_above(inside, jnp.minimum(goal - before, inside[:, -1] * (1 - 1e-7))))
-    return (block * BLOCK + index).astype(jnp.int32)
+    return (block * size + index).astype(jnp.int32)
+
+
+def block_shape(vocab: int) -> tuple[int, int]:
+    """The number of blocks that a vocabulary is split into, and a block's tokens.
+
+    A large vocabulary is split without a remainder where its size has a power of two: over devices that share it, each
+    then has blocks of its own. Elsewhere the last block is filled up.
+
+    >>> block_shape(151_936), block_shape(151_669), block_shape(300)
+    ((128, 1187), (593, 256), (2, 256))
+    """
+    even = math.gcd(vocab, BLOCK)
+    if vocab >= BLOCK * MIN_BLOCKS and even >= MIN_BLOCKS:
+        return even, vocab // even
+    return -(-vocab // BLOCK), BLOCK
 
 
 def _first_above(edges: Float[Array, "B X"], goal: Float[Array, "B"]) -> Int[Array, "B"]:

@@ -60,8 +60,14 @@ def signal_of(
     if name == "likelihood_ratio":
         return logprob - jnp.take_along_axis(student_logprobs, tokens[..., None], axis=-1)[..., 0]
     if name == "student_entropy":
-        return -jnp.sum(jnp.exp(student_logprobs) * student_logprobs, axis=-1)
+        return -_mean_under(student_logprobs, student_logprobs)
     teacher_logprobs = jax.nn.log_softmax(teacher, axis=-1)
     reverse = name == "reverse_kl"
     left, right = (student_logprobs, teacher_logprobs) if reverse else (teacher_logprobs, student_logprobs)
-    return jnp.sum(jnp.exp(left) * (left - right), axis=-1)
+    return _mean_under(left, left - right)
+
+
+def _mean_under(logprobs: Float[Array, "*N V"], values: Float[Array, "*N V"]) -> Float[Array, "*N"]:
+    """The mean of values over a distribution; those of probability 0 contribute nothing, not 0 * inf."""
+    probabilities = jnp.exp(logprobs)
+    return jnp.sum(jnp.where(probabilities > 0, probabilities * values, 0.0), axis=-1)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from motab_jax.models.topk import TopK, top_k_of
-from motab_jax.models.transformer import Model, unembed
+from motab_jax.models.topk import top_k as likeliest
+from motab_jax.models.transformer import Model, common_columns, unembed
 from motab_jax.rollout.config import MonitorSpec
 from motab_jax.rollout.step_signals import signal_of
 
@@ -42,18 +43,19 @@ def entropy_of(logits: Float[Array, "*N V"], top_k: int = 0) -> Float[Array, "*N
     1.5
 
     Args:
-      logits: of V tokens.
+      logits: of V tokens; -inf where there is none.
       top_k: above 0, p is renormalised over the k likeliest tokens.
 
     Returns:
       The entropy, in nats.
     """
     if 0 < top_k < logits.shape[-1]:
-        logits = jax.lax.top_k(logits, top_k)[0]
+        logits = likeliest(logits, top_k)[0]
     top = jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp(logits - top)
     total = jnp.sum(weights, axis=-1)
-    return jnp.log(total) - jnp.sum(weights * (logits - top), axis=-1) / total
+    weighted = jnp.where(weights > 0, weights * (logits - top), 0.0)  # of padding, 0 * -inf
+    return jnp.log(total) - jnp.sum(weighted, axis=-1) / total
 
 
 def score_tokens(
@@ -67,7 +69,7 @@ def score_tokens(
 
     Args:
       logits: the teacher's, which predict the tokens.
-      tokens: ids below V.
+      tokens: ids below the tokenizer's size.
       spec: the signal, and the tokens in the entropy.
       targets_k: likeliest tokens that are kept.
       student_logits: the student's in the same contexts, where the signal needs them.
@@ -75,7 +77,7 @@ def score_tokens(
     Returns:
       The scores of each token.
     """
-    # Every token is below V: both models sample from the tokenizer's vocabulary alone.
+    # No token is padding: both models sample from the tokenizer's vocabulary alone.
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     topk = top_k_of(logits, targets_k) if targets_k else None
     logprob, entropy = chosen - jax.nn.logsumexp(logits, axis=-1), entropy_of(logits, spec.entropy_top_k)
@@ -106,7 +108,7 @@ def score_hidden(
       hidden: the teacher's final hidden states.
       tokens: what they predict.
       spec: the signal, and the tokens in the entropy.
-      vocab_size: V, the tokenizer's.
+      vocab_size: the tokenizer's.
       targets_k: likeliest tokens that are kept.
       student: where the signal needs its distribution.
       student_hidden: the student's final hidden states in the same contexts, likewise; S is its width.
@@ -121,11 +123,12 @@ def score_hidden(
         student_logits = None
         if student is not None:
             student_logits = unembed(student.params, student.config, student_hidden, vocab_size)
+            logits, student_logits = common_columns(logits, student_logits)
         return score_tokens(logits, token, spec, targets_k, student_logits)
 
-    rows, columns = tokens.shape
-    if rows * columns * vocab_size <= SCORE_ELEMENTS:
+    (rows, columns), padded_size = tokens.shape, teacher.config.vocab_size
+    if rows * columns * padded_size <= SCORE_ELEMENTS:
         return score_columns((hidden, tokens, student_hidden))
-    batch = max(1, min(columns, SCORE_ELEMENTS // (rows * vocab_size)))
+    batch = max(1, min(columns, SCORE_ELEMENTS // (rows * padded_size)))
     by_column = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (hidden, tokens, student_hidden))
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), jax.lax.map(score_columns, by_column, batch_size=batch))

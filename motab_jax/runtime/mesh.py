@@ -219,6 +219,11 @@ def tensor_axis_divides(size: int) -> bool:
     return "tensor" in mesh.axis_names and size % mesh.shape["tensor"] == 0
 
 
+def tensor_shards(size: int) -> int:
+    """In a program of one group of devices, the shards that a dimension of this size has over `tensor`; elsewhere 1."""
+    return jax.sharding.get_abstract_mesh().shape["tensor"] if tensor_axis_divides(size) else 1
+
+
 def shard_over_tensor(x: Shaped[Array, "..."], dimension: int) -> Shaped[Array, "..."]:
     """In a program of one group of devices, x with this dimension sharded over `tensor`, if that divides it; else x."""
     if not tensor_axis_divides(x.shape[dimension]):

@@ -56,7 +56,7 @@ class Programs:
     teacher_head: Any  # what the loss needs of the teacher's weights; None: nothing
 
 
-def make_objective(config: Config, vocab_size: int) -> Objective:
+def make_objective(config: Config, vocab_size: int, *, sharded_vocab: bool = False) -> Objective:
     """The objective of the configuration, for a vocabulary of the tokenizer's size."""
     section = config.objective
 
@@ -71,6 +71,7 @@ def make_objective(config: Config, vocab_size: int) -> Objective:
         temperature=section.temperature,
         normalize=section.normalize,
         vocab_size=vocab_size,
+        sharded_vocab=sharded_vocab,
     )
 
 
@@ -92,7 +93,7 @@ def make_programs(session: Session, *, memory: float | None = None) -> Programs:
     optimizer = make_optimizer(
         schedule, weight_decay=section.weight_decay, clip=section.clip, beta1=section.beta1, beta2=section.beta2
     )
-    objective = make_objective(session.config, session.vocab_size)
+    objective = make_objective(session.config, session.vocab_size, sharded_vocab=session.mesh.shape["tensor"] > 1)
     check_targets(objective, session.config.rollout.targets)
 
     def begin(params) -> TrainState:

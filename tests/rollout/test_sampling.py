@@ -1,10 +1,17 @@
 """Sampling against sorted NumPy distributions: the filters, the frequencies, and what may never come out."""
 
+import functools
+
+import hypothesis
+import hypothesis.strategies
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import assume
 
+from motab_jax.distill.divergence import _in_head
+from motab_jax.models.topk import mass_threshold
 from motab_jax.models.transformer import unembed
 from motab_jax.rollout.sampling import BLOCK, _nucleus_threshold, sample, uniforms
 from tests.rollout.pair import VOCAB, teacher
@@ -12,6 +19,15 @@ from tests.rollout.pair import VOCAB, teacher
 DRAWS = 4096
 draw = jax.jit(sample, static_argnames=("temperature", "top_k", "top_p"))
 threshold_of = jax.jit(_nucleus_threshold)
+head_of = jax.jit(_in_head, static_argnames="sharded")
+
+
+@functools.partial(jax.jit, static_argnames="sharded")
+def enough_above(weights, goal, *, sharded):
+    """The threshold of one row that leaves at least this mass."""
+    return mass_threshold(weights, lambda mass: mass >= goal, sharded=sharded)[0, 0]
+
+
 LAST = float(np.nextafter(np.float32(1), np.float32(0)) - 2**-24)  # the largest number that jax.random.uniform gives
 FILTERS = [(1.0, 0, 1.0), (0.6, 0, 0.95), (1.3, 17, 1.0), (0.8, 40, 0.7), (1.0, 5, 0.9), (2.0, 0, 0.3)]
 
@@ -77,6 +93,28 @@ def test_nucleus_is_exact(vocab):
             assert np.abs(share[max(size - 2, 0) : size] - top_p).min() > 1e-6, "too close for float32; other seed"
             assert (weights[row] >= threshold[row]).sum() == size
             assert threshold[row, 0] in weights[row]
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(hypothesis.strategies.data())
+def test_thresholds_equal_a_sort(data):
+    """Weights k / 2^20, whose sums are exact in whatever order; many are equal, zero or far apart."""
+    draw_integer = hypothesis.strategies.integers
+    scale = data.draw(draw_integer(0, 12))
+    numbers = data.draw(hypothesis.strategies.lists(draw_integer(0, 2**scale), min_size=30, max_size=30))
+    assume(max(numbers) > 0)
+    weights, share = np.array([numbers], np.float32) / 2**20, data.draw(draw_integer(1, 64)) / 64
+    ordered = np.sort(weights[0].astype(np.float64))[::-1]
+    sums = np.cumsum(ordered)
+    nucleus = ordered[np.argmax(sums >= share * sums[-1])]
+    fewest, most = ordered[0], share * sums[-1]
+    # Equal weights are in the head together or not at all: where more than `most` is reached, nothing is any more.
+    beyond = ordered[np.argmax(sums > most)] if (sums > most).any() else 0.0
+    head = weights >= fewest if beyond == fewest else weights > beyond
+    for sharded in (False, True):
+        found = enough_above(jnp.asarray(weights), jnp.float32(share * sums[-1]), sharded=sharded)
+        assert float(found) == nucleus
+        np.testing.assert_array_equal(head_of(jnp.asarray(weights), jnp.float32(most), sharded=sharded), head)
 
 
 def test_tokens_tied_at_the_threshold_all_stay():
