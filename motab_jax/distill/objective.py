@@ -29,7 +29,7 @@ from motab_jax.distill.sampled import mean_reward_to_go, policy_gradient, reinfo
 from motab_jax.distill.targets import LOSS_KINDS, TargetBatch, TokenKind, targets_name
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.topk import TopK
-from motab_jax.models.transformer import Model, Params, common_columns, encode, unembed
+from motab_jax.models.transformer import Model, Params, common_columns, encode, mask_padding, unembed
 
 # A chunk's logits and tokens on each device: what a CPU's cache holds. Accelerators take more, since the head's
 # gradient goes to memory and back for each chunk; 4 times as much keeps temporaries under a tenth of those of all
@@ -126,7 +126,7 @@ def check_targets(objective: Objective, targets: str) -> None:
 
 def token_losses(
     student_logits: Float[Array, "*N V"],
-    teacher: Float[Array, "*N V"] | TopK | None,
+    teacher: Float[Array, "*N W"] | TopK | None,
     labels: Int[Array, "*N"],
     kinds: Int[Array, "*N"],
     objective: Objective,
@@ -137,9 +137,9 @@ def token_losses(
     """The unweighted loss of each token by its kind; zero where it isn't trained.
 
     Args:
-      student_logits: the student's logits.
-      teacher: the teacher's logits, or its likeliest tokens; all other tokens then count as one. None where no loss
-          needs them.
+      student_logits: the student's logits, -inf for padding.
+      teacher: likewise the teacher's, padded to another size where its embedding is; or its likeliest tokens, and all
+          others count as one. None where no loss needs them.
       labels: the tokens.
       kinds: their `TokenKind`s.
       objective: the losses.
@@ -288,14 +288,16 @@ def objective_loss_sums(
     def losses_of(logits: Array, batch: TargetBatch) -> Array:
         teacher_target = teacher_of(batch)
         return token_losses(
-            logits, teacher_target, batch.tokens, batch.kinds, objective,
+            mask_padding(logits, objective.vocab_size), teacher_target, batch.tokens, batch.kinds, objective,
             teacher_logprob=batch.teacher_logprob, reward_to_go=batch.reward_to_go,
         )  # fmt: skip
 
     def reward_of(logits: Array, batch: TargetBatch) -> Array:
         temperature = objective.temperature
         teacher_logprob = _teacher_logprob(teacher_of(batch), batch.tokens, temperature, batch.teacher_logprob)
-        return teacher_log_ratio(logits / temperature, batch.tokens, teacher_logprob)
+        return teacher_log_ratio(
+            mask_padding(logits, objective.vocab_size) / temperature, batch.tokens, teacher_logprob
+        )
 
     chunk_tokens = min(weight.shape[1], chunk_tokens)
     if objective.rewarded_kinds:

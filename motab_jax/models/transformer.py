@@ -287,6 +287,11 @@ def unembed(
         logits = weight_einsum("...d,vd->...v", hidden, params["embed"], jnp.float32)
     else:  # unrolled layers: a CPU, for which the embedding [V,D] is a head in transposed form
         logits = transposed_matmul(params["embed"], hidden, jnp.float32)
+    return mask_padding(logits, vocab_size)
+
+
+def mask_padding(logits: Float32[Array, "*N V"], vocab_size: int | None) -> Float32[Array, "*N V"]:
+    """The logits, -inf beyond the tokenizer's vocabulary; unchanged where that is None."""
     if vocab_size is None:
         return logits
     is_token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) < vocab_size

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
 from motab_jax.models.topk import mass_threshold
+from motab_jax.models.topk import top_k as likeliest
 from motab_jax.runtime.mesh import replicate_in_group, tensor_shards
 
 BLOCK, MIN_BLOCKS = 256, 16
@@ -59,9 +60,10 @@ def sample(
 
 
 def _top_k_threshold(weights: Float32[Array, "B V"], top_k: int) -> Float32[Array, "B 1"]:
-    """The top_k-th largest weight."""
-    sharded = tensor_shards(weights.shape[-1]) > 1
-    return mass_threshold(weights, lambda number: number >= top_k, sharded=sharded, counted=True)
+    """The top_k-th largest weight. A gather finds it in a sharded vocabulary; else counts, which beat a sort."""
+    if tensor_shards(weights.shape[-1]) > 1:
+        return likeliest(weights, top_k)[0][:, -1:]
+    return mass_threshold(weights, lambda number: number >= top_k, sharded=False, counted=True)
 
 
 def _nucleus_threshold(weights: Float32[Array, "B V"], top_p: float | Float32[Array, ""]) -> Float32[Array, "B 1"]:

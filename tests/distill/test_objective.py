@@ -96,8 +96,12 @@ def test_the_teachers_head_goes_along_only_where_a_divergence_needs_it():
 def test_logits_beyond_the_vocabulary_never_count():
     params, batch = params_of(), random_batch()
     spoilt = params | {"embed": params["embed"].at[VOCAB:].add(3.0)}
-    loss = jax.jit(lambda p: chunked(p, batch, OBJECTIVES["mixed"])[0])
-    assert float(loss(params)) == float(loss(spoilt))
+    for objective in (OBJECTIVES["mixed"], OBJECTIVES["rivals"]):
+        loss = jax.jit(jax.value_and_grad(lambda p, o=objective: chunked(p, batch, o)[0]))
+        (value, grads), (spoilt_value, _) = loss(params), loss(spoilt)
+        assert float(value) == float(spoilt_value)
+        assert not jnp.any(grads["embed"][VOCAB:]), "their gradient is exactly zero"
+        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads))
 
 
 def test_full_logits_are_never_held():
