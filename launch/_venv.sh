@@ -4,6 +4,7 @@
 # locks. With a lock requirements/NAME.txt, its packages are installed, hashes checked, and then what the arguments
 # name without dependencies. Without one pip chooses.
 
+source "$(dirname "${BASH_SOURCE[0]}")/_usage.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 VENV="${VENV:-.venv}"
 PYTHON="$VENV/bin/python"
@@ -20,14 +21,14 @@ ensure() {
       echo "Python 3.11 or newer is needed; name one, for example: PYTHON3=python3.12 bash $0" >&2
       return 2
     }
-    "${PYTHON3:-python3}" -m venv "$VENV" || return
+    act "${PYTHON3:-python3}" -m venv "$VENV" || return
   fi
   [ "$(cat "$stamp" 2> /dev/null)" = "$want" ] && return 0
   if [ -f "$lock" ]; then
-    "$PYTHON" -m pip install --quiet --require-hashes -r "$lock" || return
-    "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation "$@" || return
+    act "$PYTHON" -m pip install --quiet --require-hashes -r "$lock" || return
+    act "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation "$@" || return
   else
-    "$PYTHON" -m pip install --quiet "$@" || return
+    act "$PYTHON" -m pip install --quiet "$@" || return
   fi
-  echo "$want" > "$stamp"
+  [ -n "${DRY:-}" ] || echo "$want" > "$stamp"
 }

@@ -4,7 +4,7 @@
 #   bash launch/local.sh PROCESSES DEVICES [CONFIG.yaml] [key=value ...]
 #
 # Needs: nothing but this machine. Optional: LOGS (runs/local-logs), PORT (where the processes meet, a free one), VERB
-# (train). If a process dies, the others leave too.
+# (train), DRY=1 (print the commands instead). If a process dies, the others leave too.
 # Watch:  process 0 prints here, and all write LOGS/process-N.log
 # Stop:   Ctrl-C, or SIGTERM to this script: saves and leaves with 75
 # Resume: the same command
@@ -17,9 +17,21 @@ processes=$1 devices=$2
 shift 2
 export JAX_PLATFORMS=cpu JAX_NUM_PROCESSES=$processes
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
+address="127.0.0.1:${PORT:-FREE-PORT}"
 free='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
-export JAX_COORDINATOR_ADDRESS="127.0.0.1:${PORT:-$("$PYTHON" -c "$free")}"
 logs="${LOGS:-runs/local-logs}"
+if [ -n "${DRY:-}" ]; then
+  quoted mkdir -p "$logs"
+  for ((n = 0; n < processes; n++)); do
+    command="$(quoted env "JAX_PLATFORMS=cpu" "XLA_FLAGS=$XLA_FLAGS" "JAX_COORDINATOR_ADDRESS=$address" \
+      "JAX_NUM_PROCESSES=$processes" "JAX_PROCESS_ID=$n" "$PYTHON" -m "motab_jax.${VERB:-train}" "$@")"
+    echo "$command > $(quoted "$logs/process-$n.log") 2>&1 &"
+  done
+  echo wait
+  exit
+fi
+[ -n "${PORT:-}" ] || address="127.0.0.1:$("$PYTHON" -c "$free")"
+export JAX_COORDINATOR_ADDRESS="$address"
 mkdir -p "$logs"
 
 started=() cut=

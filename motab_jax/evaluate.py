@@ -27,7 +27,7 @@ WORDS.word("output", "FILE.jsonl", "also write a line for each completion", type
 def work(words: list[str]) -> int:
     """The verb: load the models, generate, grade, print."""
     args = WORDS.parse(words)
-    initialize()
+    initialize(patience=args.config.run.start_seconds, heartbeat=args.config.run.heartbeat_seconds)
     enable_compilation_cache()
     session = open_session(args.config, teacher=args.config.eval.reverse_kl)
     console = Console(stderr=True, quiet=not is_main())

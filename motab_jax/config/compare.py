@@ -18,6 +18,8 @@ FREE = frozenset(
         "run.sample_every",
         "run.dir",
         "run.name",
+        "run.start_seconds",
+        "run.heartbeat_seconds",
         "log",
         "mesh",
     }

@@ -24,6 +24,8 @@ class RunSection(Section):
         default=None, description="passes over the prompts, in place of steps: rounded up to whole steps"
     )
     seed: Natural = 0
+    start_seconds: Positive = Field(default=300, description="that processes wait for each other at the start")
+    heartbeat_seconds: Positive = Field(default=40, description="of silence after which a process counts as dead")
     eval_every: Natural = Field(default=0, description="evaluate every n steps (0: before and after only)")
     save_every: Positive = 50
     upload_every: Positive = Field(

@@ -19,6 +19,9 @@ import jax
 from motab_jax.config import PeerMissing, UserError
 
 _COORDINATOR, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+_PORT, _SLICES = "JAX_COORDINATOR_PORT", "MEGASCALE_NUM_SLICES"
+# jax's own choice, 8482, is not among the ports that Google's network opens between the hosts of a TPU by itself.
+TPU_PORT = "8476"
 HEARTBEAT = 40  # seconds without a sign of life after which a process counts as dead
 INIT_MARGIN_SECONDS = 60  # added to jax's own time limit, so that this module's comes first
 PATIENCE = 300  # seconds that processes wait for each other at the start and at barriers
@@ -33,6 +36,7 @@ def initialize(
     process_id: int | None = None,
     *,
     patience: int = PATIENCE,
+    heartbeat: int = HEARTBEAT,
 ) -> None:
     """Join the other processes, if there are any. Call it before any device is used; a second call does nothing.
 
@@ -44,6 +48,7 @@ def initialize(
       num_processes: how many processes the run has.
       process_id: the number of this one, from 0.
       patience: seconds to wait for the others.
+      heartbeat: seconds without a sign of life after which a process counts as dead.
 
     Raises:
       UserError: only some of the three are given, or one is invalid.
@@ -58,14 +63,18 @@ def initialize(
     if coordinator is not None and num_processes is not None and process_id is not None:
         _check(coordinator, num_processes, process_id)
         if num_processes > 1:
-            _join(coordinator, num_processes, process_id, patience)
+            _join(coordinator, num_processes, process_id, patience, heartbeat)
     elif in_cluster():
-        _join(coordinator, num_processes, process_id, patience)
+        if _on_tpu_pod():
+            os.environ.setdefault(_PORT, TPU_PORT)
+        _join(coordinator, num_processes, process_id, patience, heartbeat)
     elif any(value is not None for value in given):
         raise UserError(f"a run on several hosts needs all of {_COORDINATOR}, {_COUNT} and {_INDEX}; some are missing")
 
 
-def _join(coordinator: str | None, num_processes: int | None, process_id: int | None, patience: int) -> None:
+def _join(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, patience: int, heartbeat: int
+) -> None:
     # At its own time limit jax ends the process with a stack trace, so ours comes first.
     waiting = threading.Timer(patience, _give_up, (coordinator, num_processes, process_id, patience))
     waiting.daemon = True
@@ -73,7 +82,7 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
     try:
         jax.distributed.initialize(
             coordinator, num_processes, process_id, initialization_timeout=patience + INIT_MARGIN_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=patience,
+            heartbeat_timeout_seconds=heartbeat, shutdown_timeout_seconds=patience,
         )  # fmt: skip
     except jax.errors.JaxRuntimeError as error:
         raise PeerMissing(f"the processes did not meet: {str(error).splitlines()[0]}") from None
@@ -89,8 +98,16 @@ def _give_up(coordinator: str | None, num_processes: int | None, process_id: int
         who = f"process 0, which should answer at {coordinator},"
     elif num_processes == 2 and process_id is not None:
         who = f"process {1 - process_id}"
-    print(f"error: {who} did not join within {seconds} s; see what it printed last", file=sys.stderr)
+    print(f"error: {who} did not join within {seconds} s; see what it printed last{_slices()}", file=sys.stderr)
     leave(PeerMissing.status, at_once=True)
+
+
+def _slices() -> str:
+    """What the platform says of slices: after a preemption that may be of slices that are gone."""
+    count = os.environ.get(_SLICES, "1")
+    if count == "1":
+        return ""
+    return f"; {_SLICES}={count} says that the run has {count} slices: where it has fewer, correct the variable"
 
 
 def _answers(address: str) -> bool:

@@ -47,7 +47,7 @@ def synthesize(config: Config, files: OutputFiles) -> int:
     prompts = read_prompts(config)
     if files.parquet:
         derived_files.prompt_type(prompts)
-    initialize()
+    initialize(patience=config.run.start_seconds, heartbeat=config.run.heartbeat_seconds)
     with contextlib.ExitStack() as opened:
         for staged in files.staged:
             opened.enter_context(staged.pushing(config.run.upload_every))

@@ -41,7 +41,7 @@ def train(config: Config, *, profile: bool = False) -> int:
       UserError: something is wrong with the configuration, the models, the prompts or the folder.
     """
     # Join the other processes of the run. Keep compiled programs from one run to the next.
-    initialize()
+    initialize(patience=config.run.start_seconds, heartbeat=config.run.heartbeat_seconds)
     enable_compilation_cache()
     with CompileClock() as compile_clock:
         # Open everything that the run works with. What is wrong with the input raises a UserError here.

@@ -9,7 +9,8 @@ import pytest
 from tests.launch.stubs import LAUNCH, options, the_command
 
 WORDS = ["recipes/mine.yaml", "run.seed=1", "data.fields={prompt: it's}"]
-VARIABLES = {"NAME": "pod", "ZONE": "z", "PROJECT": "p", "NFS": "10.0.0.2:/runs"}
+VARIABLES = {"NAME": "pod", "ZONE": "z", "PROJECT": "p", "RUNS": "10.0.0.2:/runs"}
+RUN = ["-m", "motab_jax.train", "run.dir=/runs", "run.start_seconds=1800", *WORDS]
 
 # The VM is a folder: what is copied to it lands there, and what it is told runs there.
 GCLOUD = """
@@ -60,9 +61,9 @@ def test_a_tpu_vm_gets_the_checkout_installs_a_lock_and_starts_the_run_as_a_unit
     calls = stubs.calls()
     assert [call[-1] for call in calls if "--require-hashes" in call] == ["requirements/tpu.txt"]
     [mount] = [call for call in calls if call[:2] == ["sudo", "mount"]]
-    assert mount[-2:] == [VARIABLES["NFS"], "/runs"]
+    assert mount[-2:] == [VARIABLES["RUNS"], "/runs"]
     [unit] = [call for call in calls if "systemd-run" in call]
-    assert unit[-4 - len(WORDS) :] == [f"{home}/.venv/bin/python", "-m", "motab_jax.train", "run.dir=/runs", *WORDS]
+    assert unit[-1 - len(RUN) :] == [f"{home}/.venv/bin/python", *RUN]
     assert {"--unit=motab", f"--uid={os.getuid()}", "--setenv=HF_HOME=/runs/huggingface"} <= set(unit)
     assert "--property=TimeoutStopSec=600" in unit, "time for a step and a save"
     for call in calls:
@@ -70,6 +71,30 @@ def test_a_tpu_vm_gets_the_checkout_installs_a_lock_and_starts_the_run_as_a_unit
             assert options(call).items() >= {"--zone": "z", "--project": "p"}.items()
             assert "pod" in call or "pod:motab.tgz" in call
             assert "describe" in call or options(call)["--worker"] == "all"
+
+
+def test_with_a_bucket_nothing_is_mounted_and_downloads_stay_on_their_host(vm, stubs, host):
+    (host / "requirements" / "gcs.txt").touch()
+    said = vm(RUNS="gs://b/my runs")
+    assert said.returncode == 0, said.stderr
+    calls = stubs.calls()
+    locks = [call[-1] for call in calls if "--require-hashes" in call]
+    assert locks == ["requirements/tpu.txt", "requirements/gcs.txt"]
+    [unit] = [call for call in calls if "systemd-run" in call]
+    assert "run.dir=gs://b/my runs" in unit and unit[-len(WORDS) :] == WORDS
+    assert not [word for word in unit if "HF_HOME" in word] and not [call for call in calls if "mount" in call]
+
+
+def test_the_old_name_of_a_share_still_works(vm, stubs):
+    assert vm(RUNS="", NFS="10.0.0.2:/runs").returncode == 0
+    assert [call[-2:] for call in stubs.calls() if call[:2] == ["sudo", "mount"]] == [["10.0.0.2:/runs", "/runs"]]
+
+
+@pytest.mark.parametrize("runs", ["s3://b/runs", "gs://", "runs", "/runs"])
+def test_what_keeps_no_runs_is_refused_before_anything_is_made(runs, vm, stubs):
+    said = vm(RUNS=runs)
+    assert said.returncode == 2 and f"error: RUNS={runs} is neither" in said.stderr
+    assert stubs.calls() == []
 
 
 def test_a_tpu_vm_is_made_where_there_is_none(vm, stubs):

@@ -11,7 +11,9 @@ import pytest
 from tests.launch.conftest import PYTHON3
 from tests.launch.stubs import LAUNCH, SCRIPTS
 
-CALLED = [LAUNCH / name for name in ("local.sh", "tpu_vm.sh", "queued_resource.sh", "xpk.sh", "slurm.sbatch")]
+CALLED = [
+    LAUNCH / name for name in ("install.sh", "local.sh", "tpu_vm.sh", "queued_resource.sh", "xpk.sh", "slurm.sbatch")
+]
 SHELL = [*SCRIPTS, LAUNCH.parent / ".ci" / "run", LAUNCH.parent / "requirements" / "lock.sh"]
 
 
@@ -65,9 +67,10 @@ def test_the_image_is_installed_from_a_lock_and_is_not_root(stubs):
         stubs.add(name)
     for word, _, command in lines:
         if word == "RUN":
-            assert stubs.run(["sh", "-c", command], LOCK="tpu").returncode == 0
-    locked, package = (call for call in stubs.calls() if call[0] == "pip")
-    assert "--require-hashes" in locked and locked[-1] == "requirements/tpu.txt"
+            assert stubs.run(["sh", "-c", command], LOCKS="tpu gcs").returncode == 0
+    *locked, package = (call for call in stubs.calls() if call[0] == "pip")
+    assert [call[-1] for call in locked] == ["requirements/tpu.txt", "requirements/gcs.txt"]
+    assert all("--require-hashes" in call for call in locked)
     assert "--no-deps" in package and package[-1] == "."
 
 
@@ -78,12 +81,63 @@ def test_local_wants_two_numbers(words, stubs):
 
 
 @pytest.mark.parametrize(
-    ("file", "missing"), [("tpu_vm.sh", "NFS"), ("queued_resource.sh", "NFS"), ("xpk.sh", "IMAGE")], ids=str
+    ("file", "missing"),
+    [("tpu_vm.sh", "RUNS"), ("queued_resource.sh", "RUNS"), ("xpk.sh", "IMAGE"), ("xpk.sh", "RUNS")],
 )
 def test_a_missing_variable_is_named(file, missing, stubs):
-    given = {"NAME": "a", "ZONE": "b", "CLUSTER": "c", "PROJECT": "d", "STORAGE": "e", missing: ""}
+    given = {"NAME": "a", "ZONE": "b", "CLUSTER": "c", "PROJECT": "d", "RUNS": "gs://e/f", "IMAGE": "g", missing: ""}
     said = stubs.run(["bash", str(LAUNCH / file), "mine.yaml"], **given)
     assert said.returncode == 2 and said.stderr.startswith(f"error: {missing} is not set\n")
+
+
+# Whatever a file might call.
+PROGRAMS = ("gcloud", "xpk", "srun", "sbatch", "scontrol", "git", "tar", "sudo", "systemctl", "mountpoint", "mktemp")
+DRY = {
+    **{"NAME": "pod", "ZONE": "z", "CLUSTER": "c", "PROJECT": "p", "IMAGE": "i", "RUNS": "gs://b/runs"},
+    **{"DRY": "1", "SPOT": "1", "JAX_COORDINATOR_ADDRESS": "", "SLURM_JOB_ID": ""},
+}
+
+
+@pytest.mark.parametrize("path", [path for path in SCRIPTS if path.name[0] != "_"], ids=lambda path: path.name)
+def test_dry_prints_commands_and_does_nothing(path, stubs, host):
+    for name in PROGRAMS:
+        stubs.add(name)
+    before = sorted(host.rglob("*"))
+    first = {"local.sh": ["2", "4"], "install.sh": ["cuda"]}.get(path.name, [])
+    words = [] if path.name == "install.sh" else ["mine.yaml", "data.fields={prompt: it's}"]
+    said = stubs.run(["bash", f"launch/{path.name}", *first, *words], host, **DRY)
+    assert said.returncode == 0 and said.stderr == "", said.stderr
+    assert [call for call in stubs.calls() if call[1:2] != ["-c"]] == [], "a question of python3 changes nothing"
+    assert sorted(host.rglob("*")) == before
+    checked = subprocess.run(["bash", "-n"], input=said.stdout, capture_output=True, text=True)
+    assert said.stdout.strip() and checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "program"),
+    [("xpk.sh", "xpk"), ("slurm.sbatch", "srun"), ("install.sh", "python3"), ("tpu_vm.sh", "gcloud")],
+)
+def test_what_dry_prints_is_what_would_be_done(file, program, stubs, host):
+    """The printed commands, run, make the same calls as the file."""
+    python = host / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    stubs.add("python", "").rename(python)
+    stubs.add(program, "sys.exit('describe' in words)")
+    for name in {"git", "sbatch"} - {program}:
+        stubs.add(name)
+    words = ["cuda"] if file == "install.sh" else ["mine.yaml", "data.fields={prompt: it's}"]
+    made = []
+    for command in (
+        ["bash", f"launch/{file}", *words],
+        ["bash", "-c", stubs.run(["bash", f"launch/{file}", *words], host, **DRY).stdout],
+    ):
+        stubs.log.unlink(missing_ok=True)
+        (host / ".venv" / "installed-cuda").unlink(missing_ok=True)
+        said = stubs.run(command, host, **{**DRY, "DRY": "", "SLURM_JOB_ID": "7"})
+        assert said.returncode == 0, said.stderr
+        calls = [call for call in stubs.calls() if call[0] not in ("git", "sbatch") and "describe" not in call]
+        made.append([[word for word in call if not word.endswith("/motab.tgz")] for call in calls])
+    assert made[0] and made[0] == made[1]
 
 
 LOCAL = """

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from motab_jax.config.sections import RunSection
 from motab_jax.runtime.cli import STOPPED
+from motab_jax.runtime.distributed import PATIENCE, TPU_PORT
 from tests.launch.stubs import LAUNCH
 from tests.verbs.schema import faults
 
@@ -84,9 +86,13 @@ def test_there_is_one_pod_a_host_and_all_chips_are_used():
     }, "a slice's pods share one node pool"
 
 
-def test_runs_and_downloads_are_kept_outside_the_pods():
-    [mount], [volume] = TRAIN["volumeMounts"], POD["volumes"]
-    assert mount["name"] == volume["name"] and "persistentVolumeClaim" in volume
-    assert f"run.dir={mount['mountPath']}" in TRAIN["args"]
-    assert {"name": "HF_HOME", "value": f"{mount['mountPath']}/huggingface"} in TRAIN["env"]
+def test_runs_are_kept_outside_the_pods_and_the_words_are_a_runs():
     assert (LAUNCH.parent / TRAIN["args"][0]).is_file(), "the image holds the checkout, the recipes with it"
+    known = {f"run.{name}" for name in RunSection.model_fields}
+    given = dict(word.split("=", 1) for word in TRAIN["args"][1:])
+    assert given.keys() <= known and given["run.dir"].startswith("gs://")
+    assert int(given["run.start_seconds"]) > PATIENCE, "pods start at different times"
+
+
+def test_process_0_is_reached_at_a_port_that_the_pod_names():
+    assert int(TPU_PORT) in [port["containerPort"] for port in TRAIN["ports"]]

@@ -44,13 +44,18 @@ def test_skypilot_loads_it(program, tmp_path):
         "arguments": {"runtime_version": "v2-alpha-tpuv5-lite"},
         "spot": True,
         "recovery": [STOPPED],
-        "kept": {"/runs": ["motab-runs", "MOUNT"]},
+        "kept": {},
     }
 
 
 def test_a_stopped_run_is_recovered_and_its_folder_outlives_the_machine():
     assert TASK["resources"]["job_recovery"]["recover_on_exit_codes"] == [STOPPED] and TASK["resources"]["use_spot"]
-    assert list(TASK["file_mounts"]) == ["/runs"] and "run.dir=/runs" in TASK["run"]
+    assert "file_mounts" not in TASK, "a log on a mounted bucket is uploaded when it is closed"
+
+
+def test_without_a_bucket_nothing_starts(stubs):
+    said = stubs.run(["bash", "-c", TASK["run"]], **NODES, SKYPILOT_NUM_GPUS_PER_NODE="0", RUNS="", ARGS="mine.yaml")
+    assert said.returncode != 0 and "RUNS: a bucket" in said.stderr and stubs.calls() == []
 
 
 def test_its_script_is_clean_shell(program, tmp_path):
@@ -60,10 +65,18 @@ def test_its_script_is_clean_shell(program, tmp_path):
     assert checked.returncode == 0, checked.stdout
 
 
-def test_setup_installs_a_lock(stubs, host):
-    said = stubs.run(["bash", "-c", TASK["setup"]], host, LOCK="cuda")
+@pytest.mark.parametrize("locks", ["tpu gcs", "cuda"])
+def test_setup_installs_locks(locks, stubs, host):
+    (host / "requirements" / "gcs.txt").touch()
+    said = stubs.run(["bash", "-c", TASK["setup"]], host, LOCKS=locks)
     assert said.returncode == 0, said.stderr
-    assert [call[-1] for call in stubs.calls() if "--require-hashes" in call] == ["requirements/cuda.txt"]
+    installed = [call[-1] for call in stubs.calls() if "--require-hashes" in call]
+    assert installed == [f"requirements/{lock}.txt" for lock in locks.split()]
+
+
+def test_setup_fails_where_a_lock_does(stubs, host):
+    assert stubs.run(["bash", "-c", TASK["setup"]], host, LOCKS="nothing cuda").returncode != 0
+    assert not [call for call in stubs.calls() if "--require-hashes" in call]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +94,10 @@ def test_gpu_nodes_are_told_who_they_are(given, told, stubs, tmp_path, monkeypat
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     python = stubs.add("python", f"print(json.dumps([os.environ.get(name) for name in {NAMES}]))")
     shutil.move(python, tmp_path / ".venv" / "bin" / "python")
-    said = stubs.run(["bash", "-c", TASK["run"]], tmp_path, **{**NODES, **given}, ARGS="mine.yaml run.seed=1")
+    said = stubs.run(
+        ["bash", "-c", TASK["run"]], tmp_path, **{**NODES, **given}, RUNS="gs://b/runs", ARGS="mine.yaml run.seed=1"
+    )
     assert said.returncode == 0, said.stderr
     assert json.loads(said.stdout) == told
-    assert stubs.calls() == [["python", "-m", "motab_jax.train", "run.dir=/runs", "mine.yaml", "run.seed=1"]]
+    words = ["run.dir=gs://b/runs", "run.start_seconds=1800", "mine.yaml", "run.seed=1"]
+    assert stubs.calls() == [["python", "-m", "motab_jax.train", *words]]

@@ -14,7 +14,7 @@ from motab_jax.runtime.cli import STOPPED
 from tests.launch.stubs import LAUNCH, options
 
 WORDS = ["configs/quickstart.yaml", "run.seed=1", "data.fields={prompt: it's}"]
-RUN = ["python", "-m", "motab_jax.train", "run.dir=/runs", *WORDS]
+RUN = ["python", "-m", "motab_jax.train", "run.dir=/runs", "run.start_seconds=1800", *WORDS]
 GIVEN = {"CLUSTER": "c", "PROJECT": "p", "ZONE": "us-west4-a", "IMAGE": "registry/motab", "STORAGE": "runs"}
 
 
@@ -34,6 +34,22 @@ def test_xpk_is_asked_for_a_workload_that_restarts(stubs):
         **{"--env": "HF_HOME=/runs/huggingface", "--termination-grace-period-seconds": "900"},
         **{"--dry-run": "", "--spot": ""},
     }
+
+
+def test_a_bucket_needs_no_storage_of_the_cluster(stubs):
+    stubs.add("xpk")
+    said = stubs.run(["bash", "launch/xpk.sh", *WORDS], **{**GIVEN, "STORAGE": "", "RUNS": "gs://b/runs"})
+    assert said.returncode == 0, said.stderr
+    [call] = stubs.calls()
+    assert "run.dir=gs://b/runs" in shlex.split(options(call)["--command"])
+    assert not {"--storage", "--env"} & options(call).keys()
+
+
+@pytest.mark.parametrize("runs", ["s3://b/runs", "/runs"])
+def test_runs_that_the_pods_cannot_keep_are_refused(runs, stubs):
+    stubs.add("xpk")
+    said = stubs.run(["bash", "launch/xpk.sh", *WORDS], **GIVEN, RUNS=runs)
+    assert said.returncode == 2 and runs in said.stderr and stubs.calls() == []
 
 
 @pytest.fixture

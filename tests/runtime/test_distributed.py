@@ -1,5 +1,6 @@
 """Multi-host start: what is read from the surroundings, and what is refused."""
 
+import inspect
 import os
 import socket
 import subprocess
@@ -43,6 +44,30 @@ def test_clusters_are_seen(monkeypatch):
     assert not distributed.in_cluster()
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "host-0,host-1")
     assert distributed.in_cluster()
+
+
+@pytest.mark.parametrize(("given", "port"), [(None, "8476"), ("9000", "9000")])
+def test_the_hosts_of_a_tpu_meet_at_a_port_that_is_open(given, port, monkeypatch):
+    """Google's network opens 8470, 8471, 8474 and 8476 between them by itself; jax would take 8482."""
+    joined = []
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *_, **limits: joined.append(limits))
+    monkeypatch.setattr(distributed.sys, "excepthook", sys.excepthook)  # put back afterwards
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "")  # put back afterwards, whatever is set meanwhile
+    monkeypatch.delenv("JAX_COORDINATOR_PORT")
+    if given is not None:
+        monkeypatch.setenv("JAX_COORDINATOR_PORT", given)
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "host-0,host-1")
+    distributed.initialize(patience=1234, heartbeat=56)
+    [limits] = joined
+    assert limits["heartbeat_timeout_seconds"] == 56 and limits["initialization_timeout"] > 1234
+    assert os.environ["JAX_COORDINATOR_PORT"] == port
+
+
+def test_jax_reads_the_port_from_that_variable():
+    """`initialize` rests on it."""
+    from jax._src.clusters import cluster
+
+    assert "JAX_COORDINATOR_PORT" in inspect.getsource(cluster)
 
 
 def test_a_tpu_host_has_libtpu_and_a_chip(monkeypatch, tmp_path):
@@ -117,6 +142,14 @@ def test_peers_that_do_not_come_are_named(number, count, missing):
     assert alone.returncode == PeerMissing.status not in (0, UserError.status, STOPPED)
     assert alone.stderr.startswith(f"error: {missing}") and "did not join within 1 s" in alone.stderr
     assert len(alone.stderr.splitlines()) == 1, alone.stderr
+    assert "MEGASCALE" not in alone.stderr
+
+
+def test_a_number_of_slices_that_may_be_stale_is_said():
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "MEGASCALE_NUM_SLICES": "3"}
+    env |= dict(zip(NAMES, (free_address(), "2", "0"), strict=True))
+    alone = subprocess.run([sys.executable, "-c", ALONE], env=env, capture_output=True, text=True, timeout=90)
+    assert alone.returncode == PeerMissing.status and "MEGASCALE_NUM_SLICES=3" in alone.stderr
 
 
 def test_two_processes_join():
