@@ -70,7 +70,7 @@ class RolloutSection(Section):
         default="hidden", description="what is kept of the teacher's distributions for the loss"
     )
     targets_k: Positive = Field(default=64, description="likeliest tokens kept (targets=topk)")
-    targets_dtype: Dtype | None = Field(default=None, description="empty: the teacher's")
+    targets_dtype: Dtype | None = Field(default=None, description="empty: the teacher's; with targets=topk float32")
     temperature: NonNegative = 0.6
     top_k: Natural = Field(default=0, description="0: off")
     top_p: TopP = 0.95

@@ -11,7 +11,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from motab_jax.data.sources import Source
 from motab_jax.models.topk import TopK
@@ -87,8 +87,7 @@ def build_targets(
     keep = trajectory.used if stitched else trajectory.kept
     column = jnp.cumsum(keep, axis=1) - 1
     if stitched:
-        earlier = happened[:, None, :] & (trajectory.rewind_at[:, None, :] <= jnp.arange(entries)[None, :, None])
-        column = column + size * jnp.sum(earlier, axis=-1)
+        column = column + size * _rewinds_before(trajectory.rewind_at, happened, entries)
     column = jnp.where(keep & (column < width), column, width)
     entry = _entry_of_column(column, width)
     kinds = jnp.where(trajectory.sources == Source.TEACHER, TokenKind.TEACHER, TokenKind.STUDENT)
@@ -105,6 +104,18 @@ def build_targets(
     hidden = None if topk is not None or trajectory.teacher_hidden.shape[-1] == 0 else trajectory.teacher_hidden
     teacher = hidden, topk, trajectory.teacher_logprob if logprobs else None
     return _with_prompt(trajectory, tokens, kinds, jax.tree.map(lambda x: _take_entries(x, entry), teacher))
+
+
+def _rewinds_before(
+    rewind_at: Int[Array, "N R"], happened: Bool[Array, "N R"], entries: int
+) -> Int[Array, "N {entries}"]:
+    """How many rewinds happened at or before each log entry."""
+
+    def count(at: Array, happened: Array) -> Array:
+        marks = jnp.zeros((entries,), jnp.int32).at[jnp.where(happened, at, entries)].add(1, mode="drop")
+        return jnp.cumsum(marks)
+
+    return jax.vmap(count)(rewind_at, happened)
 
 
 def _entry_of_column(column: Int[Array, "N E"], width: int) -> Int[Array, "N {width}"]:

@@ -17,6 +17,7 @@ from motab_jax.grading.grade import judge
 from motab_jax.models.transformer import Model
 from motab_jax.rollout import Trajectory
 from motab_jax.rollout.record import Row
+from motab_jax.rollout.sampling import Stream, stream_key
 from motab_jax.rollout.trajectory import KEPT
 from motab_jax.runtime.distributed import is_main
 from motab_jax.runtime.hosts import fetch
@@ -108,7 +109,7 @@ class Evaluator:
         indices, row_ids = [i for i, _ in batch], [i * samples + s for i, s in batch]
         prompts = self.prompts.batch(indices, row_ids, session.mesh, rows=size)
         teacher = session.teacher if programs.reverse_kl is not None else None
-        key = jax.random.key(session.config.run.seed)
+        key = stream_key(session.config.run.seed, Stream.EVALUATION)
         trajectory = programs.generate(student, teacher, prompts, key, programs.rollout_config)
         sums = None
         if programs.reverse_kl is not None:

@@ -82,12 +82,12 @@ def next_boundary(
       alarm_is_high: a step strays above its boundary.
 
     Returns:
-      The new eps0; the old one where the batch has no student step.
+      The new eps0; the old one where the batch has no student step with a value.
     """
     entered = jnp.arange(steps.value.shape[1])[None] < steps.count[:, None]
     by_student = entered & (steps.source == Source.STUDENT)
     quantile = jnp.nanquantile(jnp.where(by_student, steps.value, jnp.nan), 1.0 - rate if alarm_is_high else rate)
-    return jnp.where(jnp.any(by_student), (1.0 - pace) * eps0 + pace * quantile, eps0)
+    return jnp.where(jnp.isnan(quantile), eps0, (1.0 - pace) * eps0 + pace * quantile)
 
 
 class Columns(flax.struct.PyTreeNode):

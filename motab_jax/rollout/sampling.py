@@ -4,6 +4,7 @@ The vocabulary is never sorted, nor gathered where devices share it. Keys fold (
 depends on nothing else.
 """
 
+import enum
 import math
 
 import jax
@@ -15,6 +16,18 @@ from motab_jax.models.topk import top_k as likeliest
 from motab_jax.runtime.mesh import replicate_in_group, tensor_shards
 
 BLOCK, MIN_BLOCKS = 256, 16
+
+
+class Stream(enum.IntEnum):
+    """Purposes of random numbers besides training, whose keys fold the step: it counts from 0 up, these from above."""
+
+    EVALUATION = 2**32 - 1
+    SYNTHESIS = 2**32 - 2
+
+
+def stream_key(seed: int, stream: Stream) -> Key[Array, ""]:
+    """The key from which a purpose's keys are folded. No number is drawn from it, nor from the seed's own key."""
+    return jax.random.fold_in(jax.random.key(seed), stream)
 
 
 def uniforms(row_keys: Key[Array, "B"], num_rewinds: Int[Array, "B"], position: Int[Array, "B"]) -> Float32[Array, "B"]:

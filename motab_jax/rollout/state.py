@@ -77,10 +77,11 @@ def empty_log(teacher: Model | None, prompts: Prompts, config: RolloutConfig) ->
     width = prompts.tokens.shape[1]
     index = jnp.arange(width, dtype=jnp.int32)[None] - (width - prompts.lengths[:, None])
     entries = config.max_new_tokens + config.max_discarded + config.segment_tokens
-    kept_width = teacher.config.width if teacher is not None and config.targets.kind == "hidden" else 0
+    kept_width, dtype = 0, config.targets.dtype or jnp.float32
+    if teacher is not None and config.targets.kind == "hidden":
+        kept_width, dtype = teacher.config.width, config.targets.dtype or teacher.dtype
     return empty_trajectory(
-        prompts.tokens, jnp.maximum(index, -1), entries, config.max_rewinds, kept_width,
-        jnp.float32 if teacher is None else config.targets.dtype or teacher.dtype,
+        prompts.tokens, jnp.maximum(index, -1), entries, config.max_rewinds, kept_width, dtype,
         top_k=0 if teacher is None else config.targets_k,
     )  # fmt: skip
 

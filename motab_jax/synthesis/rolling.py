@@ -14,6 +14,7 @@ from motab_jax.data.records import Prompt
 from motab_jax.rollout import Prompts, Trajectory, rollout
 from motab_jax.rollout.off_policy import generate_with_teacher
 from motab_jax.rollout.row_groups import run_per_group
+from motab_jax.rollout.sampling import Stream, stream_key
 from motab_jax.runtime.cli import STOPPED, Signals
 from motab_jax.runtime.clocks import now
 from motab_jax.runtime.compilation import enable_compilation_cache
@@ -113,7 +114,7 @@ def _batches(session: Session, encoded: EncodedPrompts, done: int) -> Iterator[t
     """
     config = session.config
     samples, size = config.rollout.samples_per_prompt, config.rollout.batch_size
-    total, key = len(encoded.prompts) * samples, jax.random.key(config.run.seed)
+    total, key = len(encoded.prompts) * samples, stream_key(config.run.seed, Stream.SYNTHESIS)
     generate = _make_generator(session)
     for start in range(done // size * size, total, size):
         jobs = range(start, min(start + size, total))

@@ -69,7 +69,7 @@ def log_step(
         **{name: value.item() for name, value in update_metrics.items()},
         **statistics,
         "on_policy": pending.batch.on_policy,
-        "learning_rate": float(run.learning_rates[step - 1]),
+        "learning_rate": float(run.learning_rates[updates_before(step, update_metrics)]),
         "tokens_per_second": generated / (seconds["relayout"] + seconds["rollout"] + seconds["update"]),
         "seconds": {**seconds, **split(seconds["rollout"], counters), "host": now() - began},
         "target_bytes_per_token": pending.target_bytes,
@@ -83,6 +83,12 @@ def log_step(
     logs.metrics.append(step, metrics)
     bar.update(step, {name: metrics[name] for name in ("loss", "strayed", "length_mean", "tokens_per_second")})
     _check_finite(run.session.config, metrics, step)
+
+
+def updates_before(step: int, update_metrics: dict[str, Any]) -> int:
+    """The number of updates before this step's that were not skipped: what the learning rate's schedule counts."""
+    is_skipped = int(update_metrics["skipped_in_a_row"]) > 0
+    return step - 1 - (int(update_metrics["skipped"]) - is_skipped)
 
 
 def _check_finite(config: Config, metrics: dict[str, Any], step: int) -> None:

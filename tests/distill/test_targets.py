@@ -140,3 +140,11 @@ def test_by_hand():
     assert spliced.tokens[0, 2:7].tolist() == [5, 6, 10, 20, 21]
     assert spliced.kinds[0, 4:8].tolist() == [TokenKind.STUDENT, TokenKind.TEACHER, TokenKind.TEACHER, TokenKind.NONE]
     assert spliced.positions[0, 2:8].tolist() == [0, 1, 2, 3, 4, -1]
+
+
+def test_memory_is_linear_in_rewinds():
+    rows, entries, rewinds = 4, 1024, 512
+    nothing, index = jnp.zeros((rows, 2), jnp.int32), jnp.arange(2, dtype=jnp.int32)[None] + jnp.zeros((rows, 1), int)
+    trajectory = empty_trajectory(nothing, index, entries, rewinds, WIDTH, jnp.float32)
+    compiled = build.lower(trajectory, target="stitched", transition=jnp.array([90]), max_tokens=None).compile()
+    assert some(compiled.memory_analysis()).temp_size_in_bytes < rows * entries * rewinds / 4

@@ -22,6 +22,7 @@ from motab_jax.distill.update import make_gradient
 from motab_jax.models.transformer import weight_specs
 from motab_jax.runtime.compilation import CompileClock
 from motab_jax.runtime.mesh import batch_sharding, layout_shardings, make_mesh, replicated
+from motab_jax.training.step_log import updates_before
 from tests.distill.batches import (
     LOSSES,
     STUDENT,
@@ -115,6 +116,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted():
     skipped, metrics = run(step, [good, bad, bad])
     assert not np.isfinite(metrics["loss"])
     assert_trees_equal(before.params, skipped.params)
+    assert {int(x) for x in jax.tree.leaves(skipped.opt_state) if x.ndim == 0} == {updates_before(3, metrics)} == {1}
     assert_trees_equal(before.opt_state, skipped.opt_state)
     assert (int(skipped.step), int(skipped.skipped), int(skipped.skipped_in_a_row)) == (3, 2, 2)
     assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (2, 2)
@@ -123,6 +125,8 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted():
     assert_trees_equal(expected.params, recovered.params)
     assert_trees_equal(expected.opt_state, recovered.opt_state)
     assert (int(recovered.skipped), int(recovered.skipped_in_a_row)) == (2, 0)
+    # The learning rate that is logged is that of the schedule's own count of updates.
+    assert {int(x) for x in jax.tree.leaves(recovered.opt_state) if x.ndim == 0} == {updates_before(4, metrics) + 1}
     assert np.isfinite(metrics["loss"])
 
 

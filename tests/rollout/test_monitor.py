@@ -11,7 +11,7 @@ import pytest
 from motab_jax.data.sources import Source
 from motab_jax.models.transformer import unembed
 from motab_jax.rollout import MonitorSpec
-from motab_jax.rollout.monitor import PAPER, Columns, find_root, observe, open_step, safety_boundary
+from motab_jax.rollout.monitor import PAPER, Columns, find_root, next_boundary, observe, open_step, safety_boundary
 from motab_jax.rollout.teacher_scores import entropy_of, score_hidden
 from motab_jax.rollout.trajectory import KEPT, empty_steps
 from tests.rollout.pair import VOCAB, teacher
@@ -180,3 +180,15 @@ def test_scores_equal_numpy(top_k):
     logits = np.sort(logits, axis=-1)[..., -top_k:]
     some = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     np.testing.assert_allclose(scores.entropy, -(np.exp(some) * some).sum(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("values", [[math.nan, math.nan, 0.3], [0.1, math.nan, 0.3]])
+def test_the_next_boundary_is_a_number_whatever_the_values_are(values):
+    """Two student's steps, then one of the teacher's."""
+    steps = empty_steps(rows=1, entries=3).replace(
+        value=jnp.array([values]),
+        source=jnp.array([[int(Source.STUDENT)] * 2 + [int(Source.TEACHER)]]),
+        count=jnp.array([3]),
+    )
+    eps0 = next_boundary(jnp.float32(0.4), steps, rate=0.25, pace=0.5, alarm_is_high=False)
+    assert float(eps0) == pytest.approx(0.25 if values[0] == 0.1 else 0.4)

@@ -13,7 +13,7 @@ from hypothesis import assume
 from motab_jax.distill.divergence import _in_head
 from motab_jax.models.topk import mass_threshold
 from motab_jax.models.transformer import unembed
-from motab_jax.rollout.sampling import BLOCK, _nucleus_threshold, sample, uniforms
+from motab_jax.rollout.sampling import BLOCK, Stream, _nucleus_threshold, sample, stream_key, uniforms
 from tests.rollout.pair import VOCAB, teacher
 
 DRAWS = 4096
@@ -77,6 +77,16 @@ def test_uniforms_depend_on_row_rewinds_and_position():
 
     assert len({number(*place) for place in np.ndindex(3, 3, 3)}) == 27
     assert number(2, 1, 0) == number(2, 1, 0)
+
+
+def test_no_key_of_training_is_one_of_evaluation_or_synthesis():
+    """The keys of 300 steps, and of 300 rows of each other purpose, and all that they are folded from."""
+    root, numbers = jax.random.key(0), jnp.arange(300)
+    others = [stream_key(0, stream) for stream in Stream]
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    keys = [root[None], jnp.stack(others), *(fold(key, numbers) for key in (root, *others))]
+    data = np.concatenate([jax.random.key_data(key) for key in keys])
+    assert len(np.unique(data, axis=0)) == len(data) == 1 + 2 + 900
 
 
 @pytest.mark.parametrize("vocab", [9, 300, 5000])

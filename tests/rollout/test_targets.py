@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motab_jax.models.transformer import encode, unembed
+from motab_jax.models.transformer import Model, encode, unembed
+from motab_jax.rollout.state import empty_log
 from tests.optional import some
-from tests.rollout.pair import ROWS, VOCAB, WIDTH, outcome, random_prompts, teacher
+from tests.rollout.pair import ROWS, VOCAB, WIDTH, outcome, random_prompts, settings, teacher
 from tests.rollout.test_table import visible
 
 SETTINGS = {
@@ -80,6 +81,14 @@ def test_a_few_tokens_are_the_likeliest_in_the_dtype_asked_for():
     states, logprobs = second_pass(result, 0)
     best = -np.sort(-logprobs, axis=-1)[:, :4]
     np.testing.assert_allclose(topk.logprobs[0, : len(states)].astype(np.float32), best, rtol=1e-2)
+
+
+def test_likeliest_tokens_are_kept_in_float32_whatever_the_teachers_dtype():
+    narrow = Model(jax.tree.map(lambda x: x.astype(jnp.bfloat16), teacher().params), teacher().config)
+    for kind, dtype in (("topk", jnp.float32), ("hidden", jnp.bfloat16)):
+        log = jax.eval_shape(lambda kind=kind: empty_log(narrow, random_prompts(), settings(targets=kind)))
+        kept = some(log.teacher_topk).logprobs if kind == "topk" else some(log.teacher_hidden)
+        assert kept.dtype == dtype
 
 
 def test_sampled_targets_keep_the_log_probability_alone():
