@@ -43,7 +43,7 @@ def find_folder(path_or_hub_id: str | Path, files: Sequence[str] = MODEL_FILES) 
         return folder
     if folder.exists():
         raise UserError(f"{text}: a file; name the model's folder")
-    if isinstance(path_or_hub_id, Path) or text.startswith(("/", ".", "~")) or text.count("/") != 1 or text[-1] == "/":
+    if not may_be_hub_id(path_or_hub_id):
         raise UserError(f"{text}: there is no such model folder")
     try:
         # Subfolders of a model's page hold the same weights in other formats.
@@ -52,6 +52,17 @@ def find_folder(path_or_hub_id: str | Path, files: Sequence[str] = MODEL_FILES) 
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{text}: neither a folder here nor a model that the hub gives us ({reason})") from None
     return Path(snapshot)
+
+
+def may_be_hub_id(path_or_hub_id: str | Path) -> bool:
+    """Whether this has the form OWNER/NAME, which a folder's path may have, too.
+
+    >>> may_be_hub_id("Qwen/Qwen3-4B"), may_be_hub_id("./models"), may_be_hub_id("gs://bucket/model")
+    (True, False, False)
+    """
+    text = str(path_or_hub_id)
+    is_path = isinstance(path_or_hub_id, Path) or text.startswith(("/", ".", "~"))
+    return not is_path and text.count("/") == 1 and text[-1] != "/"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -30,7 +30,9 @@ from motab_jax.models.transformer import Model, Params
 from motab_jax.quickstart import STUDENT, TEACHER
 from motab_jax.rollout import RolloutConfig
 from motab_jax.runtime.distributed import barrier
+from motab_jax.runtime.hub import MODEL_FILES, TOKENIZER_FILES
 from motab_jax.runtime.mesh import check_heads, make_mesh
+from motab_jax.runtime.shared_cache import download_once
 from motab_jax.session.placement import layout, serving, teacher_serving
 from motab_jax.session.rollout_config import make_rollout_config
 
@@ -82,6 +84,8 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, dcn_data=sizes.dcn_data)
     needed = needs_teacher(config) if teacher is None else teacher or config.student.init_from_teacher is not None
     student_path, teacher_path = model_paths(config, teacher=needed)
+    teacher_files = [(teacher_path, MODEL_FILES if needed else TOKENIZER_FILES)] if teacher_path else []
+    download_once([(student_path, MODEL_FILES), *teacher_files], LOADING_SECONDS)
     for path in filter(None, (student_path, teacher_path if needed else None)):
         read_config(path)  # a folder that is no model is called that, not one without a tokenizer
     tokenizer = load_tokenizer(teacher_path or student_path)
