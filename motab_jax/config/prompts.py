@@ -40,6 +40,9 @@ class DataSection(PromptsSection):
     count: Positive | None = Field(default=None, description="use only the first so many prompts")
     max_prompt_tokens: Positive = 64
     chat_template: bool = False
+    template: Literal["student", "teacher"] | None = Field(
+        default=None, description="whose chat template makes the prompts; empty: the student's, if it has one"
+    )
     thinking: bool | None = Field(default=None, description="the chat template's enable_thinking; empty: its default")
     template_args: dict[str, Any] = Field(
         default_factory=dict,

@@ -19,7 +19,6 @@ from motab_jax.runtime.hub import TOKENIZER_FILES, find_folder, read_json
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _NO_EFFECT = ("Fuse", "Strip")  # they join pieces, or trim the very first one: not a token's own bytes
-_SHOWN = 3  # differing tokens in an error message
 # Words, contractions, digits, blank lines, tabs, several scripts: where descriptions of tokenizers differ.
 PROBE = "It's 12,345.678 + 9² = x;  we'll see.\n\nSo\tn = -3 (α∈ℝ), naïve 你好 café 🙂!\r\n\n\n  if n>=10: return 'ok'"
 _THOUGHT_TAGS = ("<think>", "</think>")
@@ -135,25 +134,6 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
         is_special = index in added and added[index].special
         pieces[index] = b"" if is_special else _decode_piece(piece, decoders)
     return pieces
-
-
-def check_same_tokenizer(student: Any, teacher: Any) -> None:
-    """Raise UserError, with the first differing tokens, unless both map the same ids to the same tokens."""
-    ours, theirs = ({index: piece for piece, index in t.get_vocab().items()} for t in (student, teacher))
-    if ours == theirs:
-        return
-    differing = sorted(index for index in ours.keys() | theirs.keys() if ours.get(index) != theirs.get(index))
-    shown = "; ".join(
-        f"id {i}: student {_quote(ours.get(i))}, teacher {_quote(theirs.get(i))}" for i in differing[:_SHOWN]
-    )
-    raise UserError(
-        f"student.path and teacher.path have different tokenizers ({len(differing)} ids differ): {shown}; "
-        "choose a pair that shares one tokenizer"
-    )
-
-
-def _quote(piece: str | None) -> str:
-    return "has none" if piece is None else repr(piece)
 
 
 def _check_folder(folder: Path) -> None:

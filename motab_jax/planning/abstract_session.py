@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from motab_jax.config import Config
+from motab_jax.data.pairs import SharedTokenizer
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf.pretrained import read_config
 from motab_jax.models.hf.weight_names import load_shardings
@@ -47,10 +48,8 @@ def open_abstract_session(config: Config, mesh: Mesh) -> Session:
         teacher=None
         if teacher is None
         else _abstract_model(teacher, config.teacher.dtype, load_shardings(mesh, teacher)),
-        tokenizer=None,
+        shared=SharedTokenizer(None, vocab_size, STOP_IDS[0], tuple(STOP_IDS)),
         source="",
-        stop_id=STOP_IDS[0],
-        vocab_size=vocab_size,
         rollout_config=jax.tree.map(
             lambda x: _replicated_array(mesh, jnp.shape(x), jnp.result_type(x)), rollout_config
         ),

@@ -13,16 +13,19 @@ from motab_jax.session.session import Session
 def export_student(session: Session, params: Params, folder: AnyPath) -> None:
     """Write the student's parameters, and beside them the files of its source.
 
-    The tokenizer's files and the chat template are copied as they are. Of what the source says of generation one thing
+    The tokenizer's files and the chat template are copied as they are; a student that has no template gets the one that
+    it was trained with. Of what the source says of generation one thing
     is new: all stop tokens of the run end a completion, those too that the student learnt from its teacher.
     """
     generation = load_generation_config(session.source)
+    template = session.tokenizer.chat_template if session.config.data.chat_template else None
     save_pretrained(
         folder,
         params,
         session.student.config,
         source=session.source,
         generation_config=with_stop_ids(generation, [int(i) for i in session.rollout_config.stop_ids]),
+        chat_template=template if isinstance(template, str) else None,
     )
 
 

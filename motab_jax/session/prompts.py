@@ -112,4 +112,5 @@ def _encode(session: Session, prompts: list[Prompt], path: str | None) -> Encode
         max_prompt_tokens=data.max_prompt_tokens,
         path=path,
     )
+    session.shared.check(tokens, [f"prompt '{prompt.id}'" for prompt in prompts])
     return EncodedPrompts(prompts, tokens)

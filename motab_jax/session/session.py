@@ -14,15 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from motab_jax.config import Config, UserError
-from motab_jax.data.stop_tokens import stop_ids
-from motab_jax.data.tokenizer import (
-    check_same_tokenizer,
-    decode,
-    load_tokenizer,
-    opens_thought,
-    token_bytes,
-    vocab_size,
-)
+from motab_jax.data.pairs import SharedTokenizer, open_tokenizer
+from motab_jax.data.tokenizer import decode, opens_thought, token_bytes
 from motab_jax.models.hf.pretrained import load_pretrained, read_config
 from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.models.prune import init_from_teacher
@@ -47,12 +40,25 @@ class Session:
     mesh: Mesh
     student: Model  # in the update layout
     teacher: Model | None  # in the serving layout; None where it is not needed
-    tokenizer: Any  # transformers'
+    shared: SharedTokenizer
     source: str  # folder or hub id of the student: an export takes its other files from there
-    stop_id: int  # the token that ends a given completion
-    vocab_size: int  # of the tokenizer; a model's padded vocabulary may be larger
     rollout_config: RolloutConfig
     to_serving: Callable[[Params], Model]  # jitted: the student's parameters to a model in the serving layout
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, transformers'."""
+        return self.shared.tokenizer
+
+    @property
+    def stop_id(self) -> int:
+        """The token that ends a given completion."""
+        return self.shared.stop_id
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that count: the tokenizers'; a model's padded vocabulary may be larger."""
+        return self.shared.vocab_size
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids, without special tokens other than the tags of a thought."""
@@ -88,18 +94,12 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
     download_once([(student_path, MODEL_FILES), *teacher_files], LOADING_SECONDS)
     for path in filter(None, (student_path, teacher_path if needed else None)):
         read_config(path)  # a folder that is no model is called that, not one without a tokenizer
-    tokenizer = load_tokenizer(teacher_path or student_path)
-    all_stop_ids = stop_ids(tokenizer, teacher_path or student_path)
-    stop_id = all_stop_ids[0]
-    if teacher_path not in (None, student_path):
-        check_same_tokenizer(load_tokenizer(student_path), tokenizer)
-        all_stop_ids = tuple(sorted({*all_stop_ids, *stop_ids(tokenizer, student_path)}))
-    size = vocab_size(tokenizer)
+    shared = open_tokenizer(student_path, teacher_path, config.data.template, chat_template=config.data.chat_template)
     teacher_model = _load(teacher_path, config.teacher.dtype, mesh) if needed and teacher_path else None
     student = _load_student(config, student_path, teacher_model, mesh)
     for role, model, path in (("student", student, student_path), ("teacher", teacher_model, teacher_path)):
         if model is not None:
-            _check_model(config, role, model, str(path), size)
+            _check_model(config, role, model, str(path), shared.vocab_size)
             check_heads(mesh.shape["tensor"], *model.config.heads, f"the {role}'s ({path})")
     if teacher_model is not None:
         teacher_model = teacher_serving(
@@ -113,11 +113,11 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
         mesh=mesh,
         student=student,
         teacher=teacher_model,
-        tokenizer=tokenizer,
+        shared=shared,
         source=str(student_path),
-        stop_id=stop_id,
-        vocab_size=size,
-        rollout_config=make_rollout_config(config, token_bytes(tokenizer)[:size], all_stop_ids, mesh),
+        rollout_config=make_rollout_config(
+            config, token_bytes(shared.tokenizer)[: shared.vocab_size], shared.stop_ids, mesh
+        ),
         to_serving=serving(
             mesh, student.config, scan_layers=config.rollout.scan_layers, dtype=config.rollout.serve_dtype
         ),

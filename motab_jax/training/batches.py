@@ -58,6 +58,7 @@ def training_completions(session: Session, prompts: EncodedPrompts) -> EncodedCo
         stop_ids=session.rollout_config.stop_ids.tolist(),
         path=config.data.path,
     )
+    session.shared.check(tokens, [f"the completion of prompt '{prompt.id}'" for prompt in prompts.prompts])
     width, longest = config.rollout.max_new_tokens, max(len(ids) for ids in tokens)
     truncated = sum(len(ids) > width for ids in tokens)
     return EncodedCompletions([ids[:width] for ids in tokens], width, truncated, longest)

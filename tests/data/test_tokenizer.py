@@ -11,7 +11,6 @@ from motab_jax.data.stop_tokens import stop_ids
 from motab_jax.data.tasks import arithmetic
 from motab_jax.data.tokenizer import (
     PROBE,
-    check_same_tokenizer,
     decode,
     load_tokenizer,
     opens_thought,
@@ -98,14 +97,6 @@ def test_a_stop_id_that_is_none_is_refused_by_file_and_key(tmp_path, name, value
     (tmp_path / name).write_text(json.dumps({"eos_token_id": value}))
     with pytest.raises(UserError, match=rf"{name}: eos_token_id .* is no token id; .* 0 to 258"):
         stop_ids(byte_level(), tmp_path)
-
-
-def test_different_tokenizers_are_refused_with_the_first_difference():
-    check_same_tokenizer(byte_level(), byte_level())
-    other = byte_level()
-    other.add_tokens(["<extra>"])
-    with pytest.raises(UserError, match=r"student has none, teacher '<extra>'"):
-        check_same_tokenizer(byte_level(), other)
 
 
 def test_a_tokenizer_and_its_stop_ids_come_from_the_hub(tmp_path, monkeypatch):

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from motab_jax.data.pairs import common_vocab_size
 from motab_jax.data.stop_tokens import stop_ids
 from motab_jax.data.tasks import arithmetic, pointers
 from motab_jax.data.tasks.arithmetic import ALPHABET
-from motab_jax.data.tokenizer import check_same_tokenizer, load_tokenizer
+from motab_jax.data.tokenizer import load_tokenizer, vocab_size
 from motab_jax.models.hf.pretrained import load_pretrained
 from motab_jax.models.transformer import Model, forward
 from motab_jax.quickstart import STUDENT, TEACHER, build
@@ -32,7 +33,7 @@ def test_the_folders_are_complete_and_small(folder):
 
 def test_the_pair_shares_its_tokenizer_which_spells_every_character():
     student, teacher = load_tokenizer(STUDENT), load_tokenizer(TEACHER)
-    check_same_tokenizer(student, teacher)
+    assert common_vocab_size(student, teacher) == vocab_size(student) == vocab_size(teacher)
     for text in (ALPHABET, "However,", "Wait, 12+7=19\n"):
         ids = student.encode(text, add_special_tokens=False)
         assert student.unk_token_id not in ids and student.decode(ids) == text

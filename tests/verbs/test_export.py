@@ -83,6 +83,13 @@ def test_the_export_has_the_students_own_files_and_all_stop_tokens(pair, tmp_pat
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation == {"eos_token_id": [1, 3, 4], "temperature": 0.6}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [1, 3, 4]
+    # A student without a template gets the one of its training.
+    (source / "chat_template.jinja").unlink()
+    (teacher / "chat_template.jinja").write_text("{{ messages[0].content }}=")
+    changes = (*changes, "data.chat_template=true")
+    session = open_session(load_config(None, words(pair, tmp_path, *changes)[1:]), teacher=False)
+    export_student(session, session.student.params, tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == "{{ messages[0].content }}="
 
 
 def test_a_student_from_the_hub_keeps_its_generation_config(pair, tmp_path, monkeypatch):

@@ -157,6 +157,7 @@ def save_pretrained(
     tokenizer: Any = None,
     source: str | Path | None = None,
     generation_config: dict[str, Any] | None = None,
+    chat_template: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a folder that transformers and vLLM load: weights, config.json, tokenizer, generation_config.json.
@@ -172,6 +173,7 @@ def save_pretrained(
       source: the folder or hub id that the model came from. What its config.json says beyond the architecture, such
           as token ids, is kept, and its generation_config.json too unless `generation_config` is given.
       generation_config: what generation_config.json says; its token ids are repeated in config.json.
+      chat_template: written with the files of `source` where these have none.
       max_shard_bytes: the most bytes of weights in one file.
 
     Raises:
@@ -185,7 +187,7 @@ def save_pretrained(
             if tokenizer is not None:
                 write_tokenizer_files(tokenizer, partial)
             elif source is not None:
-                copy_tokenizer_files(source, partial)
+                copy_tokenizer_files(source, partial, chat_template)
             write_json(partial / "config.json", raw)
             if generation:
                 write_json(partial / "generation_config.json", generation)

@@ -19,12 +19,13 @@ _CONFIG = "tokenizer_config.json"
 _ONLY_IN_5 = ("backend", "is_local", "local_files_only")  # of the loading, not of the tokenizer
 
 
-def copy_tokenizer_files(source: str | Path, folder: Path) -> None:
+def copy_tokenizer_files(source: str | Path, folder: Path, chat_template: str | None = None) -> None:
     """Copy the tokenizer's files, byte for byte.
 
     Args:
       source: the folder or hub id that has them.
       folder: where to.
+      chat_template: written beside them where they have none.
 
     Raises:
       UserError: there is no such folder.
@@ -32,6 +33,10 @@ def copy_tokenizer_files(source: str | Path, folder: Path) -> None:
     found = find_folder(source, TOKENIZER_FILES)
     for path in [found / name for name in NAMES if (found / name).is_file()]:
         shutil.copyfile(path, folder / path.name)
+    config = folder / _CONFIG
+    own = any((folder / name).is_file() for name in NAMES if name.startswith("chat_template"))
+    if chat_template and not own and not (config.is_file() and read_json(config).get("chat_template")):
+        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 
 
 def write_tokenizer_files(tokenizer: Any, folder: Path) -> None:
