@@ -4,6 +4,8 @@ Green is what the student generated and kept, red struck through is what was dis
 generated.
 """
 
+import functools
+import io
 import json
 import re
 
@@ -29,7 +31,7 @@ def _without_fonts(svg: str) -> str:
 
 def work(words: list[str]) -> int:
     """The verb: read a run folder, print, draw."""
-    from motab_jax.data.tokenizer import load_tokenizer
+    from motab_jax.data.tokenizer import decode, load_tokenizer
 
     args = WORDS.parse(words)
     run = args.run
@@ -38,14 +40,11 @@ def work(words: list[str]) -> int:
     tokenizer = load_tokenizer(run / "export")
     log = run / "trajectories.jsonl"
     records = choose(read_log(log) if log.is_file() else [], args.count)
-    console = Console(record=args.svg is not None, width=None if args.svg is None else 100)
-    show(
-        console,
-        json.loads((run / "summary.json").read_text()),
-        records,
-        lambda ids: tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
-    )
+    shown = json.loads((run / "summary.json").read_text()), records, functools.partial(decode, tokenizer)
+    show(Console(), *shown)
     if args.svg is not None:
+        console = Console(record=True, width=100, file=io.StringIO())
+        show(console, *shown)
         with open_output("svg", args.svg) as file:
             file.write(_without_fonts(console.export_svg(title="motab_jax")))
     return 0

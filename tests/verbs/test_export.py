@@ -118,8 +118,7 @@ def test_evaluating_the_export_gives_the_figures_of_the_summary(finished, pair, 
     }
     assert figures["reverse_kl"] == pytest.approx(after["reverse_kl"], abs=1e-5)
     problems = read_lines(output)
-    keys = {"benchmark", "id", "sample", "correct", "score", "text", "tokens", "finish_reason"}
-    assert len(problems) == 12 and all(set(problem) == keys for problem in problems)
+    assert len(problems) == 12
     assert figures["accuracy"] == sum(problem["correct"] for problem in problems) / 12
     assert f"{100 * figures['accuracy']:.1f}% ± {100 * figures['stderr']:.1f}" in said.err, "the table"
 
