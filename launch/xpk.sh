@@ -30,4 +30,4 @@ act exec xpk workload create --cluster="$CLUSTER" --project="$PROJECT" --zone="$
   --workload="${WORKLOAD:-motab}" --tpu-type="${TPU_TYPE:-v5litepod-16}" --num-slices="${SLICES:-1}" \
   --docker-image="$IMAGE" ${storage[@]+"${storage[@]}"} \
   --max-restarts="${RESTARTS:-100}" --restart-on-exit-codes=1,75 --termination-grace-period-seconds="${GRACE:-600}" \
-  --command="exec python -m motab_jax.train $(quoted "run.dir=$kept" run.start_seconds=1800 "$@")" ${more[@]+"${more[@]}"}
+  --command="exec python -m motab_jax.train$(printf ' %q' "run.dir=$kept" run.start_seconds=1800 "$@")" ${more[@]+"${more[@]}"}
