@@ -13,7 +13,7 @@ from rich.console import Console
 from motab_jax.evaluation.evaluator import open_evaluators
 from motab_jax.evaluation.show import evaluation_table
 from motab_jax.runtime.cli import Parser, run_verb
-from motab_jax.runtime.compilation import enable_compilation_cache
+from motab_jax.runtime.compilation import enable_compilation_cache, set_numerics
 from motab_jax.runtime.distributed import initialize, is_main
 from motab_jax.runtime.files import open_output
 from motab_jax.runtime.progress import Progress
@@ -27,6 +27,7 @@ WORDS.word("output", "FILE.jsonl", "also write a line for each completion", type
 def work(words: list[str]) -> int:
     """The verb: load the models, generate, grade, print."""
     args = WORDS.parse(words)
+    set_numerics(args.config.run.matmul_precision, deterministic=args.config.run.deterministic)
     initialize(patience=args.config.run.start_seconds, heartbeat=args.config.run.heartbeat_seconds)
     enable_compilation_cache()
     session = open_session(args.config, teacher=args.config.eval.reverse_kl)

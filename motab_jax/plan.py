@@ -19,6 +19,7 @@ from motab_jax.planning.roofline import TEACHER_SHARE
 from motab_jax.planning.search import Target, find_largest, find_mesh, make_plan
 from motab_jax.planning.tables import tables
 from motab_jax.runtime.cli import Parser, run_verb, truth
+from motab_jax.runtime.compilation import set_numerics
 from motab_jax.runtime.files import check_writable
 from motab_jax.runtime.storage import to_path
 
@@ -46,6 +47,7 @@ def work(words: list[str]) -> int:
     if args.json is not None:
         check_writable("--json", to_path(args.json))
     jax.config.update("jax_platforms", "cpu")  # the host compiles; a TPU or GPU that is there has other things to do
+    set_numerics(args.config.run.matmul_precision, deterministic=False)
     target, console = Target.of(args.topology, args.strayed), Console(highlight=False)
     console.width = console.width if console.is_terminal else 140
     plan = find_mesh(args.config, target, console.out) if args.mesh else make_plan(args.config, target)

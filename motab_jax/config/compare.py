@@ -20,6 +20,7 @@ FREE = frozenset(
         "run.name",
         "run.start_seconds",
         "run.heartbeat_seconds",
+        "run.deterministic",
         "log",
         "mesh",
     }

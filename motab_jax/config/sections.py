@@ -34,6 +34,11 @@ class RunSection(Section):
     keep: Positive = Field(default=2, description="checkpoints kept")
     sample_every: Natural = Field(default=10, description="write sample trajectories every n steps (0: never)")
     max_skipped: Positive = Field(default=5, description="stop after so many skipped (non-finite) updates in a row")
+    matmul_precision: Literal["default", "high", "highest"] = Field(
+        default="highest",
+        description="of float32 matrices' products, on TPUs and GPUs",
+    )
+    deterministic: bool = Field(default=False, description="on GPUs: the same bits each time, and no autotuning")
 
 
 class StudentSection(Section):

@@ -1,4 +1,4 @@
-"""Compiled programs: the private folder that keeps them between runs, how many there are, and how long they took.
+"""Compiled programs: their numerics, the private folder that keeps them, how many there are, how long they took.
 
 Left out: compiling ahead of time (planning/aot.py).
 """
@@ -13,10 +13,25 @@ import jax
 
 KEEP_SECONDS = 0.02  # programs that compile faster are not kept: reading one takes 0.005 to 0.01 s
 
+_DETERMINISTIC = "xla_gpu_deterministic_ops"  # every platform's XLA knows it; it leaves out autotuning, too
 # The names of jax's events; a program read from the folder is reported as built, too.
 _TRACE, _LOWER = "/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _BUILD = "/jax/core/compile/backend_compile_duration"
 _HIT = "/jax/compilation_cache/cache_hits"
+
+
+def set_numerics(matmul_precision: str, *, deterministic: bool) -> None:
+    """Say how programs are to compute. Call it before any device is used: a backend reads its flags when it starts.
+
+    Args:
+      matmul_precision: of products of float32 matrices, where devices have faster ones than float32: jax's `default`,
+          `high` or `highest`. Products of bfloat16 matrices are exact in all of them but for the sum's rounding.
+      deterministic: whether a program on GPUs gives the same bits each time; those on CPUs and TPUs always do.
+    """
+    jax.config.update("jax_default_matmul_precision", matmul_precision)
+    flags = os.environ.get("XLA_FLAGS", "")
+    if deterministic and _DETERMINISTIC not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{_DETERMINISTIC}=true".strip()
 
 
 def enable_compilation_cache() -> Path | None:

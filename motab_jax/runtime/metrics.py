@@ -7,6 +7,7 @@ switch in the section `log` is on. Left out: what is measured.
 import json
 import math
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -15,7 +16,10 @@ import numpy as np
 
 from motab_jax.config import UserError
 from motab_jax.runtime.distributed import is_main
+from motab_jax.runtime.files import write_atomically
 from motab_jax.runtime.storage import AnyPath, to_path
+
+RUN_ID = "run_id"  # the file of the run folder that holds the run's id with wandb
 
 
 class Tracker(NamedTuple):
@@ -154,7 +158,7 @@ def open_trackers(
 
     Args:
       folder: of the run.
-      name: of the run, and its id with wandb.
+      name: of the run.
       tensorboard: the switch of TensorBoard.
       wandb: the switch of wandb.
       trackio: the switch of trackio.
@@ -188,8 +192,16 @@ def _wandb(folder: Path, name: str, step: int) -> Tracker:
         import wandb
     except ImportError:
         raise _missing("wandb") from None
-    run = wandb.init(project="motab_jax", name=name, dir=str(folder), id=name, resume="allow")
+    run = wandb.init(project="motab_jax", name=name, dir=str(folder), id=_run_id(folder), resume="allow")
     return Tracker(lambda at, figures: run.log(figures, step=at), run.finish)
+
+
+def _run_id(folder: Path) -> str:
+    """The run's own id, which it keeps when it resumes; two runs of one name have two."""
+    path = folder / RUN_ID
+    if not path.is_file():
+        write_atomically(path, uuid.uuid4().hex)
+    return path.read_text(encoding="utf-8")
 
 
 def _trackio(folder: Path, name: str, step: int) -> Tracker:

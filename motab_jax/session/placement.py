@@ -17,7 +17,7 @@ from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf.weight_names import load_shardings
 from motab_jax.models.serving import serve_params, serve_specs, with_copied_heads
 from motab_jax.models.transformer import Model, Params, WeightSpec, weight_specs
-from motab_jax.runtime.mesh import layout_shardings, platform_of
+from motab_jax.runtime.mesh import LAYOUTS, layout_shardings, platform_of
 
 
 def layout(mesh: Mesh, config: ModelConfig, name: str, specs: Any = None) -> Any:
@@ -31,6 +31,24 @@ def layout(mesh: Mesh, config: ModelConfig, name: str, specs: Any = None) -> Any
     """
     specs = weight_specs(config) if specs is None else specs
     return jax.tree.map(lambda spec: layout_shardings(mesh, spec.axes, name, spec.shape), specs)
+
+
+def undivided(mesh: Mesh, config: ModelConfig) -> list[str]:
+    """The weights with a dimension that its mesh axis does not divide: it is replicated, and they take more memory.
+
+    >>> from motab_jax.runtime.mesh import make_mesh
+    >>> config = ModelConfig("qwen3", 50257, 32, 48, 3, 8, 2, 8, 4096)
+    >>> undivided(make_mesh(1, 1, 1, devices=jax.devices()[:1]), config)
+    []
+    """
+    found = {}
+    for path, spec in jax.tree.leaves_with_path(weight_specs(config)):
+        for size, axis in zip(spec.shape, spec.axes, strict=True):
+            mesh_axis = LAYOUTS["update"][axis]
+            if isinstance(mesh_axis, str) and size % mesh.shape[mesh_axis]:
+                text = f"{size} of {path[-1].key} over mesh.{mesh_axis}={mesh.shape[mesh_axis]}"
+                found[axis, size] = text
+    return sorted(found.values())
 
 
 def serving(

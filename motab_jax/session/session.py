@@ -25,8 +25,9 @@ from motab_jax.rollout import RolloutConfig
 from motab_jax.runtime.distributed import barrier
 from motab_jax.runtime.hub import MODEL_FILES, TOKENIZER_FILES
 from motab_jax.runtime.mesh import check_heads, make_mesh
+from motab_jax.runtime.notices import notice
 from motab_jax.runtime.shared_cache import download_once
-from motab_jax.session.placement import layout, serving, teacher_serving
+from motab_jax.session.placement import layout, serving, teacher_serving, undivided
 from motab_jax.session.rollout_config import make_rollout_config
 
 LOADING_SECONDS = 3600  # that processes wait for each other to download and read the models
@@ -101,6 +102,8 @@ def open_session(config: Config, *, teacher: bool | None = None) -> Session:
         if model is not None:
             _check_model(config, role, model, str(path), shared.vocab_size)
             check_heads(mesh.shape["tensor"], *model.config.heads, f"the {role}'s ({path})")
+            for dimension in undivided(mesh, model.config):
+                notice(f"the {role} ({path}): {dimension} does not divide, so every device has all of it")
     if teacher_model is not None:
         teacher_model = teacher_serving(
             mesh, teacher_model.config, scan_layers=config.rollout.scan_layers, int8=config.teacher.quantize == "int8"

@@ -17,7 +17,7 @@ from motab_jax.rollout.row_groups import run_per_group
 from motab_jax.rollout.sampling import Stream, stream_key
 from motab_jax.runtime.cli import STOPPED, Signals
 from motab_jax.runtime.clocks import now
-from motab_jax.runtime.compilation import enable_compilation_cache
+from motab_jax.runtime.compilation import enable_compilation_cache, set_numerics
 from motab_jax.runtime.distributed import initialize, is_main
 from motab_jax.runtime.hosts import any_process, fetch, from_main
 from motab_jax.runtime.metrics import as_json
@@ -48,6 +48,7 @@ def synthesize(config: Config, files: OutputFiles) -> int:
     prompts = read_prompts(config)
     if files.parquet:
         derived_files.prompt_type(prompts)
+    set_numerics(config.run.matmul_precision, deterministic=config.run.deterministic)
     initialize(patience=config.run.start_seconds, heartbeat=config.run.heartbeat_seconds)
     with contextlib.ExitStack() as opened:
         for staged in files.staged:

@@ -14,7 +14,7 @@ from motab_jax.rollout.state import cache_bytes
 from motab_jax.runtime.checkpoint import Checkpointer
 from motab_jax.runtime.cli import STOPPED, Signals
 from motab_jax.runtime.clocks import StepClock, now
-from motab_jax.runtime.compilation import CompileClock, enable_compilation_cache
+from motab_jax.runtime.compilation import CompileClock, enable_compilation_cache, set_numerics
 from motab_jax.runtime.distributed import initialize
 from motab_jax.runtime.hosts import any_process
 from motab_jax.runtime.progress import Progress
@@ -41,6 +41,7 @@ def train(config: Config, *, profile: bool = False) -> int:
       UserError: something is wrong with the configuration, the models, the prompts or the folder.
     """
     # Join the other processes of the run. Keep compiled programs from one run to the next.
+    set_numerics(config.run.matmul_precision, deterministic=config.run.deterministic)
     initialize(patience=config.run.start_seconds, heartbeat=config.run.heartbeat_seconds)
     enable_compilation_cache()
     with CompileClock() as compile_clock:

@@ -19,6 +19,7 @@ from motab_jax.evaluation.evaluator import Evaluator, make_evaluator
 from motab_jax.runtime.checkpoint import Checkpointer
 from motab_jax.runtime.compilation import CompileClock
 from motab_jax.runtime.distributed import is_main
+from motab_jax.runtime.notices import notice
 from motab_jax.runtime.staging import Staged
 from motab_jax.session.prompts import EncodedPrompts, held_out_prompts, training_prompts
 from motab_jax.session.session import Session, open_session
@@ -77,6 +78,11 @@ def open_run(config: Config, compile_clock: CompileClock) -> Run:
     batches = open_batches(session, prompts)
     if batches.completions is not None and batches.completions.truncated:
         console.out(str(batches.completions))
+    if config.rollout.on_policy > 0 and config.objective.student_loss.name == "cross_entropy":
+        notice(
+            "objective.student_loss=cross_entropy on the student's own samples teaches nothing from them; "
+            "reverse_kl or adaptive_kl does"
+        )
     programs = make_programs(session)
     evaluator = None
     if held_out is not None:

@@ -18,11 +18,12 @@ from motab_jax.config.locations import scheme_of
 from motab_jax.runtime.distributed import barrier, is_main
 from motab_jax.runtime.files import write_atomically
 from motab_jax.runtime.hosts import any_process, from_main
-from motab_jax.runtime.metrics import MetricsLog, open_trackers
+from motab_jax.runtime.metrics import RUN_ID, MetricsLog, open_trackers
 from motab_jax.runtime.staging import Staged
 from motab_jax.runtime.storage import AnyPath, check_bucket, to_path
 
-STAGED = ("config.yaml", "metrics.jsonl", "trajectories.jsonl", "summary.json")  # what a resumed run needs or replaces
+# What a resumed run needs or replaces.
+STAGED = ("config.yaml", "metrics.jsonl", "trajectories.jsonl", "summary.json", RUN_ID)
 
 
 def open_run_folder(config: Config) -> Staged:

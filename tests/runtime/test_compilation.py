@@ -116,3 +116,16 @@ def test_a_second_process_takes_programs_from_the_folder(settings):
     ]
     (programs, cached), again = (tuple(map(int, text.split())) for text in found)
     assert cached == 0 and again == (programs, programs)
+
+
+def test_numerics_are_set_before_a_device_is_used():
+    """In a process of its own: the flag is one that XLA knows, or the process would end."""
+    code = (
+        "import os; from motab_jax.runtime.compilation import set_numerics as set; "
+        "set('highest', deterministic=False); assert 'deterministic' not in os.environ.get('XLA_FLAGS', ''); "
+        "[set('highest', deterministic=True) for _ in range(2)]; import jax; x = jax.numpy.ones((2, 2)); "
+        "print(os.environ['XLA_FLAGS'].count('xla_gpu_deterministic_ops=true'), jax.make_jaxpr(lambda x: x @ x)(x))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 ") and "Precision.HIGHEST" in done.stdout

@@ -1,5 +1,7 @@
 """Meshes: sizes, the table of layouts, and what does not divide."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from motab_jax.config import UserError
+from motab_jax.models.architecture import ModelConfig
 from motab_jax.planning.topologies import topology_devices
 from motab_jax.runtime.mesh import (
     batch_sharding,
@@ -19,6 +22,7 @@ from motab_jax.runtime.mesh import (
     replicated,
     valid_tensor_sizes,
 )
+from motab_jax.session.placement import undivided
 
 AXES = {"q": ("layer", "embed", "heads", "head"), "norm": {"scale": ("embed",)}, "head": ("embed", "vocab"), "step": ()}
 
@@ -111,3 +115,10 @@ def test_a_process_places_the_rows_of_its_devices():
 def test_rows_are_added_until_they_divide():
     mesh = make_mesh(2, 2, 2)
     assert [padded_rows(mesh, rows) for rows in (1, 4, 6, 8, 250)] == [4, 4, 8, 8, 252]
+
+
+def test_what_is_replicated_because_it_does_not_divide_is_named():
+    config = ModelConfig("llama", 50_257, 32, 48, 1, 4, 2, 8, 64)
+    [vocabulary] = undivided(make_mesh(2, 1, 4), dataclasses.replace(config, num_kv_heads=4))
+    assert "50257" in vocabulary and "mesh.tensor=4" in vocabulary
+    assert undivided(make_mesh(8, 1, 1), config) == []

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +60,18 @@ def test_trackers_get_flat_finite_numbers(tmp_path):
         log.append(4, {"loss": {"student": 1.0, "teacher": float("inf")}, "tokens": 3, "name": "x"})
     assert seen == [(4, {"loss/student": 1.0, "tokens": 3.0})]
     assert closed == [True]
+
+
+def test_a_run_has_an_id_of_its_own_with_wandb_which_a_resumed_run_keeps(tmp_path, monkeypatch):
+    begun = []
+    fake = types.SimpleNamespace(init=lambda **given: begun.append(given) or types.SimpleNamespace(finish=None))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for folder in ("mine", "mine", "theirs"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        open_trackers(tmp_path / folder, "quickstart", wandb=True)
+    first, resumed, other = (given["id"] for given in begun)
+    assert first == resumed != other and len(first) == 32
+    assert {given["name"] for given in begun} == {"quickstart"}
 
 
 @pytest.mark.parametrize(
