@@ -12,6 +12,7 @@ import jax
 from motab_jax.config import UserError
 from motab_jax.config.prompts import EvalSection
 from motab_jax.evaluation.metrics import Graded, summarise
+from motab_jax.evaluation.partial import Partial, PartialFile
 from motab_jax.evaluation.programs import EvaluationPrograms, make_evaluation_programs
 from motab_jax.grading.grade import judge
 from motab_jax.models.transformer import Model
@@ -34,7 +35,14 @@ class Evaluator:
     prompts: EncodedPrompts
     programs: EvaluationPrograms
 
-    def __call__(self, student: Model, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    def __call__(
+        self,
+        student: Model,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+        partial: PartialFile | None = None,
+    ) -> dict[str, Any] | None:
         """Generate a completion for each prompt and sample, grade them, summarise.
 
         A batch is graded while the next one is generated, by the main process alone.
@@ -42,32 +50,51 @@ class Evaluator:
         Args:
           student: in the serving layout.
           progress: called after each batch with the completions so far and in all.
+          stopped: asked before each batch, in all processes, whether to stop; the same in all of them.
+          partial: where to keep the grades so far, and to begin with those that are there; `problems` lacks these.
 
         Returns:
-          The metrics of `summarise`, the benchmark's `name`, `reverse_kl` in nats a token where it was requested, and
-          `problems`: one dictionary for each completion. In other processes than the main one, `name` and no problems.
+          None where it was stopped. Else the metrics of `summarise`, the benchmark's `name`, `reverse_kl` in nats a
+          token where it was requested, and `problems`: one dictionary for each completion. In other processes than the
+          main one, `name` and no problems.
         """
         samples = self.section.samples
         jobs = [(index, sample) for index in range(len(self.prompts.prompts)) for sample in range(samples)]
         size = min(self.programs.rows, len(jobs))
-        results, generated, kl_sum, kl_tokens = [], [], 0.0, 0.0
-        for start in range(0, len(jobs), size):
+        begin, done = partial.load(rows=size, of=len(jobs)) if partial is not None else (0, Partial([]))
+        problems, batches = [], range(begin, len(jobs), size)
+        generated, kl = [], (0.0, 0.0)  # of the batch that is generated and not yet graded
+
+        def grade() -> None:
+            nonlocal done
+            results = [self._grade(*completion) for completion in generated]
+            graded = [*done.graded, *(graded for graded, _ in results)]
+            problems.extend(problem for _, problem in results)
+            done = Partial(graded, done.kl_sum + kl[0], done.kl_tokens + kl[1])
+            if partial is not None and generated and len(graded) < len(jobs):
+                partial.save(done, rows=size, of=len(jobs))
+
+        for start in batches:
+            if stopped():
+                grade()
+                return None
             batch = jobs[start : start + size]
             trajectory, sums = self._dispatch_batch(student, batch, size)
-            results += [self._grade(*completion) for completion in generated]
-            if sums is not None:
-                kl_sum, kl_tokens = kl_sum + float(sums[0]), kl_tokens + float(sums[1])
+            grade()
+            kl = (0.0, 0.0) if sums is None else (float(sums[0]), float(sums[1]))
             host = fetch(trajectory, self.session.mesh)
             generated = [(*job, Row(host, row)) for row, job in enumerate(batch)] if is_main() else []
             if progress is not None:
                 progress(min(start + size, len(jobs)), len(jobs))
-        results += [self._grade(*completion) for completion in generated]
+        grade()
+        if partial is not None:
+            partial.clear()
         if not is_main():
             return {"name": self.name, "problems": []}
-        metrics = {"name": self.name, **summarise([graded for graded, _ in results])}
-        if kl_tokens:
-            metrics["reverse_kl"] = kl_sum / kl_tokens
-        return {**metrics, "problems": [problem for _, problem in results]}
+        metrics = {"name": self.name, **summarise(done.graded)}
+        if done.kl_tokens:
+            metrics["reverse_kl"] = done.kl_sum / done.kl_tokens
+        return {**metrics, "problems": problems}
 
     @property
     def name(self) -> str:

@@ -5,6 +5,8 @@ before. Typed PRNG keys are stored as their data. Orbax has no checksum over arr
 another number), so a digest of every leaf is stored with it. Left out: what the state is made of, and when to save.
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -13,30 +15,42 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from motab_jax.config import UserError
+from motab_jax.config import EnvironmentFailure, RunError, UserError
 from motab_jax.runtime.digest import digests
+from motab_jax.runtime.distributed import barrier, is_main
+from motab_jax.runtime.failures import is_environment
+from motab_jax.runtime.hosts import any_process
 from motab_jax.runtime.storage import AnyPath, to_path
 
 # What orbax and tensorstore raise on folders that are damaged or hold something else; lack of memory is not among them.
 _DAMAGE = (ValueError, KeyError, TypeError, OSError, AttributeError, EOFError)
 
 
+class Unreadable(RunError):
+    """A checkpoint that can't be read: it is damaged, or of another configuration or version."""
+
+
 class _Damage:
-    """Turns the errors of a damaged folder into UserError, and no others.
+    """Turns the errors of a folder that can't be read into Unreadable, those of its storage into EnvironmentFailure.
 
     It is no `except` clause, because orbax raises a plain Exception for a shortened file, and a clause that names
     Exception catches every other error too.
     """
 
-    def __init__(self, explain: Callable[[BaseException], str]):
-        self.explain = explain
+    def __init__(self, folder: Any):
+        self.folder = folder
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if error is not None and (kind is Exception or isinstance(error, _DAMAGE)):
-            raise UserError(self.explain(error)) from None
+        if error is None:
+            return
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if is_environment(error):
+            raise EnvironmentFailure(f"{self.folder}: the checkpoint could not be read now ({reason})") from None
+        if kind is Exception or isinstance(error, _DAMAGE):
+            raise Unreadable(f"{self.folder}: this checkpoint can't be read ({reason})") from None
 
 
 class Checkpointer:
@@ -73,7 +87,7 @@ class Checkpointer:
           extra: what JSON can hold.
         """
         stored = jax.tree.map(_stored, state)
-        record = {"extra": extra, "digests": digests(stored)}
+        record = {"extra": extra, "digests": digests(stored), "extra_digest": _text_digest(extra)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(stored), extra=ocp.args.JsonSave(record))
         self._manager.save(step, args=args, force=True)
 
@@ -93,25 +107,70 @@ class Checkpointer:
           NumPy arrays without dimensions.
 
         Raises:
-          UserError: the folder is missing, damaged, or was saved with another configuration; it names the folder.
+          Unreadable: the folder is missing, damaged, or was saved with another configuration; it names the folder.
+          EnvironmentFailure: the storage failed; nothing is wrong with the folder.
         """
         target = jax.tree.map(_abstract, abstract_state)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
-        with _Damage(lambda error: self._cannot_restore(step, error)):
+        with _Damage(self.folder / str(step)):
             restored = self._manager.restore(step, args=args)
             if digests(restored["state"]) != restored["extra"]["digests"]:
                 raise ValueError("the arrays are not those that were saved")
+            record = restored["extra"]
+            older = record.keys() == {"extra", "digests"}  # versions before the record had a digest
+            if not older and record["extra_digest"] != _text_digest(record["extra"]):
+                raise ValueError("the record beside the arrays is not the one that was saved")
             state = jax.tree.map(_with_key_type, abstract_state, restored["state"])
             return state, dict(restored["extra"]["extra"])
 
-    def _cannot_restore(self, step: int, error: BaseException) -> str:
-        earlier = [other for other in self._manager.all_steps() if other < step]
-        then = f"go back to step {max(earlier)}" if earlier else "start the run anew"
-        reason = " ".join(str(error).split())[:300]
-        return (
-            f"{self.folder / str(step)}: this checkpoint is damaged, or was made by another configuration; "
-            f"delete the folder to {then} ({type(error).__name__}: {reason})"
-        )
+    def restore_newest(self, abstract_state: Any, say: Callable[[str], None]) -> tuple[int, Any, dict] | None:
+        """Read the newest step that can be read. Later ones, which can't, are kept in the folder's `damaged`.
+
+        Args:
+          abstract_state: as for `restore`.
+          say: called with a line for each step that is passed over.
+
+        Returns:
+          (step, state, extra); None where nothing was saved.
+
+        Raises:
+          Unreadable: no step can be read; nothing is moved then.
+          EnvironmentFailure: the storage failed.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        problems: dict[int, str] = {}
+        for step in steps:
+            try:
+                state, extra = self.restore(step, abstract_state)
+            except Unreadable as error:
+                problems[step] = str(error)
+            # What one process can't read, none of them uses.
+            if any_process(step in problems):
+                problems.setdefault(step, f"{self.folder / str(step)}: another process can't read it")
+                continue
+            for unreadable, problem in problems.items():
+                kept = self._set_aside(unreadable)
+                say(f"{problem}; going back to step {step}, the folder is kept as {kept}")
+            return step, state, extra
+        if not steps:
+            return None
+        first = problems[steps[0]]
+        raise Unreadable(f"none of the checkpoints of the steps {', '.join(map(str, steps))} can be read: {first}")
+
+    def _set_aside(self, step: int) -> Any:
+        """Move a step's folder to `damaged`, beside the checkpoints."""
+        source = self.folder / str(step)
+        aside = self.folder.parent / "damaged"
+        number = 0
+        while (target := aside / (f"{step}.{number}" if number else str(step))).exists():
+            number += 1
+        barrier("a damaged checkpoint is found")
+        if is_main():
+            aside.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
+        barrier("a damaged checkpoint is set aside")
+        self._manager.reload()
+        return target
 
     def wait(self) -> None:
         """Return when everything saved is on disk."""
@@ -127,6 +186,11 @@ class Checkpointer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _text_digest(value: Any) -> str:
+    """A digest of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _is_key(leaf: Any) -> bool:

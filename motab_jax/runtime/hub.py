@@ -15,7 +15,8 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError, HTTPError
 
-from motab_jax.config import UserError
+from motab_jax.config import EnvironmentFailure, UserError
+from motab_jax.runtime.failures import is_environment, retried
 from motab_jax.runtime.staging import local_copy, put
 from motab_jax.runtime.storage import AnyPath, BucketErrors, check_bucket, to_path
 
@@ -47,9 +48,16 @@ def find_folder(path_or_hub_id: str | Path, files: Sequence[str] = MODEL_FILES) 
         raise UserError(f"{text}: there is no such model folder")
     try:
         # Subfolders of a model's page hold the same weights in other formats.
-        snapshot = huggingface_hub.snapshot_download(text, allow_patterns=list(files), ignore_patterns=["*/*"])
+        snapshot = retried(
+            lambda: huggingface_hub.snapshot_download(text, allow_patterns=list(files), ignore_patterns=["*/*"]),
+            _UNREACHABLE,
+        )
     except _UNREACHABLE as error:
         reason = " ".join(str(error).split())[:300]
+        if is_environment(error):
+            raise EnvironmentFailure(
+                f"{text}: no folder here, and the hub, where it may be a model, could not be used ({reason})"
+            ) from None
         raise UserError(f"{text}: neither a folder here nor a model that the hub gives us ({reason})") from None
     return Path(snapshot)
 

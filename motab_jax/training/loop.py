@@ -5,6 +5,7 @@ Left out: opening a run (run.py), its batches (batches.py) and programs (program
 
 import contextlib
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,9 @@ from motab_jax.runtime.hosts import any_process
 from motab_jax.runtime.progress import Progress
 from motab_jax.session.export import export_student
 from motab_jax.training.phase_times import measure_phase_costs
-from motab_jax.training.run import begin, evaluate_student, open_run
+from motab_jax.training.run import Interrupted, begin, evaluate_student, open_run
 from motab_jax.training.run_folder import open_logs, write_config
-from motab_jax.training.step_log import PendingStep, finish, log_step
+from motab_jax.training.step_log import PendingStep, finish, log_evaluation, log_step
 
 
 def train(config: Config, *, profile: bool = False) -> int:
@@ -58,12 +59,33 @@ def train(config: Config, *, profile: bool = False) -> int:
             logs = open_logs(opened, config, run.folder, int(state.step))
             write_config(run.folder, config)
 
-            # Evaluate the student that the run begins with.
-            if progress.before is None:
-                progress.before = evaluate_student(run, state, "before")
+            def stop() -> bool:
+                return any_process(signals.received)
+
+            def saved(stream: dict[str, int]) -> dict[str, Any]:
+                return {"stream": stream, **dataclasses.asdict(progress)}
+
+            def stopped_at(step: int) -> int:
+                run.console.out(f"stopped by a signal at step {step}, saved; the same command goes on from there")
+                return STOPPED
+
+            # Evaluate the student that the run begins with, or finish the evaluation that a signal stopped.
+            step = int(state.step)
+            try:
+                if progress.before is None:
+                    progress.before = evaluate_student(run, state, "before", stop)
+                if progress.unlogged is not None and logs.last_step() < step:
+                    began = now()
+                    evaluation = evaluate_student(run, state, f"step {step}", stop)
+                    log_evaluation(logs, progress, step, evaluation, now() - began)
+            except Interrupted:
+                if checkpoints.latest() is None:
+                    checkpoints.save(step, state, saved(run.batches.stream.get_state()))
+                return stopped_at(step)
+            progress.unlogged = None
 
             # Draw the first batch; time short rollouts, so that a step's seconds can be split into phases.
-            first, stopped, pending, costs = int(state.step) + 1, False, None, None
+            first, pending, costs = step + 1, None, None
             batch = run.batches.draw(first)
             if config.rollout.on_policy > 0 and first <= config.run.steps:
                 costs = measure_phase_costs(
@@ -133,33 +155,45 @@ def train(config: Config, *, profile: bool = False) -> int:
                     if "eps0" in update_metrics:
                         progress.eps0 = float(update_metrics["eps0"])
 
-                # Evaluate.
-                if config.run.eval_every and step % config.run.eval_every == 0:
-                    dispatched = now()
-                    pending.evaluation = evaluate_student(run, state, f"step {step}")
-                    clock.record("evaluation", dispatched=dispatched)
                 pending.seconds, pending.elapsed = clock.read()
                 if step == first:
                     run.console.out(str(compile_clock.read()))
 
-                # Save; also where any process received a signal. The log is complete before a checkpoint.
-                stopped = any_process(signals.received)
-                if step % config.run.save_every == 0 or step == config.run.steps or stopped:
-                    log_step(run, logs, progress, bar, costs, pending)
-                    run.storage.push()
-                    checkpoints.save(step, state, {"stream": pending.batch.stream, **dataclasses.asdict(progress)})
+                # Save, also where any process received a signal. Before a checkpoint the log is complete, but for the
+                # line of a step whose evaluation comes next: the checkpoint holds it.
+                evaluates = bool(config.run.eval_every) and step % config.run.eval_every == 0
+                stopped, stream = stop(), pending.batch.stream
+                saves = step % config.run.save_every == 0 or step == config.run.steps or stopped
+                if saves or evaluates:
+                    log_step(run, logs, progress, bar, costs, pending, hold=evaluates)
                     pending = None
+                if saves:
+                    run.storage.push()
+                    checkpoints.save(step, state, saved(stream))
                 if stopped:
-                    break
+                    return stopped_at(step)
 
-        if stopped:
-            run.console.out(
-                f"stopped by a signal at step {int(state.step)}, saved; the same command goes on from there"
-            )
-            return STOPPED
+                # Evaluate. A signal stops it between two batches.
+                if evaluates:
+                    dispatched = now()
+                    try:
+                        evaluation = evaluate_student(run, state, f"step {step}", stop)
+                    except Interrupted:
+                        if not saves:
+                            checkpoints.save(step, state, saved(stream))
+                        return stopped_at(step)
+                    clock.record("evaluation", dispatched=dispatched)
+                    seconds, elapsed = clock.read()
+                    progress.seconds += elapsed
+                    log_evaluation(logs, progress, step, evaluation, seconds["evaluation"])
 
-        # Evaluate the trained student, export it, summarise the run.
-        after = evaluate_student(run, state, "after")
+            # Evaluate the trained student. The last step is saved already.
+            try:
+                after = evaluate_student(run, state, "after", stop)
+            except Interrupted:
+                return stopped_at(int(state.step))
+
+        # Export the student, summarise the run.
         export_student(session, state.params, run.storage.target / "export")
         finish(run, state, progress, after)
         run.storage.push()

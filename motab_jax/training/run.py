@@ -4,6 +4,7 @@ Left out: the steps themselves (loop.py), what is logged of them (step_log.py).
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from motab_jax.config import Config, UserError
 from motab_jax.distill import TrainState
 from motab_jax.evaluation.evaluator import Evaluator, make_evaluator
+from motab_jax.evaluation.partial import PartialFile
 from motab_jax.runtime.checkpoint import Checkpointer
 from motab_jax.runtime.compilation import CompileClock
 from motab_jax.runtime.distributed import is_main
@@ -54,7 +56,12 @@ class RunProgress:
     before: dict[str, Any] | None = None  # the evaluation before the first step
     tokens: int = 0  # generated so far, by both models
     seconds: float = 0.0  # of the steps so far
+    unlogged: dict[str, Any] | None = None  # metrics of a step whose evaluation is not done; its line is not written
     eps0: float | None = None  # of the next step, where the boundary follows the step values; None: as configured
+
+
+class Interrupted(Exception):
+    """A signal stopped an evaluation between two batches."""
 
 
 def open_run(config: Config, compile_clock: CompileClock) -> Run:
@@ -104,30 +111,42 @@ def begin(run: Run, checkpoints: Checkpointer) -> tuple[TrainState, RunProgress]
 
     The session's copy of the student's parameters is donated or deleted: from here on they are the state's.
     """
-    latest, params = checkpoints.latest(), run.session.student.params
-    if latest is None:
+    params = run.session.student.params
+    if checkpoints.latest() is None:
         return run.programs.init(params), RunProgress()
     for weight in jax.tree.leaves(params):
         weight.delete()
-    state, saved = checkpoints.restore(latest, run.programs.state)
+    found = checkpoints.restore_newest(run.programs.state, run.console.out)
+    assert found is not None
+    step, state, saved = found
     run.batches.stream.set_state(saved.pop("stream"))
-    run.console.out(f"resuming at step {latest}")
+    run.console.out(f"resuming at step {step}")
     return state, RunProgress(**saved)
 
 
-def evaluate_student(run: Run, state: TrainState, when: str) -> dict[str, Any] | None:
+def evaluate_student(
+    run: Run, state: TrainState, when: str, stopped: Callable[[], bool] = lambda: False
+) -> dict[str, Any] | None:
     """Held-out metrics of the student as it is, without the single problems; None where nothing is held out.
 
-    Only the main process has them; the others have the benchmark's name.
+    Only the main process has them; the others have the benchmark's name. An evaluation that was stopped goes on from
+    the grades that it left in the run folder.
 
     Args:
       run: the run.
       state: its training state.
       when: how the printed line begins, such as `before`.
+      stopped: as the evaluator asks it.
+
+    Raises:
+      Interrupted: it was stopped between two batches.
     """
     if run.evaluator is None:
         return None
-    metrics = run.evaluator(run.session.serve(state.params))
+    partial = PartialFile(run.folder / "evaluation.partial.json", {"when": when, "step": int(state.step)})
+    metrics = run.evaluator(run.session.serve(state.params), stopped=stopped, partial=partial)
+    if metrics is None:
+        raise Interrupted
     metrics.pop("problems")
     if is_main():
         run.console.out(f"{when}: accuracy {100 * metrics['accuracy']:.1f}% on {metrics['prompts']} held-out prompts")

@@ -18,7 +18,7 @@ from motab_jax.config.locations import scheme_of
 from motab_jax.runtime.distributed import barrier, is_main
 from motab_jax.runtime.files import write_atomically
 from motab_jax.runtime.hosts import any_process, from_main
-from motab_jax.runtime.metrics import RUN_ID, MetricsLog, open_trackers
+from motab_jax.runtime.metrics import RUN_ID, MetricsLog, open_trackers, read_log
 from motab_jax.runtime.staging import Staged
 from motab_jax.runtime.storage import AnyPath, check_bucket, to_path
 
@@ -103,6 +103,11 @@ class Logs:
 
     metrics: MetricsLog  # metrics.jsonl, one line for each step
     trajectories: MetricsLog  # trajectories.jsonl, sample trajectories
+
+    def last_step(self) -> int:
+        """The step of the last line of metrics; 0 without one. The same in all processes."""
+        steps = [line["step"] for line in read_log(self.metrics.path)] if is_main() else []
+        return from_main(max(steps, default=0))
 
 
 def open_logs(opened: contextlib.ExitStack, config: Config, folder: Path, step: int) -> Logs:

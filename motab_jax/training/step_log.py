@@ -15,7 +15,7 @@ from motab_jax.rollout.counters import Counters
 from motab_jax.runtime.clocks import now
 from motab_jax.runtime.distributed import is_main
 from motab_jax.runtime.hosts import fetch
-from motab_jax.runtime.metrics import MetricsLog, read_log
+from motab_jax.runtime.metrics import MetricsLog, as_json, read_log
 from motab_jax.runtime.progress import Progress
 from motab_jax.synthesis.records import make_record
 from motab_jax.training.batches import Batch
@@ -36,13 +36,19 @@ class PendingStep:
     update_metrics: dict[str, jax.Array]  # on the device: what the update gave
     target_bytes: int  # of the teacher's targets, for each token
     cache_bytes: int  # of both models' caches, on all devices together
-    evaluation: dict[str, Any] | None = None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of each of the device's tasks
     elapsed: float = 0.0  # seconds of wall time
 
 
 def log_step(
-    run: Run, logs: Logs, progress: RunProgress, bar: Progress, costs: PhaseCosts | None, pending: PendingStep
+    run: Run,
+    logs: Logs,
+    progress: RunProgress,
+    bar: Progress,
+    costs: PhaseCosts | None,
+    pending: PendingStep,
+    *,
+    hold: bool = False,
 ) -> None:
     """Append a step's metrics and sample trajectories to the logs, with one fetch from the device.
 
@@ -53,6 +59,7 @@ def log_step(
       bar: the progress bar.
       costs: seconds of a rollout's phases; None only where no step is on-policy.
       pending: the step.
+      hold: keep the metrics in `progress`, for `log_evaluation` to write them.
 
     Raises:
       UserError: `run.max_skipped` updates in a row were not finite.
@@ -76,11 +83,12 @@ def log_step(
         "cache_bytes": pending.cache_bytes,
         "epoch": pending.batch.epoch,
     }
-    if pending.evaluation is not None:
-        metrics["eval"] = pending.evaluation
     progress.tokens += generated
     progress.seconds += pending.elapsed
-    logs.metrics.append(step, metrics)
+    if hold:
+        progress.unlogged = as_json(metrics)
+    else:
+        logs.metrics.append(step, metrics)
     bar.update(step, {name: metrics[name] for name in ("loss", "strayed", "length_mean", "tokens_per_second")})
     _check_finite(run.session.config, metrics, step)
 
@@ -89,6 +97,16 @@ def updates_before(step: int, update_metrics: dict[str, Any]) -> int:
     """The number of updates before this step's that were not skipped: what the learning rate's schedule counts."""
     is_skipped = int(update_metrics["skipped_in_a_row"]) > 0
     return step - 1 - (int(update_metrics["skipped"]) - is_skipped)
+
+
+def log_evaluation(
+    logs: Logs, progress: RunProgress, step: int, evaluation: dict[str, Any] | None, seconds: float
+) -> None:
+    """Append the metrics that `log_step` held, with the step's evaluation and its seconds."""
+    assert progress.unlogged is not None
+    metrics, progress.unlogged = progress.unlogged, None
+    metrics["seconds"]["evaluation"] = seconds
+    logs.metrics.append(step, metrics if evaluation is None else {**metrics, "eval": evaluation})
 
 
 def _check_finite(config: Config, metrics: dict[str, Any], step: int) -> None:

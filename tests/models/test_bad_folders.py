@@ -10,9 +10,10 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 
-from motab_jax.config import UserError
+from motab_jax.config import EnvironmentFailure, UserError
 from motab_jax.models import load_pretrained, save_pretrained
 from motab_jax.models.hf.tensorfile import is_finite
+from motab_jax.runtime import failures
 from motab_jax.runtime.hub import find_folder, load_generation_config
 from tests.models.tiny import CONFIGS, random_params
 
@@ -62,15 +63,23 @@ def test_a_file_is_not_a_folder(folder):
     refused(folder / "config.json", "name the model's folder")
 
 
-@pytest.mark.parametrize(
-    "error", [LocalEntryNotFoundError("no\nnetwork"), HFValidationError("bad id"), ConnectionError("reset")]
-)
-def test_hub_out_of_reach(error, monkeypatch):
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("no\nsuch"), HFValidationError("bad id")])
+def test_what_the_hub_does_not_have(error, monkeypatch):
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     refused("someone/a-model", "someone/a-model: neither a folder here nor a model that the hub gives us")
+
+
+def test_a_hub_out_of_reach_is_no_mistake(monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError("reset")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(failures.time, "sleep", lambda _: None)
+    with pytest.raises(EnvironmentFailure, match="someone/a-model: no folder here, and the hub"):
+        load_pretrained("someone/a-model")
 
 
 def test_hub_refusals_are_covered():

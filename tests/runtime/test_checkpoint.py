@@ -1,5 +1,6 @@
 """Checkpoints come back bit for bit, on the devices asked for; damaged ones are named."""
 
+import errno
 import math
 import shutil
 from pathlib import Path
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motab_jax.config import UserError
-from motab_jax.runtime.checkpoint import Checkpointer
+from motab_jax.config import EnvironmentFailure, UserError
+from motab_jax.runtime.checkpoint import Checkpointer, Unreadable
 from motab_jax.runtime.mesh import layout_shardings, make_mesh, replicated
 
 
@@ -126,20 +127,79 @@ def damage_all(folder: Path):
 @pytest.mark.parametrize(
     "damage", [damage_flip, damage_shorten, damage_array, damage_metadata, damage_extra, damage_all]
 )
-def test_a_damaged_checkpoint_is_named(tmp_path, damage):
-    state = {"w": jax.random.normal(jax.random.key(0), (128, 64))}
-    with Checkpointer(tmp_path, keep=2) as checkpointer:
+def test_a_damaged_checkpoint_is_passed_over_and_kept(tmp_path, damage):
+    state, said = {"w": jax.random.normal(jax.random.key(0), (128, 64))}, []
+    with Checkpointer(tmp_path / "c", keep=2) as checkpointer:
         checkpointer.save(1, state, {"a": 1})
         checkpointer.save(2, state, {"a": 2})
-    damage(tmp_path / "2")
-    with Checkpointer(tmp_path, keep=2) as checkpointer:
+    damage(tmp_path / "c" / "2")
+    left = sorted(path.name for path in (tmp_path / "c" / "2").rglob("*"))
+    with Checkpointer(tmp_path / "c", keep=2) as checkpointer:
         assert checkpointer.latest() == 2
-        with pytest.raises(UserError, match=r"2: this checkpoint is damaged.* delete the folder to go back to step 1"):
+        with pytest.raises(Unreadable, match=r"c/2: this checkpoint can't be read"):
             checkpointer.restore(2, state)
-    shutil.rmtree(tmp_path / "2")
-    with Checkpointer(tmp_path, keep=2) as checkpointer:
-        assert checkpointer.latest() == 1
-        assert checkpointer.restore(1, state)[1] == {"a": 1}
+        step, restored, extra = checkpointer.restore_newest(state, said.append)
+        assert (step, extra) == (1, {"a": 1}) and checkpointer.latest() == 1
+        checkpointer.save(2, state, {"a": 3})
+    np.testing.assert_array_equal(restored["w"], state["w"])
+    assert len(said) == 1 and "going back to step 1" in said[0] and str(tmp_path / "damaged" / "2") in said[0]
+    assert sorted(path.name for path in (tmp_path / "damaged" / "2").rglob("*")) == left, "nothing is deleted"
+    with Checkpointer(tmp_path / "c", keep=2) as checkpointer:
+        assert checkpointer.restore_newest(state, said.append)[::2] == (2, {"a": 3}) and len(said) == 1
+
+
+def test_one_flipped_byte_in_any_file_does_no_harm(tmp_path):
+    """In each file in turn: noticed, or in a file of orbax's that neither arrays nor record depend on."""
+    state = {"w": jax.random.normal(jax.random.key(0), (128, 64)), "n": jnp.arange(5)}
+    with Checkpointer(tmp_path / "c", keep=2) as checkpointer:
+        checkpointer.save(1, jax.tree.map(lambda x: x + 1, state), {"a": 1})
+        checkpointer.save(2, state, {"a": 2, "b": "text"})
+    files = sorted(path for path in (tmp_path / "c" / "2").rglob("*") if path.is_file() and path.stat().st_size)
+    noticed = set()
+    for file in files:
+        whole, name = file.read_bytes(), file.relative_to(tmp_path / "c" / "2")
+        middle = len(whole) // 2
+        file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        with Checkpointer(tmp_path / "c", keep=2) as checkpointer:
+            step, restored, extra = checkpointer.restore_newest(state, lambda line: None)
+        if step == 1:
+            noticed.add(str(name))
+            assert extra == {"a": 1}
+            shutil.copytree(tmp_path / "damaged" / "2", tmp_path / "c" / "2")
+            shutil.rmtree(tmp_path / "damaged")
+        else:
+            assert extra == {"a": 2, "b": "text"}, name
+            np.testing.assert_array_equal(restored["w"], state["w"], err_msg=str(name))
+        file.write_bytes(whole)
+    assert any("ocdbt" in name or "/d/" in name for name in noticed) and "extra/metadata" in noticed, noticed
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_moved(tmp_path):
+    state, said = {"w": jnp.ones((8, 4))}, []
+    with Checkpointer(tmp_path / "c", keep=2) as checkpointer:
+        checkpointer.save(1, state, {})
+        checkpointer.save(2, state, {})
+    for step in "12":
+        damage_all(tmp_path / "c" / step)
+    with Checkpointer(tmp_path / "c", keep=2) as checkpointer:
+        with pytest.raises(Unreadable, match=r"none of the checkpoints of the steps 2, 1 can be read.*c/2"):
+            checkpointer.restore_newest(state, said.append)
+    assert said == [] and not (tmp_path / "damaged").exists() and Unreadable.status == 1
+
+
+def test_a_storage_that_fails_is_no_damage(tmp_path, monkeypatch):
+    state = {"w": jnp.ones((8, 4))}
+    with Checkpointer(tmp_path / "c", keep=2) as checkpointer:
+        checkpointer.save(1, state, {})
+        checkpointer.wait()
+
+        def stale(*_, **__):
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+        monkeypatch.setattr(checkpointer._manager, "restore", stale)
+        with pytest.raises(EnvironmentFailure, match=r"could not be read now.*Stale"):
+            checkpointer.restore_newest(state, print)
+    assert (tmp_path / "c" / "1").is_dir() and not (tmp_path / "damaged").exists()
 
 
 def test_another_configuration_is_named(tmp_path):
@@ -147,7 +207,7 @@ def test_another_configuration_is_named(tmp_path):
         checkpointer.save(1, {"w": jnp.zeros((4, 4))}, {})
         checkpointer.wait()
         for other in ({"w": jnp.zeros((4, 5))}, {"w": jnp.zeros((4, 4)), "b": jnp.zeros(4)}, {"v": jnp.zeros((4, 4))}):
-            with pytest.raises(UserError, match="another configuration; delete the folder to start the run anew"):
+            with pytest.raises(Unreadable, match="1: this checkpoint can't be read"):
                 checkpointer.restore(1, other)
 
 
