@@ -13,7 +13,7 @@ from motab_jax.data.tokenizer import load_tokenizer
 from motab_jax.models.architecture import ModelConfig
 from motab_jax.models.hf.pretrained import save_pretrained
 from motab_jax.models.transformer import init
-from tests.verbs.helpers import STEPS, spawn, words
+from tests.verbs.helpers import STEPS, spawn, without_clocks, words
 
 GOOD = '{"prompt": "1+2="}\n'
 
