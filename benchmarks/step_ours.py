@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from motab_jax.config import load_config
+from motab_jax.data.pairs import SharedTokenizer
 from motab_jax.data.steps import compile_delimiter
 from motab_jax.models import Model, load_pretrained
 from motab_jax.models.hf.weight_names import load_shardings
@@ -85,8 +86,8 @@ class Ours:
             self.mesh, self.student.config, scan_layers=config.rollout.scan_layers, dtype=config.rollout.serve_dtype
         )
         session = Session(
-            config=config, mesh=self.mesh, student=self.student, teacher=teacher, tokenizer=None, source="",
-            stop_id=-1, vocab_size=vocabulary, rollout_config=numbers, to_serving=serve,
+            config=config, mesh=self.mesh, student=self.student, teacher=teacher, source="",
+            shared=SharedTokenizer(None, vocabulary, -1, (-1,)), rollout_config=numbers, to_serving=serve,
         )  # fmt: skip
         programs = make_programs(session)
         state = programs.init(jax.tree.map(jnp.array, session.student.params))  # copies, for they are donated

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from motab_jax.data.sources import Source
-from motab_jax.distill import build_targets
+from motab_jax.distill import Objective, build_targets
+from motab_jax.distill.objective import token_weights
 from motab_jax.distill.targets import TokenKind
 from motab_jax.rollout.trajectory import KEPT, empty_trajectory
 from tests.optional import some
@@ -148,3 +149,11 @@ def test_memory_is_linear_in_rewinds():
     trajectory = empty_trajectory(nothing, index, entries, rewinds, WIDTH, jnp.float32)
     compiled = build.lower(trajectory, target="stitched", transition=jnp.array([90]), max_tokens=None).compile()
     assert some(compiled.memory_analysis()).temp_size_in_bytes < rows * entries * rewinds / 4
+
+
+def test_a_stop_token_with_the_id_of_padding_is_trained_on():
+    """As in models whose padding token is their stop token: what counts are lengths, not ids."""
+    log = [(10, Source.STUDENT, KEPT), (0, Source.STUDENT, KEPT)]
+    batch = build(trajectory_of([Row([5, 0], log, [])]), target="stitched", transition=jnp.array([90]))
+    assert batch.tokens[0, 2:6].tolist() == [5, 0, 10, 0] and batch.positions[0, 2:7].tolist() == [0, 1, 2, 3, -1]
+    assert token_weights(batch.kinds, Objective())[0, 2:7].tolist() == [0.0, 0.0, 0.5, 0.5, 0.0]
