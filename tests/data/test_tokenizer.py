@@ -189,7 +189,7 @@ def test_a_model_that_the_tokenizers_library_does_not_know(tmp_path):
 def test_the_tags_of_a_thought_stay_in_a_text_whatever_their_flag(is_special):
     tokenizer = byte_level()
     for tag in ("<think>", "</think>"):
-        tokenizer.add_tokens([AddedToken(tag, special=is_special)], special_tokens=is_special)
+        tokenizer.backend_tokenizer.add_tokens([AddedToken(tag, special=is_special)])
     text = "a é.\n<think>b</think><think>"
     ids = tokenizer.encode(f"{text}<eos>", add_special_tokens=False)
     assert decode(tokenizer, ids) == text
@@ -211,5 +211,5 @@ def test_the_tags_of_a_thought_stay_in_a_text_whatever_their_flag(is_special):
 def test_a_prompt_that_ends_in_an_opening_tag_opens_a_thought(is_special, end, opened):
     tokenizer = byte_level()
     for tag in ("<think>", "</think>"):
-        tokenizer.add_tokens([AddedToken(tag, special=is_special)], special_tokens=is_special)
+        tokenizer.backend_tokenizer.add_tokens([AddedToken(tag, special=is_special)])
     assert opens_thought(tokenizer, tokenizer.encode(f"a question{end}", add_special_tokens=False)) is opened
