@@ -8,12 +8,13 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Self
 
 from jax.errors import JaxRuntimeError
 
-from motab_jax.config import RunError, UserError, describe_keys, dump_config, load_config
+from motab_jax.config import PeerMissing, RunError, UserError, describe_keys, dump_config, load_config
 from motab_jax.runtime.distributed import explain, leave
 from motab_jax.runtime.paths import recipe_path
 from motab_jax.runtime.staging import local_copy, shown
@@ -126,22 +127,22 @@ def run_verb(work: Callable[[list[str]], int | None]) -> None:
     # Models run in JAX: no advice to install torch. transformers reads this when it is imported.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     sys.unraisablehook = _report_unraisable
+    message, at_once = None, False
     try:
         status = _status_of(work)
         sys.stdout.flush()
     except RunError as error:
-        print(f"error: {' '.join(shown(str(error)).split())}", file=sys.stderr)
-        status = error.status
+        status, message = error.status, f"error: {' '.join(shown(str(error)).split())}"
+        at_once = isinstance(error, PeerMissing)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
+        status, message = 130, "interrupted"
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except JaxRuntimeError as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
-        status = 1
-    leave(status)
+        status, message, at_once = 1, f"error: {explain(error)}", True
+        traceback.print_exc()  # in case it means something else than it seems to
+    leave(status, message, at_once=at_once)
 
 
 def _status_of(work: Callable[[list[str]], int | None]) -> int:

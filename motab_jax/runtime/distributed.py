@@ -12,9 +12,12 @@ import re
 import socket
 import sys
 import threading
+import zlib
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from motab_jax.config import PeerMissing, UserError
 
@@ -25,6 +28,7 @@ TPU_PORT = "8476"
 HEARTBEAT = 40  # seconds without a sign of life after which a process counts as dead
 INIT_MARGIN_SECONDS = 60  # added to jax's own time limit, so that this module's comes first
 PATIENCE = 300  # seconds that processes wait for each other at the start and at barriers
+LEAVING = 20  # seconds that a process that fails waits for the others to fail as well
 _numbers = itertools.count()  # make each barrier's name unique
 # Words of jax and its transports in errors that mean that another process died.
 _LOST = ("gloo", "connection closed", "connection reset", "socket closed", "heartbeat", "unavailable:", "task died")
@@ -123,7 +127,7 @@ def _answers(address: str) -> bool:
 def _fall(*error: Any) -> None:
     """Exit at once on an uncaught error: an orderly exit would wait for the other processes."""
     sys.__excepthook__(*error)
-    leave(1)
+    leave(1, at_once=True)
 
 
 def barrier(name: str, seconds: int = PATIENCE) -> None:
@@ -167,18 +171,42 @@ def explain(error: Exception) -> str:
     )
 
 
-def leave(status: int, *, at_once: bool = False) -> None:
-    """Exit with a status. A process that fails does not wait for the others, which may not have failed.
+def leave(status: int, message: str | None = None, *, at_once: bool = False) -> None:
+    """Print the message and exit with the status; processes that fail together leave together.
+
+    A process that fails waits LEAVING seconds for the others. If all have failed by then, all leave with one status,
+    the user's mistake where one of them has that, and one process alone prints a message that all have. If the others
+    have not failed, this one leaves, and they find that it is gone.
 
     Args:
       status: the exit status.
-      at_once: exit without any clean-up; also from a thread other than the main one.
+      message: what to print on standard error, on one line.
+      at_once: exit without waiting and without any clean-up; also from a thread other than the main one.
     """
-    if at_once or (jax.distributed.is_initialized() and status not in (0, 75)):
+    fails = jax.distributed.is_initialized() and status not in (0, 75)
+    if fails and not at_once and jax.process_count() > 1:
+        status, message = _agree(status, message)
+    if message is not None:
+        print(message, file=sys.stderr)
+    if at_once or fails:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _agree(status: int, message: str | None) -> tuple[int, str | None]:
+    """The status with which all processes leave, and this one's message; None where the main process has the same."""
+    try:
+        barrier("leaving", LEAVING)
+    except PeerMissing:
+        return status, message
+    own = np.array([status, zlib.crc32((message or "").encode())], np.uint32)
+    everyones = multihost_utils.process_allgather(own)
+    statuses = everyones[:, 0].tolist()
+    same = jax.process_index() > 0 and everyones[0, 1] == own[1]
+    jax.distributed.shutdown()  # waits until all are here: a process that leaves first takes the others with it
+    return UserError.status if UserError.status in statuses else max(statuses), None if same else message
 
 
 def is_main() -> bool:

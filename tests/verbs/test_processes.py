@@ -8,7 +8,7 @@ import time
 import pytest
 
 from motab_jax.runtime.cli import STOPPED
-from tests.verbs.helpers import finish_all, read_lines, spawn, start_all, without_clocks, words
+from tests.verbs.helpers import ROOT, finish_all, read_lines, spawn, start_all, without_clocks, words
 
 STEPS = 6
 LIMIT = 60  # seconds in which the others see that a process is gone
@@ -102,12 +102,21 @@ def test_a_killed_process_takes_the_other_with_it_and_the_run_goes_on(victim, pa
 def test_a_run_folder_that_is_not_shared_is_refused_at_the_start(pair, tmp_path):
     each = [[f"run.dir={tmp_path / str(number)}"] for number in range(2)]
     ends = finish_all(start_all("train", command(pair, tmp_path), own=each))
-    # The first to leave may take the other with it, before that one has left by itself.
-    assert any(end.returncode == 2 for end in ends) and all(end.returncode for end in ends), ends
-    for end in ends:
-        assert "not all processes of this run see the same folder" in end.stderr or end.returncode != 2, end.stderr
-        assert "Traceback" not in end.stderr
+    assert [end.returncode for end in ends] == [2, 2], ends
+    for number, end in enumerate(ends):
+        lines = [line for line in end.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and str(tmp_path / str(number)) in lines[0], "each has a folder of its own to name"
+        assert "not all processes of this run see the same folder" in lines[0] and "Traceback" not in end.stderr
     assert not list(tmp_path.glob("*/tiny/.seen-*"))
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.long), pytest.param(8, marks=pytest.mark.long)])
+def test_a_mistake_is_printed_once_and_all_leave_with_it(count, tmp_path):
+    words = [str(ROOT / "configs" / "quickstart.yaml"), f"run.dir={tmp_path}", "eval.preset=[math500,gsm8k]"]
+    ends = finish_all(start_all("train", words, count, devices=1))
+    assert [end.returncode for end in ends] == [2] * count, ends
+    lines = [line for end in ends for line in end.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "eval.preset is a list" in lines[0] and "Traceback" not in ends[0].stderr
 
 
 @pytest.mark.long
