@@ -109,9 +109,13 @@ def _held_out(session: Session) -> EncodedPrompts | None:
 def begin(run: Run, checkpoints: Checkpointer) -> tuple[TrainState, RunProgress]:
     """The training state and progress of the newest checkpoint, or fresh ones.
 
-    The session's copy of the student's parameters is donated or deleted: from here on they are the state's.
+    The session's copy of the student's parameters is donated or deleted: from here on they are the state's, and the
+    session has their shapes.
     """
-    params = run.session.student.params
+    params = dict(run.session.student.params)
+    run.session.student.params.update(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+    )
     if checkpoints.latest() is None:
         return run.programs.init(params), RunProgress()
     for weight in jax.tree.leaves(params):
