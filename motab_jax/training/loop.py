@@ -63,7 +63,7 @@ def train(config: Config, *, profile: bool = False) -> int:
                 return any_process(signals.received)
 
             def saved(stream: dict[str, int]) -> dict[str, Any]:
-                return {"stream": stream, **dataclasses.asdict(progress)}
+                return {"stream": stream, "inputs": run.inputs, **dataclasses.asdict(progress)}
 
             def stopped_at(step: int) -> int:
                 run.console.out(f"stopped by a signal at step {step}, saved; the same command goes on from there")

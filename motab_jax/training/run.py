@@ -26,6 +26,7 @@ from motab_jax.runtime.staging import Staged
 from motab_jax.session.prompts import EncodedPrompts, held_out_prompts, training_prompts
 from motab_jax.session.session import Session, open_session
 from motab_jax.training.batches import Batches, open_batches, with_steps
+from motab_jax.training.inputs import check_inputs, describe_inputs
 from motab_jax.training.programs import Programs, make_programs
 from motab_jax.training.run_folder import open_run_folder
 
@@ -41,6 +42,7 @@ class Run:
     learning_rates: Float[np.ndarray, "steps"]  # of each step, so that logging needs nothing from a busy device
     storage: Staged  # the run folder
     console: Console
+    inputs: dict[str, Any]  # digests of prompts and models: see inputs.py
     compile_clock: CompileClock
 
     @property
@@ -90,12 +92,12 @@ def open_run(config: Config, compile_clock: CompileClock) -> Run:
             "objective.student_loss=cross_entropy on the student's own samples teaches nothing from them; "
             "reverse_kl or adaptive_kl does"
         )
-    programs = make_programs(session)
+    inputs, programs = describe_inputs(session, batches), make_programs(session)
     evaluator = None
     if held_out is not None:
         evaluator = make_evaluator(session, session.config.eval, held_out, programs.evaluation)
     learning_rates = np.asarray(jax.jit(jax.vmap(programs.schedule))(jnp.arange(session.config.run.steps)))
-    return Run(session, batches, evaluator, programs, learning_rates, storage, console, compile_clock)
+    return Run(session, batches, evaluator, programs, learning_rates, storage, console, inputs, compile_clock)
 
 
 def _held_out(session: Session) -> EncodedPrompts | None:
@@ -123,6 +125,7 @@ def begin(run: Run, checkpoints: Checkpointer) -> tuple[TrainState, RunProgress]
     found = checkpoints.restore_newest(run.programs.state, run.console.out)
     assert found is not None
     step, state, saved = found
+    check_inputs(saved.pop("inputs", None), run.inputs, run.storage.target)
     run.batches.stream.set_state(saved.pop("stream"))
     run.console.out(f"resuming at step {step}")
     return state, RunProgress(**saved)

@@ -237,6 +237,19 @@ def test_a_damaged_checkpoint(run, pair):
     assert (run / "damaged" / str(STEPS)).is_dir() and without_clocks(run / "metrics.jsonl") == before
 
 
+def test_prompts_that_changed_since_the_run_was_saved(pair, tmp_path):
+    """As many as before, with other texts: the run would be another one."""
+    file = tmp_path / "problems.jsonl"
+    lines = [{"prompt": f"1+{n}=", "answer": str(n + 1)} for n in range(8)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words_ = words(pair, tmp_path, "data.source=jsonl", f"data.path={file}", "run.steps=2", "run.eval_every=0",
+                   "run.save_every=1", "eval.prompts=2", "data.count=null", "eval.source=arithmetic")  # fmt: skip
+    assert spawn("train", words_).returncode == 0
+    file.write_text(file.read_text().replace('"1+3="', '"2+2="'))
+    text = complaint(train.work, [*words_])
+    assert str(tmp_path / "tiny") in text and "the training prompts changed" in text and "run.name" in text
+
+
 def test_a_damaged_metrics_log(run, pair):
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines()
