@@ -41,6 +41,7 @@ def work(words: list[str]) -> int:
             total = len(evaluator.prompts.prompts) * evaluator.section.samples
             with Progress(total, evaluator.name, console=console) as progress:
                 metrics = evaluator(student, lambda done, _, bar=progress: bar.update(done))
+            assert metrics is not None  # nothing stops it
             problems = metrics.pop("problems")
             if output is not None:
                 output.writelines(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -202,14 +203,16 @@ def test_the_planned_rollout_is_the_runs(devices):
     session = open_session(run)
     prompts = training_prompts(session)
     run = run.model_copy(update={"data": run.data.model_copy(update={"max_prompt_tokens": prompts.width})})
-    lowered = make_programs(session).on_policy.lower(
+    program: Any = make_programs(session).on_policy
+    lowered = program.lower(
         session.serve(session.student.params), session.teacher, prompts.batch(range(6), range(6), session.mesh),
         jax.random.key(0), session.rollout_config.replace(stop_ids=jnp.array(STOP_IDS)),
     )  # fmt: skip
     abstract = open_abstract_session(run, session.mesh)
     teacher = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), session.teacher)
     abstract = dataclasses.replace(abstract, teacher=teacher)
-    planned = make_programs(abstract).on_policy.lower(
+    planned_program: Any = make_programs(abstract).on_policy
+    planned = planned_program.lower(
         abstract.to_serving.lower(abstract.student.params).out_info, teacher, abstract_prompts(run, session.mesh, 6),
         abstract_key(session.mesh), abstract.rollout_config,
     )  # fmt: skip

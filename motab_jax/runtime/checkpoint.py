@@ -140,6 +140,7 @@ class Checkpointer:
         steps = sorted(self._manager.all_steps(), reverse=True)
         problems: dict[int, str] = {}
         for step in steps:
+            state, extra = None, {}
             try:
                 state, extra = self.restore(step, abstract_state)
             except Unreadable as error:

@@ -106,7 +106,7 @@ def load_generation_config(path_or_hub_id: str | Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def replaced(folder: str | Path) -> Iterator[Path]:
+def replaced(folder: str | AnyPath) -> Iterator[Path]:
     """Yields an empty sibling folder to write in, which is renamed to `folder` when the block ends without error.
 
     A process killed while writing leaves `.NAME.partial` and nothing half-written; the next call removes it.

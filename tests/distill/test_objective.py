@@ -27,7 +27,7 @@ from tests.distill.batches import (
 )
 from tests.optional import some
 
-MIXED = {
+MIXED: dict[str, Any] = {
     "student": TokenLoss("jsd", 0.5, 0.3),
     "teacher": TokenLoss("cross_entropy", 2.0),
     "flawed": TokenLoss("jsd", 0.25, 0.7),

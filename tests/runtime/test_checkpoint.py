@@ -124,6 +124,12 @@ def damage_all(folder: Path):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def newest(checkpointer, state, said):
+    found = checkpointer.restore_newest(state, said.append)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize(
     "damage", [damage_flip, damage_shorten, damage_array, damage_metadata, damage_extra, damage_all]
 )
@@ -138,14 +144,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(tmp_path, damage):
         assert checkpointer.latest() == 2
         with pytest.raises(Unreadable, match=r"c/2: this checkpoint can't be read"):
             checkpointer.restore(2, state)
-        step, restored, extra = checkpointer.restore_newest(state, said.append)
+        step, restored, extra = newest(checkpointer, state, said)
         assert (step, extra) == (1, {"a": 1}) and checkpointer.latest() == 1
         checkpointer.save(2, state, {"a": 3})
     np.testing.assert_array_equal(restored["w"], state["w"])
     assert len(said) == 1 and "going back to step 1" in said[0] and str(tmp_path / "damaged" / "2") in said[0]
     assert sorted(path.name for path in (tmp_path / "damaged" / "2").rglob("*")) == left, "nothing is deleted"
     with Checkpointer(tmp_path / "c", keep=2) as checkpointer:
-        assert checkpointer.restore_newest(state, said.append)[::2] == (2, {"a": 3}) and len(said) == 1
+        assert newest(checkpointer, state, said)[::2] == (2, {"a": 3}) and len(said) == 1
 
 
 def test_one_flipped_byte_in_any_file_does_no_harm(tmp_path):
@@ -161,7 +167,7 @@ def test_one_flipped_byte_in_any_file_does_no_harm(tmp_path):
         middle = len(whole) // 2
         file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
         with Checkpointer(tmp_path / "c", keep=2) as checkpointer:
-            step, restored, extra = checkpointer.restore_newest(state, lambda line: None)
+            step, restored, extra = newest(checkpointer, state, [])
         if step == 1:
             noticed.add(str(name))
             assert extra == {"a": 1}
