@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -213,7 +213,7 @@ def test_the_planned_rollout_is_the_runs(devices):
     abstract = dataclasses.replace(abstract, teacher=teacher)
     planned_program: Any = make_programs(abstract).on_policy
     planned = planned_program.lower(
-        abstract.to_serving.lower(abstract.student.params).out_info, teacher, abstract_prompts(run, session.mesh, 6),
+        cast(Any, abstract.to_serving).lower(abstract.student.params).out_info, teacher, abstract_prompts(run, session.mesh, 6),
         abstract_key(session.mesh), abstract.rollout_config,
     )  # fmt: skip
     (ours, facts), (theirs, planned_facts) = (
