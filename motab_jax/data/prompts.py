@@ -1,14 +1,16 @@
 """Prompts: where they come from, their token ids, and the endless shuffled order that training takes them in.
 
-Sources: `arithmetic` and `pointers` (generated), `jsonl` and `parquet` (a file at data.path), `hub:<id>` (a Hugging
-Face data set; data.path may name its configuration), `reasoning_gym:<task>` (generated). What a record needs is in
-`records.py`.
+Sources: `arithmetic` and `pointers` (generated), `jsonl` (gzipped or not) and `parquet` (a file at data.path),
+`hub:<id>` (a Hugging Face data set; data.path may name its configuration), `reasoning_gym:<task>` (generated). What a
+record needs is in `records.py`.
 Left out: streaming. All prompts of a run are read, checked and tokenised before it starts.
 """
 
 import dataclasses
+import gzip
 import itertools
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -233,19 +235,30 @@ def _existing_file(path: str | None, kind: str) -> Path:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, dict]]:
-    """(location, record) of every line that isn't blank; the location is the file and the line, counted from 1."""
+    """(location, record) of every line that isn't blank; the location is the file and the line, counted from 1.
+
+    A file that begins as gzip's do is decompressed on the way, whatever its name.
+    """
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            lines = gzip.GzipFile(fileobj=file) if packed else file
+            for number, line in enumerate(lines, 1):
+                text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if text.strip():
+                    yield f"{path}, line {number}", _parsed(text, f"{path}, line {number}")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: not a complete gzip file: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode())
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not valid JSON: {error}") from None
-        yield f"{path}, line {number}", record
+
+
+def _parsed(line: bytes, location: str) -> Any:
+    try:
+        return json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{location}: not valid JSON: {error}") from None
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
@@ -274,7 +287,8 @@ def _hub(name: str, data: PromptSource) -> Iterable[tuple[str, dict]]:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"data.source = 'hub:{name}', split '{data.split}': could not be loaded: {reason}") from None
     # Columns that aren't needed, such as solutions, can be gigabytes.
-    wanted = {*FIELDS, "grader", *data.fields.values(), *data.wrong_answers}
+    named = (*FIELDS, "grader", *data.fields.values(), *data.wrong_answers)
+    wanted = {*named, *(name.partition(".")[0] for name in named)}  # a.b is in the column a
     if columns := [column for column in records.column_names if column in wanted]:
         records = records.select_columns(columns)
     return ((f"hub:{name}, row {number}", dict(record)) for number, record in enumerate(records, 1))

@@ -126,7 +126,7 @@ def test_broken_choices(text, rules, message, tmp_path):
         ('{"prompt": []}', "line 1: .*neither text nor a list"),
         ('{"prompt": [{"role": "user"}]}', "line 1: .*neither text nor a list"),
         ('{"prompt": " "}', "line 1: .*empty"),
-        ('{"prompt": "a", "answer": [1]}', "line 1: .*'answer' is neither"),
+        ('{"prompt": "a", "answer": {"value": 1}}', "line 1: .*'answer' is neither"),
         ('{"prompt": "a", "answer": "1", "grader": "x"}', "grader 'x'"),
         ('{"prompt": "a"}\n{"prompt": "b", "completion": 3}', "line 2: the field 'completion' is not text"),
         ("", r"data\.jsonl: the data set is empty"),
