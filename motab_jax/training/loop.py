@@ -22,7 +22,7 @@ from motab_jax.runtime.progress import Progress
 from motab_jax.session.export import export_student
 from motab_jax.training.phase_times import measure_phase_costs
 from motab_jax.training.run import Interrupted, begin, evaluate_student, open_run
-from motab_jax.training.run_folder import open_logs, write_config
+from motab_jax.training.run_folder import open_logs, open_run_folder, write_config
 from motab_jax.training.step_log import PendingStep, finish, log_evaluation, log_step
 
 
@@ -45,9 +45,9 @@ def train(config: Config, *, profile: bool = False) -> int:
     set_numerics(config.run.matmul_precision, deterministic=config.run.deterministic)
     initialize(patience=config.run.start_seconds, heartbeat=config.run.heartbeat_seconds)
     enable_compilation_cache()
-    with CompileClock() as compile_clock:
+    with CompileClock() as compile_clock, open_run_folder(config) as storage:
         # Open everything that the run works with. What is wrong with the input raises a UserError here.
-        run = open_run(config, compile_clock)
+        run = open_run(config, storage, compile_clock)
         session, programs, config = run.session, run.programs, run.session.config
         with contextlib.ExitStack() as opened:
             signals = opened.enter_context(Signals())

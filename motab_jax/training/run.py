@@ -28,7 +28,6 @@ from motab_jax.session.session import Session, open_session
 from motab_jax.training.batches import Batches, open_batches, with_steps
 from motab_jax.training.inputs import check_inputs, describe_inputs
 from motab_jax.training.programs import Programs, make_programs
-from motab_jax.training.run_folder import open_run_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +65,12 @@ class Interrupted(Exception):
     """A signal stopped an evaluation between two batches."""
 
 
-def open_run(config: Config, compile_clock: CompileClock) -> Run:
-    """Open the run folder, the models, the prompts and the evaluation, and make the programs.
+def open_run(config: Config, storage: Staged, compile_clock: CompileClock) -> Run:
+    """Open the models, the prompts and the evaluation, and make the programs.
 
     Args:
       config: the resolved configuration.
+      storage: the run folder.
       compile_clock: counts the run's compilations.
 
     Returns:
@@ -80,7 +80,6 @@ def open_run(config: Config, compile_clock: CompileClock) -> Run:
       UserError: for whatever is wrong with folder, models, tokenizer, prompts or mesh.
     """
     console = Console(quiet=not is_main())
-    storage = open_run_folder(config)
     session = open_session(config)
     prompts, held_out = training_prompts(session), _held_out(session)
     session = dataclasses.replace(session, config=with_steps(config, len(prompts.prompts)))

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from motab_jax.config.compare import differences
 from motab_jax.config.locations import scheme_of
 from motab_jax.runtime.distributed import barrier, is_main
 from motab_jax.runtime.files import write_atomically
+from motab_jax.runtime.folder_lock import FolderLock
 from motab_jax.runtime.hosts import any_process, from_main
 from motab_jax.runtime.metrics import RUN_ID, MetricsLog, open_trackers, read_log
 from motab_jax.runtime.staging import Staged
@@ -26,8 +28,9 @@ from motab_jax.runtime.storage import AnyPath, check_bucket, to_path
 STAGED = ("config.yaml", "metrics.jsonl", "trajectories.jsonl", "summary.json", RUN_ID)
 
 
-def open_run_folder(config: Config) -> Staged:
-    """Make the folder run.dir/run.name, or open it again.
+@contextlib.contextmanager
+def open_run_folder(config: Config) -> Iterator[Staged]:
+    """Make the folder run.dir/run.name, or open it again, and hold its lock.
 
     The configuration is not written yet (see `write_config`), so that a command that fails for a bad path leaves no run
     behind and may be corrected.
@@ -42,6 +45,12 @@ def open_run_folder(config: Config) -> Staged:
         _check_shared(folder)
     else:
         _check_bucket(folder)
+    with FolderLock(folder) if is_main() else contextlib.nullcontext():
+        yield _open_staged(config, folder)
+
+
+def _open_staged(config: Config, folder: AnyPath) -> Staged:
+    """The folder on this machine; UserError where it holds a run of another configuration."""
     staged = Staged(folder, STAGED if is_main() else STAGED[:1])
     path = staged.local / "config.yaml"
     if path.is_file():

@@ -9,6 +9,7 @@ import pytest
 
 from motab_jax.config import EnvironmentFailure, UserError
 from motab_jax.runtime import staging, storage
+from motab_jax.runtime.folder_lock import FolderLock
 from tests.real.bucket_server import binary, make_bucket, serve, variables
 from tests.verbs.helpers import finish_all, read_lines, spawn, start, start_all, without_clocks, words, write_pair
 
@@ -188,6 +189,17 @@ def test_a_file_is_copied_once_for_each_of_its_versions(server, tmp_path):
     assert staging.shown(f"{first}, line 1") == "gs://tests/copies/a b.jsonl, line 1"
     place.write_text("two\n")
     assert staging.local_copy(place).read_text() == "two\n" and first.read_text() == "one\n"
+
+
+def test_a_lock_on_the_bucket_has_one_owner(server):
+    folder = storage.to_path("gs://tests/locked")
+    with FolderLock(folder):
+        with pytest.raises(EnvironmentFailure, match="another run is working"):
+            FolderLock(folder)
+    assert not (folder / ".lock").exists()
+    (folder / ".lock").write_text('{"host": "elsewhere", "process": 7}')
+    with FolderLock(folder, beat=0.2, watch=1):
+        assert json.loads((folder / ".lock").read_text())["process"] != 7
 
 
 def test_a_server_that_does_not_answer_is_no_mistake_of_the_users(server, tmp_path):
