@@ -213,8 +213,8 @@ def test_the_planned_rollout_is_the_runs(devices):
     abstract = dataclasses.replace(abstract, teacher=teacher)
     planned_program: Any = make_programs(abstract).on_policy
     planned = planned_program.lower(
-        cast(Any, abstract.to_serving).lower(abstract.student.params).out_info, teacher, abstract_prompts(run, session.mesh, 6),
-        abstract_key(session.mesh), abstract.rollout_config,
+        cast(Any, abstract.to_serving).lower(abstract.student.params).out_info, teacher,
+        abstract_prompts(run, session.mesh, 6), abstract_key(session.mesh), abstract.rollout_config,
     )  # fmt: skip
     (ours, facts), (theirs, planned_facts) = (
         (Counter((i.opcode, i.arrays) for i in HloProgram.of(x).instructions), program_facts(x, ()))
