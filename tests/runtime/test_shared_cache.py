@@ -36,6 +36,7 @@ with open(log, "a") as file:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_cache_is_filled_by_one_process_while_who_shares_it_waits(shared, tmp_path):
     common = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}

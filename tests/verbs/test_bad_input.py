@@ -237,6 +237,7 @@ def test_a_damaged_checkpoint(run, pair):
     assert (run / "damaged" / str(STEPS)).is_dir() and without_clocks(run / "metrics.jsonl") == before
 
 
+@pytest.mark.long
 def test_prompts_that_changed_since_the_run_was_saved(pair, tmp_path):
     """As many as before, with other texts: the run would be another one."""
     file = tmp_path / "problems.jsonl"
