@@ -107,9 +107,14 @@ class Checkpointer:
           NumPy arrays without dimensions.
 
         Raises:
-          Unreadable: the folder is missing, damaged, or was saved with another configuration; it names the folder.
+          UserError: nothing was saved at this step.
+          Unreadable: the folder is damaged, or was saved with another configuration; it names the folder.
           EnvironmentFailure: the storage failed; nothing is wrong with the folder.
         """
+        steps = self._manager.all_steps()
+        if step not in steps:
+            there = ", ".join(map(str, sorted(steps))) or "none"
+            raise UserError(f"{self.folder}: there is no checkpoint of step {step}; there are {there}")
         target = jax.tree.map(_abstract, abstract_state)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
         with _Damage(self.folder / str(step)):
