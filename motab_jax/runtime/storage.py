@@ -82,7 +82,7 @@ def _prepare() -> None:
 def check_bucket(path: AnyPath) -> None:
     """Check that objects can be put below a bucket's path; leaves nothing there. Raises as `BucketErrors` does.
 
-    Making a folder would be no check: it makes the bucket where there is none.
+    Making a folder would be no check: without the bucket it succeeds, or makes the bucket.
     """
     with BucketErrors(path):
         probe = path / ".writable"
