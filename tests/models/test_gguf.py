@@ -88,10 +88,9 @@ def test_command(file, tmp_path, capsys, monkeypatch):
     write_gguf(file)
     assert gguf.main([str(tmp_path / "out"), str(file)]) == 0
     monkeypatch.setattr(sys, "argv", ["gguf", str(tmp_path / "out"), str(tmp_path / "none.gguf")])
-    statuses = []
-    monkeypatch.setattr(cli, "leave", statuses.append)
-    cli.run_verb(gguf.main)
-    assert statuses == [2] and capsys.readouterr().err.startswith("error: ")
+    with pytest.raises(SystemExit) as left:
+        cli.run_verb(gguf.main)
+    assert left.value.code == 2 and capsys.readouterr().err.startswith("error: ")
 
 
 def test_missing_reader_names_the_extra(file, tmp_path, monkeypatch):
