@@ -92,7 +92,6 @@ def test_a_killed_process_takes_the_other_with_it_and_the_run_goes_on(victim, pa
     other = ends[1 - victim]
     assert other.returncode not in (0, STOPPED)
     assert "another process of this run died" in other.stderr or "another task died" in other.stderr, other.stderr
-    assert "Traceback" not in other.stderr
     if victim:  # once is enough
         for process in finish_all(start_all("train", words)):
             assert process.returncode == 0, process.stderr
