@@ -29,10 +29,8 @@ class TopK(flax.struct.PyTreeNode):
 def top_k_of(logits: Float[Array, "*N V"], k: int) -> TopK:
     """The k likeliest tokens of each distribution, likeliest first, or all V where k is more.
 
-        >>> import jax.numpy as jnp
-    from jax.sharding import PartitionSpec
-        >>> top_k_of(jnp.array([0.0, 3.0, 1.0]), 2).ids.tolist()
-        [1, 2]
+    >>> top_k_of(jnp.array([0.0, 3.0, 1.0]), 2).ids.tolist()
+    [1, 2]
     """
     logprobs, ids = top_k(jax.nn.log_softmax(logits, axis=-1), min(k, logits.shape[-1]))
     return TopK(ids, logprobs)
