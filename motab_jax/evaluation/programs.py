@@ -19,6 +19,7 @@ from motab_jax.models.transformer import Model
 from motab_jax.rollout import RolloutConfig, Trajectory, rollout
 from motab_jax.rollout.config import SamplingSpec
 from motab_jax.rollout.row_groups import run_per_group
+from motab_jax.rollout.state import tape_columns
 from motab_jax.runtime.hosts import from_main
 from motab_jax.runtime.mesh import batch_shard_count, bytes_per_device, device_memory, padded_rows
 from motab_jax.session.session import Session
@@ -94,8 +95,7 @@ def _rows_that_fit(session: Session, section: EvalSection, rollout_config: Rollo
     serving = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(served.params)) / tensor
     used = bytes_per_device(student.params) + moments + serving
     used += 0 if teacher is None else bytes_per_device(teacher.params)
-    model, new = student.config, rollout_config.max_new_tokens
-    columns = session.config.data.max_prompt_tokens + new + max(rollout_config.segment_tokens, new // 4)
+    model, columns = student.config, tape_columns(session.config.data.max_prompt_tokens, rollout_config)
     heads = max(model.num_kv_heads / tensor, 1)
     row = 2 * columns * model.num_layers * heads * model.head_dim * served.dtype.itemsize
     row += 3 * 4 * session.vocab_size / tensor  # logits, and what sampling makes of them

@@ -89,7 +89,7 @@ def compile_programs(config: Config, mesh: Mesh, memory: float | None = None) ->
         compiled, student = _compile(pool, "relayout", session.to_serving, (params,), other)
         pending.append(compiled)
         prompts, key = abstract_prompts(config, mesh, config.rollout.batch_size), abstract_key(mesh)
-        caches = _caches(session, student, tape_columns(prompts, session.rollout_config))
+        caches = _caches(session, student, tape_columns(prompts.tokens.shape[1], session.rollout_config))
         arguments = (student, session.teacher, prompts, key, session.rollout_config)
         compiled, trajectory = _compile(pool, "rollout", programs.on_policy, arguments, state_bytes, list(caches))
         pending.append(compiled)

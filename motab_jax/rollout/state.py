@@ -39,7 +39,7 @@ def initial_state(
       config: the rollout's configuration.
       slots: B, at most N.
     """
-    rows, columns = prompts.tokens.shape[0], tape_columns(prompts, config)
+    rows, columns = prompts.tokens.shape[0], tape_columns(prompts.tokens.shape[1], config)
     return RolloutState(
         tape=empty_tape(slots, columns),
         student=_empty_model_state(student, slots, columns),
@@ -52,15 +52,15 @@ def initial_state(
     )
 
 
-def tape_columns(prompts: Prompts, config: RolloutConfig) -> int:
+def tape_columns(width: int, config: RolloutConfig) -> int:
     """Columns of the tape: prompt and completion, and a quarter of a completion (or a segment) between two packings."""
-    return prompts.tokens.shape[1] + config.max_new_tokens + max(config.segment_tokens, config.max_new_tokens // 4)
+    return width + config.max_new_tokens + max(config.segment_tokens, config.max_new_tokens // 4)
 
 
 def cache_bytes(student: Model | None, teacher: Model | None, prompts: Prompts, config: RolloutConfig) -> int:
     """Bytes of the caches that a rollout of these prompts holds, on all devices together."""
     slots = min(config.slots or len(prompts.lengths), len(prompts.lengths))
-    cells = 2 * slots * tape_columns(prompts, config)
+    cells = 2 * slots * tape_columns(prompts.tokens.shape[1], config)
     return sum(
         cells * m.config.num_layers * m.config.num_kv_heads * m.config.head_dim * m.dtype.itemsize
         for m in (student, None if config.teacher_scores_after else teacher)

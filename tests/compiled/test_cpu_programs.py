@@ -42,7 +42,7 @@ def test_no_iteration_copies_an_unrolled_cache_into_another_layout():
     numbers = settings(slots=slots, teacher_rows=2, intervention="steps", steps=2, max_interventions=3)
     models = unrolled(student()), unrolled(teacher())
     program = HloProgram.of(run.lower(*models, prompts, jax.random.key(0), numbers).compile())
-    columns = tape_columns(prompts, numbers)
+    columns = tape_columns(prompts.tokens.shape[1], numbers)
     caches = {(slots, config.num_kv_heads, *dims) for dims in ((config.head_dim, columns), (columns, config.head_dim))}
     layouts = [array.layout for array in program.arrays("get-tuple-element") if array.dims in caches]
     assert len(layouts) > 20 and set(layouts) == {(3, 2, 1, 0)}
